@@ -1,0 +1,140 @@
+"""Factorized attention: softmax over features of Q, softmax over positions of K, one small context in between.
+
+    out = softmax_features(Q) · (softmax_positions(K)ᵀ · V)
+
+Linear in the number of tokens in time and memory: the [Dk, Dv] context is the only thing that all positions share.
+
+Shape letters: B batch, H heads, N query positions, M key positions, Dk key width of a head, Dv value width of a head.
+Source: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243; their two
+normalisation functions rho_q and rho_k are the two softmaxes ("softmax") or one division ("scaling").
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+NORMALIZATIONS = ("softmax", "scaling")
+IMPLEMENTATIONS = ("auto", "reference")
+
+
+def factorized_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    normalization: str = "softmax",
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Attend to all positions in time and memory linear in their number.
+
+    "softmax" computes softmax_Dk(Q) · (softmax_M(K)ᵀ · V), where softmax_M runs over the real positions only. Each
+    output row is a convex combination of the values: rows of the implied N×M matrix are non-negative and sum to one.
+    "scaling" computes exactly scale · Q · (Kᵀ · V), the same as scale · (Q · Kᵀ) · V.
+
+    Sums accumulate in float32 (float64 for float64 inputs) whatever autocast says; the result has the dtype of `query`.
+    No N×M tensor is made. What padded positions hold, NaN included, changes nothing.
+
+    Args:
+        query: [B, H, N, Dk].
+        key: [B, H, M, Dk]. M may differ from N (cross-attention).
+        value: [B, H, M, Dv]. Dv may differ from Dk.
+        mask: bool [B, M], True where a key position is real; None means that all are. A sample without any real
+            position gives zeros.
+        normalization: "softmax" or "scaling".
+        scale: factor for "scaling"; None means 1 / (number of real positions of the sample).
+        impl: "reference" (plain PyTorch) or "auto" (the fastest one that can run, here the reference).
+
+    Returns:
+        [B, H, N, Dv].
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", or a name is unknown.
+
+    Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
+    """
+    _validate(query, key, value, mask, normalization, scale, impl)
+    accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
+    device = query.device.type
+    # Devices without autocast, such as "meta", refuse the context that would switch it off.
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        q, k, v = query.to(accumulate), key.to(accumulate), value.to(accumulate)
+        if mask is not None:
+            padding = ~mask[:, None, :, None]  # [B, 1, M, 1]
+            v = v.masked_fill(padding, 0.0)
+        if normalization == "softmax":
+            # finfo.min instead of -inf: a sample without a real position then stays finite and is zeroed through V.
+            k = k if mask is None else k.masked_fill(padding, torch.finfo(accumulate).min)
+            if key.shape[-2] > 0:  # the maximum of nothing is an error; the context of nothing is zero
+                k = k - k.amax(dim=-2, keepdim=True).detach()
+            # Not `softmax(dim=-2)`: that adds positions one by one, in float32 off by 3e-5 at a million of them; `sum`
+            # adds in blocks, and dividing the context instead of the weights costs less.
+            weights = k.exp()
+            total = weights.sum(dim=-2).clamp(min=torch.finfo(accumulate).tiny)[..., None]
+            context = (weights.transpose(-2, -1) @ v) / total  # [B, H, Dk, Dv]
+            output = q.softmax(dim=-1) @ context
+        else:
+            k = k if mask is None else k.masked_fill(padding, 0.0)
+            output = q @ (_position_scale(k, mask, scale) * (k.transpose(-2, -1) @ v))
+    return output.to(query.dtype)
+
+
+def _position_scale(key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor | float:
+    """`scale`, or one over the number of real positions: a number, or [B, 1, 1, 1] where a mask makes it differ."""
+    if scale is not None:
+        return scale
+    if mask is None:
+        return 1.0 / max(key.shape[-2], 1)
+    return 1.0 / mask.sum(dim=-1).clamp(min=1).to(key.dtype)[:, None, None, None]
+
+
+def _validate(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    normalization: str,
+    scale: float | None,
+    impl: str,
+) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(f"`{name}` must be [batch, heads, positions, width], got shape {tuple(tensor.shape)}.")
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}.")
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ValueError(
+                f"`{name}` is {tensor.dtype} on {tensor.device} but `query` is {query.dtype} on {query.device}; "
+                "convert one of them."
+            )
+    if key.shape[:2] != query.shape[:2] or value.shape[:2] != query.shape[:2]:
+        raise ValueError(
+            "`query`, `key` and `value` must have the same batch and head counts, got "
+            f"{tuple(query.shape[:2])}, {tuple(key.shape[:2])} and {tuple(value.shape[:2])}."
+        )
+    if key.shape[3] != query.shape[3]:
+        raise ValueError(f"`key` has width {key.shape[3]} but `query` has {query.shape[3]}; they must be equal.")
+    if query.shape[3] == 0:
+        raise ValueError("`query` and `key` must have at least one feature, got width 0.")
+    if value.shape[2] != key.shape[2]:
+        raise ValueError(f"`value` has {value.shape[2]} positions but `key` has {key.shape[2]}; they must be equal.")
+    if mask is not None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"`mask` must be bool with True at real positions, got {mask.dtype}; use `mask.bool()`.")
+        if mask.shape != (key.shape[0], key.shape[2]):
+            raise ValueError(
+                f"`mask` must be [batch, key positions] = {(key.shape[0], key.shape[2])}, got {tuple(mask.shape)}."
+            )
+        if mask.device != key.device:
+            raise ValueError(f"`mask` is on {mask.device} but `key` is on {key.device}.")
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"`normalization` must be one of {NORMALIZATIONS}, got {normalization!r}.")
+    if scale is not None and normalization != "scaling":
+        raise ValueError('`scale` applies to normalization="scaling" only; the softmaxes have no scale.')
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"`scale` must be a finite number, got {scale}.")
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"`impl` must be one of {IMPLEMENTATIONS}, got {impl!r}.")

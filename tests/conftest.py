@@ -1,0 +1,35 @@
+"""Settings that every test shares: seeds, thread count, the `slow` marker, uninitialised memory that holds NaN."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than about five seconds; `make test-all` runs it")
+    # Two cores are what the suite is timed on, and more threads would change the order of sums between machines.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed Python, NumPy and PyTorch before each test, so that no test depends on which one ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Make torch.empty and its relatives return NaN, so that a kernel which reads what it never wrote is seen."""
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    was_filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(was_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = was_filled
