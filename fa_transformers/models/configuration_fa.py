@@ -1,0 +1,122 @@
+"""Configuration fields that FA models share, and how a stock checkpoint's configuration becomes one of ours."""
+
+from transformers import PretrainedConfig
+
+from .fa_checkpoint_names import translate_config
+
+NORMALIZATIONS = ("softmax", "scaling")
+POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
+POOLINGS = ("cls", "mean")
+
+
+class FactorizedConfig(PretrainedConfig):
+    """Fields of every FA model. Values are checked, never corrected: a bad one raises ValueError.
+
+    Args:
+        attention_normalization: "softmax" (softmax over features of Q and over positions of K, as in the paper) or
+            "scaling" (Q · (Kᵀ · V) divided by the number of real positions).
+        key_feature_size: features per head that Q and K are compared in. None is the head width, without parameters. A
+            larger integer adds learned maps, which start within noise of standard deviation 0.01 per weight of the
+            plain operator. Smaller than the head width is an error.
+        local_kernel_size: width of a depthwise convolution over V that is added to the output, in tokens, or in
+            patches along each axis of an image. Odd; 0 is off. Starts at zero.
+        local_window: reach of a softmax branch over neighbours, in tokens to each side, or in patches along each axis
+            of an image. A learned gate per head, 1/2 at the start, mixes it with the factorized output. 0 is off.
+        softmax_layers: indices of layers that keep ordinary softmax attention, whose cost is quadratic.
+        position_embedding_type: "absolute" (a table: longer text is an error, images interpolate it), "periodic"
+            (position modulo the table's length, so any length runs) or "none".
+        classifier_pooling: what a sequence or image classifier reads: "cls" (the first real token) or "mean" (the mean
+            over the real tokens; for images, over the patches).
+    """
+
+    AUTO_MAP = {}
+    STOCK_MODEL_TYPES = ()
+
+    def __init__(
+        self,
+        *,
+        attention_normalization="softmax",
+        key_feature_size=None,
+        local_kernel_size=0,
+        local_window=0,
+        softmax_layers=(),
+        position_embedding_type="absolute",
+        classifier_pooling="cls",
+        **kwargs,
+    ):
+        for name in ("is_decoder", "add_cross_attention"):
+            if kwargs.pop(name, False):
+                raise ValueError(f"`{name}` must be False: {type(self).__name__} is for encoders only.")
+        kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
+        super().__init__(**kwargs)
+        self.attention_normalization = attention_normalization
+        self.key_feature_size = key_feature_size
+        self.local_kernel_size = local_kernel_size
+        self.local_window = local_window
+        self.softmax_layers = list(softmax_layers) if isinstance(softmax_layers, tuple) else softmax_layers
+        self.position_embedding_type = position_embedding_type
+        self.classifier_pooling = classifier_pooling
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # The base class applies overrides after __init__, past its checks.
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config_dict = translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config.check_fields()
+        return (config, unused) if return_unused else config
+
+    def to_dict(self):
+        # A saved folder carries its own code: references to the repository that the code was loaded from are dropped.
+        config_dict = super().to_dict()
+        if config_dict.get("auto_map"):
+            config_dict["auto_map"] = {
+                auto_class: reference.split("--")[-1] for auto_class, reference in config_dict["auto_map"].items()
+            }
+        return config_dict
+
+    def check_fields(self):
+        """Raise ValueError, naming the field, if a value cannot be used."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            self.check_integer(name, minimum=1)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must divide by `num_attention_heads` ({self.num_attention_heads})."
+            )
+        self.check_choice("attention_normalization", NORMALIZATIONS)
+        self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
+        self.check_choice("classifier_pooling", POOLINGS)
+        self.check_integer("local_kernel_size", minimum=0)
+        if self.local_kernel_size and self.local_kernel_size % 2 == 0:
+            raise ValueError(f"`local_kernel_size` must be odd or 0, got {self.local_kernel_size}.")
+        self.check_integer("local_window", minimum=0)
+        if self.key_feature_size is not None:
+            self.check_integer("key_feature_size", minimum=1)
+            head_size = self.hidden_size // self.num_attention_heads
+            if self.key_feature_size < head_size:
+                raise ValueError(
+                    f"`key_feature_size` must be at least the head width {head_size}, got {self.key_feature_size}."
+                )
+        if not isinstance(self.softmax_layers, (list, tuple)) or any(
+            not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < self.num_hidden_layers
+            for index in self.softmax_layers
+        ):
+            raise ValueError(
+                f"`softmax_layers` must be a list of layer indices from 0 to {self.num_hidden_layers - 1}, "
+                f"got {self.softmax_layers!r}."
+            )
+
+    def check_integer(self, name, minimum):
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+
+    def check_choice(self, name, choices):
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

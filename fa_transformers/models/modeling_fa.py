@@ -1,0 +1,154 @@
+"""What FA models share above `PreTrainedModel`: loading, checks of configuration and masks, poolings, losses.
+
+Shape letters: B batch, N tokens, C hidden width, L labels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .fa_mixer import FactorizedMixer, FeatureMap, LocalConvolution
+
+SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
+
+
+class FAPreTrainedModel(PreTrainedModel):
+    """Base of the FA models. `attn_implementation` concerns their `softmax_layers` alone: None, "sdpa" or "eager"."""
+
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _supports_context_parallel = False
+    # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
+    CHECKPOINT_NAME_PATTERNS = {}
+
+    def __init__(self, config, *inputs, **kwargs):
+        if not hasattr(config, "check_fields"):
+            raise TypeError(
+                f"`config` must be a {self.config_class.__name__}, got {type(config).__name__}; "
+                f"{self.config_class.__name__}.from_pretrained reads stock checkpoints."
+            )
+        config.check_fields()
+        check_attention_implementation(config._attn_implementation)
+        super().__init__(config, *inputs, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        if cls.CHECKPOINT_NAME_PATTERNS and kwargs.get("key_mapping") is None:
+            kwargs["key_mapping"] = dict(cls.CHECKPOINT_NAME_PATTERNS)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        # Always our names on disk: by default names that were mapped while loading would be mapped back.
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        check_attention_implementation(attn_implementation)
+        self.config._attn_implementation = attn_implementation
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, (FactorizedMixer, FeatureMap, LocalConvolution)):
+            # Only torch.nn.init functions are called there: while loading, transformers makes them skip loaded tensors.
+            module.reset_parameters()
+
+    def resolve_flags(self, output_attentions, output_hidden_states, return_dict):
+        """The caller's `output_hidden_states` and `return_dict`, or the configuration's; attention maps are refused."""
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError(
+                "`output_attentions` is not available: factorized attention never forms the N×N attention matrix. "
+                "Use `output_hidden_states`, or a stock model for attention maps."
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return output_hidden_states, self.config.return_dict if return_dict is None else return_dict
+
+
+def check_attention_implementation(name) -> None:
+    """Raise ValueError unless `name` is one that softmax layers can run."""
+    if name not in SOFTMAX_IMPLEMENTATIONS:
+        raise ValueError(
+            f"`attn_implementation` must be None, 'eager' or 'sdpa', got {name!r}. It says how `softmax_layers` run; "
+            "all other layers are factorized whatever it says."
+        )
+
+
+def as_requested(output, return_dict: bool):
+    """A model output, or its values as a tuple."""
+    return output if return_dict else output.to_tuple()
+
+
+def check_mask(attention_mask: Tensor | None, shape: tuple[int, int], allow_holes: bool = False) -> Tensor | None:
+    """A user's attention mask as bool [B, N], True = real.
+
+    Raises ValueError if it has another shape, is floating-point, or, unless `allow_holes`, has padding inside a
+    document. The last needs the mask's values, so compiled graphs leave it out.
+    """
+    if attention_mask is None:
+        return None
+    if tuple(attention_mask.shape) != tuple(shape):
+        raise ValueError(
+            f"`attention_mask` must be [batch, tokens] = {tuple(shape)}, got {tuple(attention_mask.shape)}; masks that "
+            "differ between queries cannot be expressed by factorized attention."
+        )
+    if attention_mask.is_floating_point():
+        raise ValueError(
+            f"`attention_mask` must be integer or bool with 1 at real tokens, got {attention_mask.dtype}; "
+            "additive masks are not supported."
+        )
+    mask = attention_mask.bool()
+    if not allow_holes and not torch.compiler.is_compiling() and not mask.is_meta:
+        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
+        if (starts > 1).any():
+            row = int((starts > 1).nonzero()[0])
+            raise ValueError(
+                f"`attention_mask` row {row} has padding inside the document; real tokens must be contiguous. "
+                "Move the padding to the left or right."
+            )
+    return mask
+
+
+def first_real_token(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """The hidden state of each sample's first real token: [B, N, C] -> [B, C]."""
+    if mask is None:
+        return hidden_states[:, 0]
+    first = mask.int().argmax(dim=1)
+    return hidden_states.gather(1, first[:, None, None].expand(-1, 1, hidden_states.shape[2])).squeeze(1)
+
+
+def mean_over_real(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over real tokens, in float32: [B, N, C] -> [B, C]; zeros for a sample without any."""
+    if mask is None:
+        return hidden_states.mean(dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)).to(
+            hidden_states.dtype
+        )
+    total = hidden_states.masked_fill(~mask[:, :, None], 0.0).sum(
+        dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
+    )
+    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a classifier over logits [B, L], as `config.problem_type` says.
+
+    Without a problem type it is inferred from the labels and remembered, as in stock models: one label is regression,
+    integer labels are single-label, floating-point labels multi-label classification.
+    """
+    if config.problem_type is None:
+        if config.num_labels == 1:
+            config.problem_type = "regression"
+        elif labels.is_floating_point():
+            config.problem_type = "multi_label_classification"
+        else:
+            config.problem_type = "single_label_classification"
+    if config.problem_type == "regression":
+        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+    if config.problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels.view(-1))

@@ -1,0 +1,530 @@
+"""FABert: BERT whose self-attention is factorized, so that time and memory grow linearly with the document.
+
+Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243.
+Parameter names are those of stock BERT checkpoints, so such checkpoints load as they are. A layer's token mixing stands
+in `fa_mixer.py`, the operator in `fa_attention.py`.
+
+Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask.
+
+Shape letters: B batch, N tokens, C hidden width, H heads, L labels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GradientCheckpointingLayer, apply_chunking_to_forward
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+
+from .configuration_fa_bert import FABertConfig
+from .fa_mixer import build_mixer
+from .modeling_fa import (
+    FAPreTrainedModel,
+    as_requested,
+    check_mask,
+    classification_loss,
+    first_real_token,
+    mean_over_real,
+)
+
+
+class FABertEmbeddings(nn.Module):
+    """Sum of word, segment and position embeddings, normalised: ids [B, N] or embeddings [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position_embeddings = (
+            None
+            if config.position_embedding_type == "none"
+            else nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        )
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.is_periodic = config.position_embedding_type == "periodic"
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        mask: Tensor | None,
+    ) -> Tensor:
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+        if self.position_embeddings is not None:
+            if position_ids is None:
+                position_ids = self.positions(embeddings, mask)
+            if self.is_periodic:
+                position_ids = position_ids % self.position_embeddings.num_embeddings
+            embeddings = embeddings + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(embeddings))
+
+    def positions(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        """Count each document's real tokens from 0: [B, N], or [1, N] where nothing is padded."""
+        table_size = self.position_embeddings.num_embeddings
+        if mask is None:
+            longest = embeddings.shape[1]
+            position_ids = torch.arange(longest, device=embeddings.device)[None]
+        else:
+            position_ids = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+            can_read = not torch.compiler.is_compiling() and not mask.is_meta
+            longest = int(mask.sum(dim=1).max()) if can_read and mask.numel() else embeddings.shape[1]
+        if longest > table_size and not self.is_periodic:
+            raise ValueError(
+                f"The document has {longest} tokens but the position table has {table_size} rows "
+                "(`max_position_embeddings`). Truncate it, enlarge the table, or use "
+                'position_embedding_type="periodic".'
+            )
+        return position_ids
+
+
+class FABertSelfAttention(nn.Module):
+    """Project to Q, K, V and mix tokens per head: [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config, layer_index: int):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mixer = build_mixer(config, layer_index, spatial_rank=1)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = (
+            projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )  # [B, H, N, C / H]
+        return self.mixer(query, key, value, mask).transpose(1, 2).flatten(2)
+
+
+class FABertOutput(nn.Module):
+    """Project a sub-layer's result and add the residual, post-norm: [B, N, *], [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config, input_size: int):
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class FABertAttention(nn.Module):
+    """Token mixing with its output projection and residual: [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config, layer_index: int):
+        super().__init__()
+        self.self = FABertSelfAttention(config, layer_index)
+        self.output = FABertOutput(config, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        return self.output(self.self(hidden_states, mask), hidden_states)
+
+
+class FABertIntermediate(nn.Module):
+    """The first half of the feed-forward part: [B, N, C] -> [B, N, intermediate_size]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class FABertLayer(GradientCheckpointingLayer):
+    """One encoder layer: [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config, layer_index: int):
+        super().__init__()
+        self.chunk_size_feed_forward = config.chunk_size_feed_forward
+        self.attention = FABertAttention(config, layer_index)
+        self.intermediate = FABertIntermediate(config)
+        self.output = FABertOutput(config, config.intermediate_size)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        attended = self.attention(hidden_states, mask)
+        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
+
+    def feed_forward(self, attended: Tensor) -> Tensor:
+        return self.output(self.intermediate(attended), attended)
+
+
+class FABertEncoder(nn.Module):
+    """The stack of layers: [B, N, C] -> [B, N, C], with every layer's input on request."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.ModuleList(FABertLayer(config, index) for index in range(config.num_hidden_layers))
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, output_hidden_states: bool) -> BaseModelOutput:
+        collected = [hidden_states]
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, mask)
+            if output_hidden_states:
+                collected.append(hidden_states)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states, hidden_states=tuple(collected) if output_hidden_states else None
+        )
+
+
+class FABertPooler(nn.Module):
+    """A dense layer and tanh over the first real token: [B, N, C] -> [B, C]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.tanh(self.dense(first_real_token(hidden_states, mask)))
+
+
+class FABertPreTrainedModel(FAPreTrainedModel):
+    """Base of the FABert models."""
+
+    config_class = FABertConfig
+    base_model_prefix = "bert"
+    _no_split_modules = ["FABertEmbeddings", "FABertLayer"]
+    _keys_to_ignore_on_load_unexpected = [r"embeddings\.position_ids", r"cls\.seq_relationship"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, FABertMaskedLMPrediction):
+            nn.init.zeros_(module.bias)
+
+
+class FABertModel(FABertPreTrainedModel):
+    """The encoder: token ids [B, N] -> hidden states [B, N, C] and the pooled first real token [B, C]."""
+
+    def __init__(self, config: FABertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = FABertEmbeddings(config)
+        self.encoder = FABertEncoder(config)
+        self.pooler = FABertPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
+        """Encode documents.
+
+        Args:
+            input_ids: int [B, N]; or give `inputs_embeds` [B, N, C].
+            attention_mask: int or bool [B, N], 1 = real; real tokens are contiguous. None means that all are real.
+            token_type_ids: int [B, N], 0 where missing.
+            position_ids: int [B, N] or [1, N]; by default real tokens are counted from 0.
+            output_attentions: refused if true, as there are no attention maps.
+            output_hidden_states: also return the embeddings and every layer's output.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
+                hole, or a document is longer than the table of "absolute" positions.
+        """
+        output_hidden_states, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
+        mask = check_mask(attention_mask, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+        embeddings = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        encoded = self.encoder(embeddings, mask, output_hidden_states)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask),
+            hidden_states=encoded.hidden_states,
+        )
+        return as_requested(output, return_dict)
+
+
+class FABertHead(FABertPreTrainedModel):
+    """What the heads have in common: `bert`, a dropout and how they call the encoder."""
+
+    def __init__(self, config: FABertConfig, add_pooling_layer: bool = False):
+        super().__init__(config)
+        self.bert = FABertModel(config, add_pooling_layer=add_pooling_layer)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+
+    def get_input_embeddings(self):
+        return self.bert.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.bert.set_input_embeddings(value)
+
+    def pool(self, encoded: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        """One vector per document, as `classifier_pooling` says: [B, C]."""
+        if self.config.classifier_pooling == "cls":
+            return encoded.pooler_output
+        return mean_over_real(encoded.last_hidden_state, None if attention_mask is None else attention_mask.bool())
+
+
+class FABertMaskedLMPrediction(nn.Module):
+    """Transform and decode hidden states to vocabulary logits: [B, N, C] -> [B, N, vocab_size]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.transform = FABertTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+class FABertTransform(nn.Module):
+    """Dense layer, activation and layer norm before the decoder: [B, N, C] -> [B, N, C]."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class FABertForMaskedLM(FABertHead):
+    """Predict masked tokens. `labels` int [B, N], -100 = ignored; logits [B, N, vocab_size]."""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: FABertConfig):
+        super().__init__(config)
+        self.cls = nn.ModuleDict({"predictions": FABertMaskedLMPrediction(config)})
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.cls["predictions"].decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.cls["predictions"].decoder = new_embeddings
+        self.cls["predictions"].bias = new_embeddings.bias
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
+        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        encoded = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.cls["predictions"](encoded.last_hidden_state)
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return as_requested(MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict)
+
+
+class FABertForSequenceClassification(FABertHead):
+    """Classify or score whole documents; logits [B, L].
+
+    `labels`: int [B] for single-label classification, float [B, L] for multi-label classification, float [B] (or
+    [B, L]) for regression; see `config.problem_type`.
+    """
+
+    def __init__(self, config: FABertConfig):
+        super().__init__(config, add_pooling_layer=config.classifier_pooling == "cls")
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        encoded = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(self.pool(encoded, attention_mask)))
+        loss = None if labels is None else classification_loss(self.config, logits, labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return as_requested(output, return_dict)
+
+
+class FABertForTokenClassification(FABertHead):
+    """Classify every token. `labels` int [B, N], -100 = ignored; logits [B, N, L]."""
+
+    def __init__(self, config: FABertConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput | tuple[Tensor, ...]:
+        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        encoded = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(encoded.last_hidden_state))
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return as_requested(output, return_dict)
+
+
+class FABertForQuestionAnswering(FABertHead):
+    """Find an answer's first and last token; start and end logits [B, N], lowest at padding.
+
+    `start_positions` and `end_positions` are int [B] indices into the N tokens; those outside are ignored by the loss.
+    """
+
+    def __init__(self, config: FABertConfig):
+        super().__init__(config)
+        if config.num_labels != 2:
+            raise ValueError(f"`num_labels` must be 2 (start and end) for question answering, got {config.num_labels}.")
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
+        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        encoded = self.bert(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(dim=2)
+        if attention_mask is not None:
+            # Padding must not share in the softmax over positions, or the loss would depend on its amount.
+            padding, lowest = ~attention_mask.bool(), torch.finfo(start_logits.dtype).min
+            start_logits = start_logits.masked_fill(padding, lowest)
+            end_logits = end_logits.masked_fill(padding, lowest)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            outside = start_logits.shape[1]
+            loss = sum(
+                F.cross_entropy(logits, positions.view(-1).clamp(0, outside), ignore_index=outside) / 2
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            )
+        output = QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=encoded.hidden_states
+        )
+        return as_requested(output, return_dict)
+
+
+class FABertForMultipleChoice(FABertHead):
+    """Choose among K texts: inputs [B, K, N] -> logits [B, K]. `labels` int [B]."""
+
+    def __init__(self, config: FABertConfig):
+        super().__init__(config, add_pooling_layer=config.classifier_pooling == "cls")
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
+        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
+        num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        flat = [
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ]
+        encoded = self.bert(*flat, output_attentions, output_hidden_states, return_dict=True)
+        logits = self.classifier(self.dropout(self.pool(encoded, flat[1]))).view(-1, num_choices)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        output = MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return as_requested(output, return_dict)
