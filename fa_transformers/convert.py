@@ -37,7 +37,16 @@ def load_factorized(
         raise ValueError(
             f"`auto_class` {auto_class!r} does not exist for {config_class.model_type!r}; choose from {list(heads)}."
         )
-    model = heads[auto_class].from_pretrained(model_name_or_path, **config_overrides)
+    model, loaded = heads[auto_class].from_pretrained(
+        model_name_or_path, ignore_mismatched_sizes=True, output_loading_info=True, **config_overrides
+    )
+    # A head for another number of labels starts fresh; an encoder weight of another shape must not.
+    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+        if name.startswith(f"{model.base_model_prefix}."):
+            raise ValueError(
+                f"{model_name_or_path!r} has {name} of shape {tuple(found)}, the configuration asks for "
+                f"{tuple(wanted)}; leave out the field that changes it."
+            )
     if max_length is not None and model.main_input_name == "input_ids":
         extend_positions(model, max_length)
     return model

@@ -1,12 +1,17 @@
 """Configuration fields that FA models share, and how a stock checkpoint's configuration becomes one of ours."""
 
+import math
+
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 
 from .fa_checkpoint_names import translate_config
 
 NORMALIZATIONS = ("softmax", "scaling")
 POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+DECODER_FIELDS = ("is_decoder", "add_cross_attention")
 
 
 class FactorizedConfig(PretrainedConfig):
@@ -21,7 +26,8 @@ class FactorizedConfig(PretrainedConfig):
         local_kernel_size: width of a depthwise convolution over V that is added to the output, in tokens, or in
             patches along each axis of an image. Odd; 0 is off. Starts at zero.
         local_window: reach of a softmax branch over neighbours, in tokens to each side, or in patches along each axis
-            of an image. A learned gate per head, 1/2 at the start, mixes it with the factorized output. 0 is off.
+            of an image. A learned gate per head mixes it with the factorized output; the window's share
+            is 0.8 at the start. 0 is off.
         softmax_layers: indices of layers that keep ordinary softmax attention, whose cost is quadratic.
         position_embedding_type: "absolute" (a table: longer text is an error, images interpolate it), "periodic"
             (position modulo the table's length, so any length runs) or "none".
@@ -44,9 +50,9 @@ class FactorizedConfig(PretrainedConfig):
         classifier_pooling="cls",
         **kwargs,
     ):
-        for name in ("is_decoder", "add_cross_attention"):
-            if kwargs.pop(name, False):
-                raise ValueError(f"`{name}` must be False: {type(self).__name__} is for encoders only.")
+        self.refuse_decoders(kwargs)
+        for name in DECODER_FIELDS:
+            kwargs.pop(name, None)
         kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
         super().__init__(**kwargs)
         self.attention_normalization = attention_normalization
@@ -65,6 +71,7 @@ class FactorizedConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         # The base class applies overrides after __init__, past its checks.
+        cls.refuse_decoders(kwargs)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         config_dict = translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
@@ -82,12 +89,21 @@ class FactorizedConfig(PretrainedConfig):
 
     def check_fields(self):
         """Raise ValueError, naming the field, if a value cannot be used."""
+        self.refuse_decoders(vars(self))
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             self.check_integer(name, minimum=1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must divide by `num_attention_heads` ({self.num_attention_heads})."
             )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self.check_number(name, 0.0, 1.0)
+        self.check_number("initializer_range", 0.0)
+        self.check_number("layer_norm_eps", 0.0)
+        self.check_activation("hidden_act")
+        self.check_integer("num_labels", minimum=1)
+        self.check_integer("chunk_size_feed_forward", minimum=0)
+        self.check_choice("problem_type", PROBLEM_TYPES)
         self.check_choice("attention_normalization", NORMALIZATIONS)
         self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self.check_choice("classifier_pooling", POOLINGS)
@@ -115,6 +131,28 @@ class FactorizedConfig(PretrainedConfig):
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+
+    def check_number(self, name, minimum=-math.inf, maximum=math.inf):
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"`{name}` must be from {minimum} to {maximum}, got {value!r}.")
+
+    def check_activation(self, name):
+        value = getattr(self, name)
+        if not isinstance(value, str) or value not in ACT2FN:
+            raise ValueError(f"`{name}` must be one of {sorted(ACT2FN)}, got {value!r}.")
+
+    def check_boolean(self, name):
+        if not isinstance(getattr(self, name), bool):
+            raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+
+    @classmethod
+    def refuse_decoders(cls, fields):
+        for name in DECODER_FIELDS:
+            if fields.get(name):
+                raise ValueError(f"`{name}` must be False: {cls.__name__} is for encoders only.")
 
     def check_choice(self, name, choices):
         value = getattr(self, name)

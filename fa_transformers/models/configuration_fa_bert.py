@@ -76,3 +76,12 @@ class FABertConfig(FactorizedConfig):
         super().check_fields()
         for name in ("vocab_size", "max_position_embeddings", "type_vocab_size"):
             self.check_integer(name, minimum=1)
+        if self.pad_token_id is not None:
+            self.check_integer("pad_token_id", minimum=0)
+            if self.pad_token_id >= self.vocab_size:
+                raise ValueError(
+                    f"`pad_token_id` ({self.pad_token_id}) must be below `vocab_size` ({self.vocab_size}), or None."
+                )
+        if self.classifier_dropout is not None:
+            self.check_number("classifier_dropout", 0.0, 1.0)
+        self.check_boolean("tie_word_embeddings")

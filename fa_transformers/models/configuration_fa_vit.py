@@ -22,6 +22,8 @@ class FAViTConfig(FactorizedConfig):
         pooler_output_size: width of the pooler; None means `hidden_size`.
         pooler_act: activation of the pooler.
         layerscale_value: start of the per-channel factors on both sub-layers, as in DINOv2; None is without.
+        position_embedding_antialias: whether positions are smoothed where they are interpolated to a smaller grid, as
+            DINOv2 with registers does. ViT and DINOv2 do not.
         num_register_tokens: extra tokens between CLS and the patches, as in DINOv2 with registers.
         kwargs: the fields of `FactorizedConfig` and of transformers' `PretrainedConfig`.
 
@@ -58,6 +60,7 @@ class FAViTConfig(FactorizedConfig):
         pooler_act="tanh",
         layerscale_value=None,
         num_register_tokens=0,
+        position_embedding_antialias=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -79,6 +82,7 @@ class FAViTConfig(FactorizedConfig):
         self.pooler_act = pooler_act
         self.layerscale_value = layerscale_value
         self.num_register_tokens = num_register_tokens
+        self.position_embedding_antialias = position_embedding_antialias
         self.check_fields()
 
     @property
@@ -96,15 +100,18 @@ class FAViTConfig(FactorizedConfig):
         for name in ("num_channels", "encoder_stride", "pooler_output_size"):
             self.check_integer(name, minimum=1)
         self.check_integer("num_register_tokens", minimum=0)
+        self.check_boolean("qkv_bias")
+        self.check_boolean("position_embedding_antialias")
+        self.check_activation("pooler_act")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             sizes = _pair(value)
-            if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
+            if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
                 raise ValueError(f"`{name}` must be a positive integer or (height, width) in pixels, got {value!r}.")
         if min(self.native_grid) < 1:
             raise ValueError(f"`patch_size` ({self.patch_size}) must not exceed `image_size` ({self.image_size}).")
-        if self.layerscale_value is not None and not isinstance(self.layerscale_value, (int, float)):
-            raise ValueError(f"`layerscale_value` must be a number or None, got {self.layerscale_value!r}.")
+        if self.layerscale_value is not None:
+            self.check_number("layerscale_value")
 
 
 def _pair(size):

@@ -57,10 +57,10 @@ def translate_config(config_dict: dict, model_type: str, stock_model_types: tupl
         )
     translated = {name: value for name, value in config_dict.items() if name not in _CHECKPOINT_FIELDS}
     translated["model_type"] = model_type
-    return _translate_dinov2(translated) if source.startswith("dinov2") else translated
+    return _translate_dinov2(translated, source) if source.startswith("dinov2") else translated
 
 
-def _translate_dinov2(config_dict: dict) -> dict:
+def _translate_dinov2(config_dict: dict, source: str) -> dict:
     for name in ("use_swiglu_ffn", "drop_path_rate"):
         if config_dict.pop(name, 0):
             raise ValueError(f"DINOv2 checkpoints with `{name}` set are not supported; it must be off.")
@@ -71,4 +71,8 @@ def _translate_dinov2(config_dict: dict) -> dict:
     config_dict["intermediate_size"] = int(config_dict["hidden_size"] * mlp_ratio)
     config_dict.setdefault("layerscale_value", 1.0)
     config_dict.setdefault("layer_norm_eps", 1e-6)
+    has_registers = source == "dinov2_with_registers"
+    config_dict.setdefault("patch_size", 16 if has_registers else 14)
+    config_dict.setdefault("num_register_tokens", 4 if has_registers else 0)
+    config_dict["position_embedding_antialias"] = has_registers
     return config_dict

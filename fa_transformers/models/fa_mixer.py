@@ -23,6 +23,10 @@ from .fa_attention import factorized_attention
 FEATURE_NOISE = 0.01
 """Standard deviation of the noise on fresh feature maps: copies of a feature start this far apart, not equal."""
 
+INITIAL_GATE = 0.8
+"""Share of the window in a fresh mix. Of pretrained MiniLM with a window of 64, untrained otherwise, the mean-pooled
+embeddings keep a cosine of 0.92 with the softmax model's at 0.8, 0.88 at 0.5 and 0.91 at 1 (24 licence texts)."""
+
 
 class FeatureMap(nn.Module):
     """Map queries and keys of each head from D to a larger number F of features: [B, H, N, D] -> [B, H, N, F].
@@ -87,7 +91,7 @@ class LocalConvolution(nn.Module):
 class FactorizedMixer(nn.Module):
     """Mix tokens by factorized attention and its optional local terms: Q, K, V [B, H, N, D] -> [B, H, N, D].
 
-    `spatial_rank` is 1 for text and 2 for images. The gate starts at g = 1/2 (its logit at 0).
+    `spatial_rank` is 1 for text and 2 for images. The gate starts at g = `INITIAL_GATE`.
     """
 
     def __init__(self, config, spatial_rank: int):
@@ -109,7 +113,7 @@ class FactorizedMixer(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.window_gate is not None:
-            nn.init.zeros_(self.window_gate)
+            nn.init.constant_(self.window_gate, math.log(INITIAL_GATE / (1.0 - INITIAL_GATE)))
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, grid: tuple[int, ...] | None = None
@@ -160,7 +164,7 @@ class SoftmaxMixer(nn.Module):
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        probabilities = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
         return F.dropout(probabilities, dropout) @ value
 
 
@@ -187,21 +191,20 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     batch, heads, *grid, width = query.shape
     rank = len(grid)
     tile = max(window, 16 if rank == 1 else 3)
-    tiles = [-(-size // tile) for size in grid]
+    # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
+    tiles = [(size + tile - 1) // tile for size in grid]
+    tiled_shape = [length for count in tiles for length in (count, tile)]
 
     def cut(tensor: Tensor, first_axis: int) -> Tensor:
         """Cut the grid axes into tiles, padding the last: [..., *grid, ...] -> [..., tiles, tile, tiles, tile, ...]."""
-        padding = [amount for size in reversed(grid) for amount in (0, -size % tile)]
+        padding = [amount for axis in reversed(range(rank)) for amount in (0, tiles[axis] * tile - grid[axis])]
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - rank) + padding)
-        for axis in range(rank):
-            tensor = tensor.unflatten(first_axis + 2 * axis, (-1, tile))
-        return tensor
+        return tensor.reshape(*tensor.shape[:first_axis], *tiled_shape, *tensor.shape[first_axis + rank :])
 
     def with_neighbours(tensor: Tensor, first_axis: int) -> Tensor:
         """Extend every tile by the one before and the one after it on each axis: tile -> 3 · tile."""
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - 2 * rank) + [0, 0, 1, 1] * rank)
-        for axis in range(first_axis, first_axis + 2 * rank, 2):
-            count = tensor.shape[axis] - 2
+        for axis, count in zip(range(first_axis, first_axis + 2 * rank, 2), tiles, strict=True):
             tensor = torch.cat([tensor.narrow(axis, start, count) for start in range(3)], dim=axis + 1)
         return tensor
 
@@ -217,15 +220,24 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     # Every query may see itself, real or not, so that no row is empty; padded values are zero.
     allowed = (near & real.transpose(2, 3)) | itself
     query, key, value = cut(query, 2), with_neighbours(cut(key, 2), 2), with_neighbours(cut(value, 2), 2)
-    mixed = F.scaled_dot_product_attention(
-        tiles_first(query), tiles_first(key), tiles_first(value), attn_mask=allowed
-    )  # [B · tiles, H, tile positions, D]
+    mixed = _masked_attention(tiles_first(query), tiles_first(key), tiles_first(value), allowed)
     mixed = mixed.unflatten(2, [tile] * rank).unflatten(0, [batch, *tiles])
     order = [0, 1 + rank, *(axis for i in range(rank) for axis in (1 + i, 2 + rank + i)), 2 + 2 * rank]
     mixed = mixed.permute(order).reshape(batch, heads, *(count * tile for count in tiles), width)
     for axis, size in enumerate(grid):
         mixed = mixed.narrow(2 + axis, 0, size)
     return mixed
+
+
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax attention where `allowed` is true; some position must be, in every row."""
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    if not (query.device.type == "cpu" and is_half and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    # Written out, forward and backward take 0.4 × the time: torch 2.13's fused backward is slow in bfloat16 on CPU.
+    bias = torch.where(allowed, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def _band(tile: int, window: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,8 @@ class FAPreTrainedModel(PreTrainedModel):
     CHECKPOINT_NAME_PATTERNS = {}
 
     def __init__(self, config, *inputs, **kwargs):
-        if not hasattr(config, "check_fields"):
+        # Compared by name: remote code may hold two copies of one configuration class.
+        if getattr(config, "model_type", None) != self.config_class.model_type:
             raise TypeError(
                 f"`config` must be a {self.config_class.__name__}, got {type(config).__name__}; "
                 f"{self.config_class.__name__}.from_pretrained reads stock checkpoints."

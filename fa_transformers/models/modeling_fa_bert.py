@@ -484,11 +484,12 @@ class FABertForQuestionAnswering(FABertHead):
             end_logits = end_logits.masked_fill(padding, lowest)
         loss = None
         if start_positions is not None and end_positions is not None:
-            outside = start_logits.shape[1]
-            loss = sum(
-                F.cross_entropy(logits, positions.view(-1).clamp(0, outside), ignore_index=outside) / 2
-                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
-            )
+            num_tokens, ignored = start_logits.shape[1], -100
+            loss = 0.0
+            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
+                positions = positions.view(-1)
+                inside = (positions >= 0) & (positions < num_tokens)
+                loss = loss + F.cross_entropy(logits, positions.where(inside, ignored), ignore_index=ignored) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=encoded.hidden_states
         )

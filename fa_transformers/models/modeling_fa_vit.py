@@ -47,7 +47,10 @@ class FAViTPatchEmbeddings(nn.Module):
         height, width = pixel_values.shape[2:]
         if height == 0 or width == 0:
             raise ValueError(f"`pixel_values` must not be empty, got {height} x {width} pixels.")
-        bottom, right = -height % self.patch_shape[0], -width % self.patch_shape[1]
+        rows, columns = (
+            (size + patch - 1) // patch for size, patch in zip((height, width), self.patch_shape, strict=True)
+        )
+        bottom, right = rows * self.patch_shape[0] - height, columns * self.patch_shape[1] - width
         return self.projection(F.pad(pixel_values, (0, right, 0, bottom)))
 
 
@@ -119,7 +122,13 @@ class FAViTEmbeddings(nn.Module):
                 torch.arange(size, device=table.device) % period for size, period in zip(grid, native, strict=True)
             )
             return table[:, rows[:, None], columns].flatten(1, 2)
-        resized = F.interpolate(table.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", align_corners=False)
+        resized = F.interpolate(
+            table.permute(0, 3, 1, 2).float(),
+            size=grid,
+            mode="bicubic",
+            align_corners=False,
+            antialias=self.config.position_embedding_antialias,
+        )
         return resized.to(table.dtype).flatten(2).transpose(1, 2)
 
 

@@ -1,0 +1,162 @@
+"""Tiny FA models of every architecture and head with their inputs: what the model tests iterate over.
+
+An architecture joins by its row in `ARCHITECTURES`: sizes are taken where its configuration has a field of that name,
+inputs follow from `main_input_name`, labels from the Auto class.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fa_transformers.models import ARCHITECTURES
+
+NUM_LABELS = 2
+VOCAB_SIZE = 60
+IMAGE_SIZE = 32
+PATCH_SIZE = 8
+
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH_SIZE,
+    "encoder_stride": PATCH_SIZE,
+}
+# The head width is 16, so 37 features are two copies of all and a third of some.
+ALL_OPTIONS = {
+    "key_feature_size": 37,
+    "local_kernel_size": 5,
+    "local_window": 2,
+    "softmax_layers": [1],
+    "position_embedding_type": "periodic",
+    "classifier_pooling": "mean",
+}
+OPTION_SETS = {
+    "plain": {},
+    "scaling": {"attention_normalization": "scaling", "key_feature_size": 20, "position_embedding_type": "none"},
+    # CLS of the last layer reads no local term, so only the mean sees them.
+    "local": {"local_kernel_size": 3, "local_window": 1, "classifier_pooling": "mean"},
+    "all": ALL_OPTIONS,
+    "all scaling": {**ALL_OPTIONS, "attention_normalization": "scaling", "num_register_tokens": 3},
+}
+HEADS = [
+    (config_class, auto_class, model_class)
+    for config_class, heads in ARCHITECTURES.items()
+    for auto_class, model_class in heads.items()
+]
+ROWS = [(*head, options) for head in HEADS for options in OPTION_SETS]
+HEAD_IDS = [model_class.__name__ for *_, model_class in HEADS]
+ROW_IDS = [f"{model_class.__name__}-{options}" for *_, model_class, options in ROWS]
+
+# Sums of at most 2^11 float64 terms through two layers keep 38 bits or more, while whatever leaks through (padding, a
+# neighbour in the batch) shows in the first 12 bits, as every parameter is drawn with standard deviation 0.2.
+EXACT = {"rtol": 0.0, "atol": 2.0**-30}
+
+
+def tiny_config(config_class, **fields):
+    """A tiny configuration; of `fields`, those that belong to another architecture are left out."""
+    default = config_class()
+    return config_class(**{name: value for name, value in {**SIZES, **fields}.items() if hasattr(default, name)})
+
+
+def build(config_class, model_class, **fields) -> PreTrainedModel:
+    """A tiny model in evaluation mode, all parameters random: what starts at zero would hide its faults."""
+    return randomize(model_class(tiny_config(config_class, **fields)).eval())
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.2 * noise)
+    return model
+
+
+def text_inputs(auto_class: str, lengths=(11, 7), seed: int = 1) -> dict[str, Tensor]:
+    """Right-padded random documents with their mask, [B, N]; [B, 3 choices, N] for multiple choice."""
+    generator = torch.Generator().manual_seed(seed)
+    choices = (3,) if auto_class == "AutoModelForMultipleChoice" else ()
+    ids = torch.randint(1, VOCAB_SIZE, (len(lengths), *choices, max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths).view(-1, *(1 for _ in choices), 1)
+    mask = mask.expand(ids.shape).long()
+    segments = torch.randint(0, 2, ids.shape, generator=generator)
+    return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments * mask}
+
+
+def image_inputs(height: int = 40, width: int = 19, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
+    """Random images whose sides are neither equal nor multiples of the patch."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(batch, 3, height, width, generator=generator)}
+
+
+def inputs_of(model: PreTrainedModel, auto_class: str) -> dict[str, Tensor]:
+    """The inputs of a model, without labels; masked image modelling gets its mask of patches."""
+    if model.main_input_name == "input_ids":
+        return text_inputs(auto_class)
+    inputs = image_inputs()
+    if auto_class == "AutoModelForMaskedImageModeling":
+        batch, _, height, width = inputs["pixel_values"].shape
+        num_patches = -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)
+        inputs["bool_masked_pos"] = torch.arange(batch * num_patches).view(batch, -1) % 3 == 0
+    return inputs
+
+
+def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Labels by the name of the Auto class; none for base models and masked image modelling, which is its own label."""
+    if auto_class in ("AutoModel", "AutoModelForMaskedImageModeling"):
+        return {}
+    if auto_class in ("AutoModelForMaskedLM", "AutoModelForTokenClassification"):
+        limit = VOCAB_SIZE if auto_class == "AutoModelForMaskedLM" else NUM_LABELS
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        return {"labels": torch.where(mask.bool(), ids % limit, -100)}
+    if auto_class == "AutoModelForQuestionAnswering":
+        return {"start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([4, 6])}
+    if auto_class in ("AutoModelForSequenceClassification", "AutoModelForImageClassification"):
+        return {"labels": torch.tensor([0, 1])}
+    if auto_class == "AutoModelForMultipleChoice":
+        return {"labels": torch.tensor([2, 0])}
+    raise ValueError(f"State how labels for {auto_class} look.")
+
+
+def loss_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]) -> Tensor:
+    """The head's loss; for a base model, one that every output feeds."""
+    output = model(**inputs, **labels_of(auto_class, inputs))
+    if auto_class == "AutoModel":
+        weights = torch.linspace(-1.0, 1.0, output.last_hidden_state.shape[-1], dtype=output.last_hidden_state.dtype)
+        return (output.last_hidden_state * weights).pow(2).mean() + output.pooler_output.pow(2).mean()
+    return output.loss
+
+
+def outputs_of(model: PreTrainedModel, inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
+    """The tensors of a model's output by name, without gradients."""
+    with torch.no_grad():
+        return {name: value for name, value in model(**inputs, **options).items() if isinstance(value, Tensor)}
+
+
+def assert_equal_outputs(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert actual.keys() == expected.keys() and len(expected) > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=0.0, atol=0.0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def as_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def rewrite_config(folder: Path, **fields) -> None:
+    """Set fields in a saved config.json behind the library's back."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
