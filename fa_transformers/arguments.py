@@ -1,0 +1,186 @@
+"""Command-line flags of the training scripts, named as in transformers' TrainingArguments, each with its unit."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import SchedulerType
+
+MODEL_FIELDS = (
+    "attention_normalization",
+    "key_feature_size",
+    "local_kernel_size",
+    "local_window",
+    "softmax_layers",
+    "position_embedding_type",
+    "classifier_pooling",
+)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to learn from: files, a folder of images, or a data set of the Hub; without any, the built-in demo."""
+    group = parser.add_argument_group("data (none of these = the built-in demo data)")
+    add = group.add_argument
+    add("--train_file", type=Path, help="csv, tsv, json, jsonl or parquet file with a text and a label column")
+    add("--validation_file", type=Path, help="same columns; without it a tenth of the train rows is drawn")
+    add("--test_file", type=Path, help="same columns; the final scores are on it, else on the validation rows")
+    add(
+        "--image_folder",
+        type=Path,
+        help="folder of one folder per label, or of train, validation, test folders of such",
+    )
+    add("--dataset_name", help="data set on the Hub, owner/name, or a local data set folder")
+    add("--dataset_config_name", help="configuration of --dataset_name")
+    add("--text_column_name", default="text", help="column with the documents")
+    add("--image_column_name", default="image", help="column with the images of --dataset_name")
+    add("--label_column_name", default="label", help="column with the labels")
+    add("--label_separator", help="character between the labels of one row, for multi-label csv, for example '|'")
+    add(
+        "--problem_type",
+        choices=("single_label_classification", "multi_label_classification", "regression"),
+        help="what the labels are; unset = told from the labels and printed",
+    )
+    add("--data_name", help="name of your data for the model card; unset = the file or folder name")
+    add("--data_license", default="unknown", help="licence of your data for the model card")
+    add("--data_attribution", default="not stated", help="whom the data's licence asks to credit, for the model card")
+    add("--max_train_samples", type=int, help="use only this many training examples; unset = all")
+    add("--max_eval_samples", type=int, help="use only this many validation and test examples each; unset = all")
+    add("--random_crop", action="store_true", help="images: train on random crops of 60 to 100 %% of the area")
+    add("--random_flip", action="store_true", help="images: mirror half of the training images left to right")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model to start from, and the fields of its config that a user may set; unset fields stay as they are."""
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--model_name_or_path", help="stock BERT or ViT checkpoint or one of ours; 'none' = from scratch (images)")
+    add("--base_model", help="owner/name on the Hub that a local --model_name_or_path is a copy of, for the model card")
+    add("--license", help="licence of the trained weights as the Hub spells it, for the model card")
+    add("--language", help="ISO 639-1 code of the text, for the model card; unset = not stated")
+    add("--max_length", type=int, help="longest document in tokens, special ones included; longer ones are cut")
+    add("--strict_length", action="store_true", help="a document longer than --max_length is an error")
+    add("--image_size", type=int, help="side that images are resized to, in pixels")
+    add("--attention_normalization", choices=("softmax", "scaling"), help="see FABertConfig; unset = the checkpoint's")
+    add("--key_feature_size", type=int, help="features per head that Q and K are mapped to; unset = the checkpoint's")
+    add("--local_kernel_size", type=int, help="width of the convolution over V, in tokens or patches; odd, 0 = off")
+    add("--local_window", type=int, help="reach of the softmax window to each side, in tokens or patches; 0 = off")
+    add("--softmax_layers", type=int, nargs="*", help="indices of layers that keep softmax attention")
+    add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
+    add("--classifier_pooling", choices=("cls", "mean"), help="what the classifier reads")
+    add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
+    add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Batches, optimiser, evaluation, checkpoints and reporting."""
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--per_device_train_batch_size", type=int, help="most examples in a batch of one process")
+    add("--per_device_eval_batch_size", type=int, help="most examples in an evaluation batch of one process")
+    add("--max_tokens_per_batch", type=int, help="most tokens in a batch of a process, padding included; 0 = no limit")
+    add("--group_by_length", action=argparse.BooleanOptionalAction, help="batch examples of similar length together")
+    add("--gradient_accumulation_steps", type=int, help="batches per optimiser step")
+    add("--num_train_epochs", type=float, help="passes over the training data")
+    add("--short_epochs", type=int, help="cut documents to --short_length in this many first epochs; 0 = none")
+    add("--short_length", type=int, help="tokens that a document is cut to in the --short_epochs, which go faster")
+    add("--max_steps", type=int, help="optimiser steps in all, instead of --num_train_epochs; -1 = by epochs")
+    add("--learning_rate", type=float, help="peak rate of the encoder")
+    add("--head_learning_rate", type=float, help="peak rate of new weights; unset = ten times, from scratch once")
+    add("--weight_decay", type=float, help="AdamW's decay, on everything but biases and norms")
+    add("--max_grad_norm", type=float, help="clip the gradient to this norm; 0 = off")
+    add("--lr_scheduler_type", choices=[kind.value for kind in SchedulerType], help="schedule after the warm-up")
+    add("--warmup_ratio", type=float, help="share of all steps over which the rate rises from 0")
+    add("--warmup_steps", type=int, help="the same in steps, instead of --warmup_ratio")
+    add(
+        "--mixed_precision",
+        choices=("no", "fp16", "bf16", "auto"),
+        help="autocast type; auto = bf16 where the device is fast at it; unset = accelerate's config, else no",
+    )
+    add("--num_threads", type=int, help="CPU threads of each process; 0 = all cores, shared by the processes")
+    add("--dataloader_num_workers", type=int, help="processes that load data; 0 = the training process itself")
+    add("--seed", type=int, help="seed of weights, order, dropout and augmentation")
+    group = parser.add_argument_group("evaluation and checkpoints")
+    add = group.add_argument
+    add("--eval_steps", type=int, help="optimiser steps between evaluations; 0 = after each epoch")
+    add("--save_steps", type=int, help="optimiser steps between checkpoints; 0 = after each epoch")
+    add("--save_total_limit", type=int, help="newest checkpoints kept besides the best; 0 = all")
+    add("--load_best_model_at_end", action=argparse.BooleanOptionalAction, help="end with the best weights")
+    add("--metric_for_best_model", help="validation score to compare; unset = accuracy, for regression mse")
+    add("--early_stopping_patience", type=int, help="evaluations without gain after which to stop; 0 = never")
+    add("--resume_from_checkpoint", help="checkpoint folder, or 'last' for the newest of --output_dir")
+    add("--output_dir", type=Path, help="folder for the model, checkpoints and reports")
+    add("--overwrite_output_dir", action="store_true", help="replace an earlier run's checkpoints and files")
+    add("--report_to", help="any tracker of Accelerate by name, or 'none'")
+    add("--logging_steps", type=int, help="optimiser steps between entries in the tracker")
+    add("--push_to_hub", action="store_true", help="upload the finished folder")
+    add("--hub_model_id", help="owner/name to upload to; unset = the folder's name under your account")
+    add("--hub_token", help="token for the upload; unset = the one you logged in with")
+    add("--hub_private", action="store_true", help="create the Hub repository as private")
+
+
+def model_overrides(args: argparse.Namespace) -> dict:
+    """The config fields that the flags set."""
+    return {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) is not None}
+
+
+def command_line(script: str, flags: Sequence[str]) -> str:
+    """The command for a card or a message, with the value of --hub_token left out."""
+    shown, hide_next = [], False
+    for flag in flags:
+        if flag.startswith("--hub_token"):
+            hide_next = "=" not in flag
+        elif hide_next:
+            hide_next = False
+        else:
+            shown.append(flag)
+    return shlex.join(["accelerate", "launch", script, *shown])
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
+    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    for name in (*positive, "logging_steps", "num_train_epochs", "learning_rate"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
+    for name in ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
+    if args.short_epochs and (args.short_length < 3 or args.task != "text-classification"):
+        raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
+    counts = (
+        "short_epochs",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "early_stopping_patience",
+        "max_tokens_per_batch",
+    )
+    for name in (
+        *counts,
+        "max_grad_norm",
+        "weight_decay",
+        "freeze_layers",
+        "dataloader_num_workers",
+        "num_threads",
+        "seed",
+    ):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+    if not 0 <= args.warmup_ratio < 1:
+        raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {args.warmup_ratio}.")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {args.max_steps}.")
+    sources = [name for name in ("train_file", "image_folder", "dataset_name") if getattr(args, name)]
+    if len(sources) > 1:
+        raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
+    if (args.validation_file or args.test_file) and not args.train_file:
+        raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
+    if args.image_folder and args.task != "image-classification":
+        raise ValueError("--image_folder needs --task image-classification.")
+    if args.train_file and args.task != "text-classification":
+        raise ValueError("--train_file needs --task text-classification; for images use --image_folder.")
+    if args.task == "text-classification" and args.model_name_or_path == "none":
+        raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
+    if args.resume_from_checkpoint and args.overwrite_output_dir:
+        raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")

@@ -1,0 +1,168 @@
+"""Batches of similar length under a token budget, the same on every run, and where an epoch resumes.
+
+The batches of an epoch are a pure function of (lengths, settings, seed, epoch), so a resumed run sees the same ones.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from accelerate import skip_first_batches
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class LengthGroupedBatchSampler(Sampler[list[int]]):
+    """Batches of example indices; every example occurs exactly once per epoch.
+
+    Args:
+        lengths: length of each example, in tokens.
+        batch_size: largest number of examples in a batch.
+        short_epochs, short_length: in this many first epochs examples count as cut to `short_length`; the examples must
+            then cut themselves, as `TextExamples` do.
+        max_tokens: largest number of tokens in a batch, padding included: examples x longest. A single example longer
+            than this gets a batch of its own. None = no budget.
+        group_by_length: put examples of similar length together, to save padding.
+        shuffle: a new order for each epoch, drawn from (seed, epoch); else the order is always the same.
+        num_processes: the number of batches is made a multiple of this, by halving the batches with most examples, so
+            that Accelerate's shards are equally many without repeating an example. Batches of one step (consecutive
+            ones) have similar cost.
+
+    Raises:
+        ValueError: there are no examples or fewer than processes, or batch_size or max_tokens is below 1.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        max_tokens: int | None = None,
+        group_by_length: bool = True,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_processes: int = 1,
+        short_epochs: int = 0,
+        short_length: int = 0,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}.")
+        if len(lengths) < max(1, num_processes):
+            raise ValueError(f"{num_processes} processes need at least one example each, got {len(lengths)} examples.")
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.max_examples = batch_size
+        self.max_tokens = max_tokens
+        self.group_by_length = group_by_length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_processes = num_processes
+        self.short_epochs = short_epochs
+        self.short_length = short_length
+        self.epoch = 0
+        self._cached: tuple[int, list[list[int]]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches(self.epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches(self.epoch))
+
+    @property
+    def settings(self) -> dict:
+        """What decides the batches, for a resumed run to compare; the examples by a checksum of their lengths."""
+        names = ("max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes")
+        names += ("short_epochs", "short_length")
+        examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
+        return {name: getattr(self, name) for name in names} | {"examples": examples}
+
+    def count_tokens(self, epoch: int, batch: int) -> int:
+        """Real tokens of the batches that all processes together hold at position `batch` of each one's epoch."""
+        first = batch * self.num_processes
+        together = self.batches(epoch)[first : first + self.num_processes]
+        lengths = self.lengths_in(epoch)
+        return int(sum(lengths[indices].sum() for indices in together))
+
+    def lengths_in(self, epoch: int) -> np.ndarray:
+        """Length of each example in `epoch`, in tokens."""
+        return np.minimum(self.lengths, self.short_length) if epoch < self.short_epochs else self.lengths
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of `epoch`, of all processes together, in order."""
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, self._build(epoch))
+        return self._cached[1]
+
+    def _build(self, epoch: int) -> list[list[int]]:
+        random, lengths = np.random.default_rng([self.seed, epoch]), self.lengths_in(epoch)
+        order = random.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
+        if self.group_by_length:
+            # 10 % of jitter: without it a small set would give the same neighbours in every epoch.
+            jitter = random.uniform(1.0, 1.1, size=len(order)) if self.shuffle else 1.0
+            order = order[np.argsort(lengths[order] * jitter, kind="stable")]
+        batches = self._pack(order, lengths)
+        while len(batches) % self.num_processes:
+            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+            batch = batches[largest]
+            batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        if not self.shuffle:
+            return batches
+        steps = [batches[start : start + self.num_processes] for start in range(0, len(batches), self.num_processes)]
+        return [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+
+    def _pack(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+        batches: list[list[int]] = [[]]
+        longest = 0
+        for index in order.tolist():
+            grown = max(longest, int(lengths[index]))
+            over_budget = self.max_tokens is not None and (len(batches[-1]) + 1) * grown > self.max_tokens
+            if batches[-1] and (len(batches[-1]) == self.max_examples or over_budget):
+                batches.append([])
+                grown = int(lengths[index])
+            batches[-1].append(index)
+            longest = grown
+        return batches
+
+
+def make_loader(
+    examples: Dataset, sampler: LengthGroupedBatchSampler, collate: Callable, num_workers: int
+) -> DataLoader:
+    """A loader of the sampler's batches that leaves the global random generator alone.
+
+    A loader without its own generator draws a seed from the global one whenever it starts, and dropout of a resumed
+    run, which starts in the middle of an epoch, would differ.
+    """
+    generator = torch.Generator().manual_seed(sampler.seed)
+    return DataLoader(examples, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, generator=generator)
+
+
+def count_update_steps(
+    sampler: LengthGroupedBatchSampler, num_epochs: float, gradient_accumulation_steps: int = 1
+) -> int:
+    """Optimiser steps in `num_epochs` epochs, the last of which may be a fraction; at least 1.
+
+    The number of batches can differ from one epoch to the next, so they are counted; the last step of an epoch may hold
+    fewer than `gradient_accumulation_steps` batches.
+    """
+    steps = 0.0
+    for epoch in range(math.ceil(num_epochs)):
+        micro_batches = len(sampler.batches(epoch)) // sampler.num_processes
+        steps += math.ceil(micro_batches / gradient_accumulation_steps) * min(1.0, num_epochs - epoch)
+    return max(1, math.ceil(steps))
+
+
+def epoch_batches(
+    loader: DataLoader, sampler: LengthGroupedBatchSampler, epoch: int, first_batch: int = 0
+) -> DataLoader:
+    """The prepared `loader`, set to `epoch`, starting at batch `first_batch` of this process."""
+    if first_batch:
+        loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
+    # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
+    loader.set_epoch(epoch)
+    sampler.set_epoch(epoch)
+    return loader

@@ -1,0 +1,94 @@
+"""Time and peak memory of one forward pass: a factorized model beside itself with softmax attention."""
+
+import copy
+import statistics
+import time
+import weakref
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from .card import SpeedFacts
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that operators make inside a `with` block; `peak_bytes` is the largest total alive.
+
+    Weights and inputs are left out, and so is the scratch space inside an operator. For devices whose allocator keeps
+    no such count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._live_bytes = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._known.update(tensor.untyped_storage() for tensor in inputs)
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(storage)
+                self._live_bytes += storage.nbytes()
+                self.peak_bytes = max(self.peak_bytes, self._live_bytes)
+                weakref.finalize(storage, self._release, storage.nbytes())
+        return output
+
+    def _release(self, num_bytes: int) -> None:
+        self._live_bytes -= num_bytes
+
+
+@torch.inference_mode()
+def measure_forward(model: PreTrainedModel, inputs: Mapping[str, Tensor], repeats: int = 3) -> tuple[float, float]:
+    """Median milliseconds and peak mebibytes (weights left out) of `model(**inputs)` in inference mode."""
+    on_gpu = inputs[next(iter(inputs))].is_cuda
+    if on_gpu:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        model(**inputs)
+        peak_bytes = torch.cuda.max_memory_allocated() - before
+    else:
+        with PeakMemory() as meter:
+            model(**inputs)
+        peak_bytes = meter.peak_bytes
+    milliseconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        model(**inputs)
+        if on_gpu:
+            torch.cuda.synchronize()
+        milliseconds.append((time.perf_counter() - started) * 1000)
+    return statistics.median(milliseconds), peak_bytes / 2**20
+
+
+def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: int) -> SpeedFacts:
+    """Time and memory of `model` and of the same model with softmax layers only, on `inputs` of `length` tokens.
+
+    The softmax model has fresh weights, which change neither figure. It is None where it runs out of memory.
+    """
+    was_training = model.training
+    milliseconds, mebibytes = measure_forward(model.eval(), inputs)
+    model.train(was_training)
+    config = copy.deepcopy(model.config)
+    config.softmax_layers = list(range(config.num_hidden_layers))
+    softmax_milliseconds = softmax_mebibytes = None
+    try:
+        softmax_model = type(model)(config).to(model.device, model.dtype).eval()
+        softmax_milliseconds, softmax_mebibytes = measure_forward(softmax_model, inputs)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+    return SpeedFacts(
+        length=length,
+        milliseconds=round(milliseconds, 1),
+        mebibytes=round(mebibytes, 1),
+        softmax_milliseconds=None if softmax_milliseconds is None else round(softmax_milliseconds, 1),
+        softmax_mebibytes=None if softmax_mebibytes is None else round(softmax_mebibytes, 1),
+    )

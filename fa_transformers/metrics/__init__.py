@@ -1,0 +1,66 @@
+"""Metrics as `evaluate.Metric` modules that live in this package, so that no network is needed.
+
+Each file also works as `evaluate.load("path/to/file.py")`. With several processes, gather the predictions first
+(`accelerator.gather_for_metrics`) and compute on the gathered rows: see `fa_transformers.training.evaluate`.
+"""
+
+import evaluate
+import numpy as np
+
+from .classification import ClassificationMetric
+from .multi_label import MultiLabelMetric
+from .regression import RegressionMetric
+
+__all__ = [
+    "BEST_METRICS",
+    "ClassificationMetric",
+    "LOWER_IS_BETTER",
+    "MultiLabelMetric",
+    "PROBLEM_METRICS",
+    "RegressionMetric",
+    "decide",
+    "load_metric",
+]
+
+PROBLEM_METRICS: dict[str, type[evaluate.Metric]] = {
+    "single_label_classification": ClassificationMetric,
+    "multi_label_classification": MultiLabelMetric,
+    "regression": RegressionMetric,
+}
+BEST_METRICS = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "micro_f1",
+    "regression": "mse",
+}
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+
+
+def load_metric(problem_type: str) -> evaluate.Metric:
+    """A fresh metric for one of transformers' `problem_type` names, which keeps its examples in memory.
+
+    Raises:
+        ValueError: `problem_type` is not a key of `PROBLEM_METRICS`.
+    """
+    if problem_type not in PROBLEM_METRICS:
+        raise ValueError(f"problem_type must be one of {sorted(PROBLEM_METRICS)}, got {problem_type!r}.")
+    return PROBLEM_METRICS[problem_type](keep_in_memory=True)
+
+
+def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Turn logits [B, C] into what the metric of `problem_type` takes.
+
+    Single label: the class of the largest logit, [B]. Multi-label: 1 where the logit is above 0 (probability above one
+    half), [B, C]. Regression: the number itself, [B].
+
+    Raises:
+        ValueError: a logit is not finite (the training has diverged), or `problem_type` is unknown.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("The model's logits are not finite: the training has diverged; lower --learning_rate.")
+    if problem_type == "single_label_classification":
+        return logits.argmax(axis=-1)
+    if problem_type == "multi_label_classification":
+        return (logits > 0).astype(int)
+    if problem_type == "regression":
+        return logits.reshape(len(logits))
+    raise ValueError(f"problem_type must be one of {sorted(PROBLEM_METRICS)}, got {problem_type!r}.")

@@ -1,0 +1,47 @@
+"""Errors and correlations for regression, as one `evaluate.Metric`."""
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+DESCRIPTION = "Scores of a regressor, computed with scikit-learn and SciPy; needs no network."
+INPUTS = """
+Args:
+    predictions: predicted numbers.
+    references: true numbers.
+"""
+
+
+class RegressionMetric(evaluate.Metric):
+    """Scores over all examples added so far.
+
+    `compute(predictions, references)` returns `mse` (squared units of the label), `mae` (units of the label), and the
+    correlations `pearson` and `spearman`, which are None where undefined: fewer than two examples, or a constant side.
+
+    Raises:
+        ValueError: there are no examples, or a number is not finite.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(
+            {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+        )
+        # Not format="numpy": datasets would round the numbers to float32.
+        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+
+    def _compute(self, predictions: list[float], references: list[float]) -> dict:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        if len(references) == 0:
+            raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
+        for name, values in (("predictions", predictions), ("references", references)):
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} hold a number that is not finite; lower the learning rate or mend the data.")
+        correlated = len(references) > 1 and np.ptp(predictions) > 0 and np.ptp(references) > 0
+        return {
+            "mse": float(mean_squared_error(references, predictions)),
+            "mae": float(mean_absolute_error(references, predictions)),
+            "pearson": float(pearsonr(references, predictions).statistic) if correlated else None,
+            "spearman": float(spearmanr(references, predictions).statistic) if correlated else None,
+        }

@@ -1,0 +1,162 @@
+"""What a training loop needs besides the loop: parameter groups, freezing, the progress meter, and trackers."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from .checkpointing import TrainingState
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite; the message says at which step and what to change."""
+
+
+def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
+    """`name`, or for "auto" bf16 where the device multiplies matrices faster in it (CPUs: with AMX), else "no"."""
+    if name != "auto":
+        return name
+    if not on_cpu:
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
+    # torch has told what the processor can do since 2.12.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") else "no"
+
+
+def group_parameters(
+    model: nn.Module,
+    learning_rate: float,
+    head_learning_rate: float,
+    weight_decay: float,
+    mixers_are_new: bool = False,
+) -> list[dict]:
+    """AdamW parameter groups of a transformers model: encoder and head apart, with and without weight decay.
+
+    The head is every parameter outside `model.base_model`; where `mixers_are_new`, the feature maps, convolutions and
+    gates of FA layers count as head, because a stock checkpoint has no values for them. Biases, norms and every other
+    vector get no decay. Frozen parameters are left out.
+    """
+    prefix = f"{model.base_model_prefix}."
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_head = not name.startswith(prefix) or (mixers_are_new and ".mixer." in name)
+            decays = parameter.ndim > 1 and not name.endswith("bias")
+            groups.setdefault((is_head, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": head_learning_rate if is_head else learning_rate,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (is_head, decays), parameters in groups.items()
+    ]
+
+
+def freeze_bottom_layers(model: nn.Module, num_layers: int) -> None:
+    """Stop training of the embeddings and the lowest `num_layers` encoder layers; 0 freezes nothing.
+
+    Raises:
+        ValueError: the encoder has fewer layers, or `num_layers` is negative.
+    """
+    if num_layers == 0:
+        return
+    layers = model.base_model.encoder.layer
+    if not 0 < num_layers <= len(layers):
+        raise ValueError(f"--freeze_layers must be from 0 to {len(layers)}, the number of layers, got {num_layers}.")
+    for module in (model.base_model.embeddings, *layers[:num_layers]):
+        module.requires_grad_(False)
+
+
+def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> None:
+    """Let this process compute with `num_threads` CPU threads; 0 = the usable cores, shared by the local processes.
+
+    Launchers start processes with one thread, whatever the machine has.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    torch.set_num_threads(num_threads or max(1, cores // num_local))
+
+
+class ProgressMeter:
+    """Progress bar over optimiser steps with loss, tokens per second and remaining time; silent off the main process.
+
+    Keeps `tokens` and `seconds` of the run's state, which go on where a resumed run stopped. The loss shown is a
+    running mean over about the last 20 batches of this process.
+    """
+
+    def __init__(self, accelerator: Accelerator, max_steps: int, state: TrainingState):
+        self.bar = tqdm(
+            total=max_steps,
+            initial=state.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_main_process,
+        )
+        self.state = state
+        self.loss: float | None = None
+        self._started = time.perf_counter() - state.seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep what the block takes out of the seconds."""
+        paused_at = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused_at
+
+    def add_batch(self, loss: float, num_tokens: int) -> None:
+        """Note a batch. `num_tokens`: real tokens over all processes.
+
+        Raises:
+            TrainingDiverged: the loss is not finite; no update was made from it.
+        """
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
+                "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
+            )
+        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        self.state.tokens += num_tokens
+
+    def finish_step(self) -> None:
+        self.state.seconds = time.perf_counter() - self._started
+        self.bar.set_postfix(loss=f"{self.loss:.3f}", tokens_per_s=f"{self.tokens_per_second:,.0f}", refresh=False)
+        self.bar.update(1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.state.tokens / max(self.state.seconds, 1e-9)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """For the tracker."""
+        return {"loss": self.loss, "tokens_per_second": self.tokens_per_second}
+
+    def write(self, line: str) -> None:
+        if not self.bar.disable:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:
+    """Start the trackers that the accelerator was made with, with the run's flags as their config.
+
+    Raises:
+        ValueError: `report_to` names a tracker that is not installed.
+    """
+    if report_to == "none":
+        return
+    if not accelerator.log_with:
+        raise ValueError(f"--report_to {report_to}: that tracker is not installed; install it, or use none.")
+    plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
+    plain.pop("hub_token", None)
+    accelerator.init_trackers(name, config=plain)

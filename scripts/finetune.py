@@ -1,0 +1,305 @@
+"""Fine-tune a factorized encoder on long documents or large images, score it, and write a folder ready to publish.
+
+accelerate launch scripts/finetune.py                                   # licence-documents demo, on GPU or CPU
+accelerate launch scripts/finetune.py --full_recipe                     # whole documents, several epochs
+accelerate launch scripts/finetune.py --task image-classification       # digits on 1,024 px canvases, from scratch
+accelerate launch scripts/finetune.py --train_file my.csv --model_name_or_path bert-base-uncased
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    get_scheduler,
+)
+
+from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
+from fa_transformers.batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches, make_loader
+from fa_transformers.checkpointing import (
+    StopRequest,
+    TrainingState,
+    list_checkpoints,
+    prepare_output_dir,
+    resume_run,
+    save_checkpoint,
+)
+from fa_transformers.convert import load_factorized
+from fa_transformers.metrics import BEST_METRICS, decide, load_metric
+from fa_transformers.publish import publish, push_folder
+from fa_transformers.tasks import LabelledData, build_examples, load_data, resolve_checkpoint
+from fa_transformers.training import (
+    ProgressMeter,
+    choose_mixed_precision,
+    freeze_bottom_layers,
+    group_parameters,
+    start_trackers,
+    use_cpu_threads,
+)
+
+# Every default that is a matter of tuning stands here. A later table wins over an earlier one, a flag over all.
+COMMON = dict(
+    per_device_eval_batch_size=16, gradient_accumulation_steps=1, num_train_epochs=3.0, max_steps=-1, weight_decay=0.01,
+    max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, freeze_layers=0, seed=0,
+    short_epochs=0, short_length=512, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
+    load_best_model_at_end=True, group_by_length=True, dataloader_num_workers=0, num_threads=0, report_to="tensorboard",
+    logging_steps=10, output_dir=Path("finetuned"), license="unknown", mixed_precision=None,
+)  # fmt: skip
+TASKS = {
+    "text-classification": dict(
+        model_name_or_path="minilm", learning_rate=2e-4, max_length=4096,
+        max_tokens_per_batch=4096, per_device_train_batch_size=32,
+    ),
+    "image-classification": dict(
+        learning_rate=1e-3, image_size=1024, max_tokens_per_batch=0, per_device_train_batch_size=8,
+        model_name_or_path="none",
+    ),
+}  # fmt: skip
+DEMOS = {
+    "text-classification": dict(
+        max_tokens_per_batch=2048, num_train_epochs=1.2, short_epochs=1, learning_rate=1e-4, local_window=64,
+        classifier_pooling="mean", position_embedding_type="periodic", mixed_precision="auto",
+        license="apache-2.0", language="en",
+    ),
+    "image-classification": dict(num_train_epochs=10.0, license="apache-2.0"),
+}  # fmt: skip
+FULL_RECIPES = {
+    "text-classification": dict(num_train_epochs=6.0, max_tokens_per_batch=8192, max_length=20480),
+    "image-classification": dict(num_train_epochs=20.0),
+}  # fmt: skip
+CANVAS = dict(num_train=1000, num_validation=100, num_test=200, size_px=1024)
+SMALL_FAVIT = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, patch_size=16)
+LOW_RESOLUTION_PX = 224
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--task", choices=list(TASKS), default="text-classification", help="what to train for")
+    parser.add_argument("--full_recipe", action="store_true", help="demo data: all of it, whole, for several epochs")
+    parser.add_argument("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
+    arguments.add_data_arguments(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_training_arguments(parser)
+    flags = sys.argv[1:] if argv is None else argv
+    known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
+    is_demo = not (known.train_file or known.image_folder or known.dataset_name)
+    defaults = COMMON | TASKS[known.task] | (DEMOS[known.task] if is_demo else {})
+    parser.set_defaults(**defaults | (FULL_RECIPES[known.task] if known.full_recipe else {}))
+    args = parser.parse_args(flags)
+    args.command = arguments.command_line("scripts/finetune.py", flags)
+    args.resume_command = args.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
+    args.canvas = CANVAS | {"seed": args.seed}
+    return args
+
+
+def build_model(args: argparse.Namespace, data: LabelledData):
+    """The model, its tokenizer or image processor, and the number of tokens of the longest example."""
+    overrides = data.config_fields | arguments.model_overrides(args)
+    if args.task == "text-classification":
+        source = resolve_checkpoint(args.model_name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = load_factorized(source, "AutoModelForSequenceClassification", max_length=args.max_length, **overrides)
+        tokenizer.model_max_length = args.max_length
+        return model, tokenizer, args.max_length
+    size = {"height": args.image_size, "width": args.image_size}
+    if args.model_name_or_path == "none":
+        from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
+
+        config = FAViTConfig(**SMALL_FAVIT | {"image_size": args.image_size} | overrides)
+        model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size)
+    else:
+        model = load_factorized(args.model_name_or_path, "AutoModelForImageClassification", **overrides)
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, size=size)
+    return model, processor, (args.image_size // model.config.patch_size) ** 2
+
+
+def build_optimizer(args: argparse.Namespace, model: PreTrainedModel, max_steps: int):
+    """AdamW with its parameter groups, and the schedule of its rates."""
+    from_scratch = args.model_name_or_path == "none"
+    head_learning_rate = args.head_learning_rate or args.learning_rate * (1 if from_scratch else 10)
+    source = model.config if from_scratch else AutoConfig.from_pretrained(resolve_checkpoint(args.model_name_or_path))
+    is_stock = source.model_type != model.config.model_type
+    groups = group_parameters(model, args.learning_rate, head_learning_rate, args.weight_decay, is_stock)
+    optimizer = torch.optim.AdamW(groups)
+    num_warmup_steps = args.warmup_steps or int(args.warmup_ratio * max_steps)
+    return optimizer, get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, max_steps)
+
+
+def build_loaders(args: argparse.Namespace, examples: dict, collate, accelerator: Accelerator):
+    """A prepared loader for each split, and the sampler of the train split."""
+    loaders, samplers = {}, {}
+    for split, part in examples.items():
+        is_train = split == "train"
+        samplers[split] = LengthGroupedBatchSampler(
+            part.lengths,
+            args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
+            max_tokens=args.max_tokens_per_batch or None,
+            group_by_length=args.group_by_length or not is_train,
+            shuffle=is_train,
+            seed=args.seed,
+            num_processes=accelerator.num_processes,
+            short_epochs=args.short_epochs if is_train else 0,
+            short_length=args.short_length,
+        )
+        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, args.dataloader_num_workers))
+    return loaders, samplers["train"]
+
+
+@torch.no_grad()
+def evaluate(model: PreTrainedModel, loader: DataLoader, accelerator: Accelerator, data: LabelledData) -> dict:
+    """Scores and mean loss over all examples of the loader, each counted once, equal on every process."""
+    was_training = model.training
+    model.eval()
+    rows = []
+    for batch in loader:
+        output = model(**batch)
+        predictions = decide(output.logits.float().cpu().numpy(), data.problem_type)
+        losses = [output.loss.item()] * len(predictions)
+        local = list(zip(predictions, batch["labels"].cpu().numpy(), losses, strict=True))
+        # Rows as objects: batches differ in size between processes, which tensors could not be gathered in.
+        rows += accelerator.gather_for_metrics(local, use_gather_object=True)
+    model.train(was_training)
+    predictions, references, losses = (np.stack(column) for column in zip(*rows, strict=True))
+    names = {} if data.label_names is None else {"label_names": data.label_names}
+    references = references.astype(predictions.dtype)
+    scores = load_metric(data.problem_type).compute(predictions=predictions, references=references, **names)
+    return scores | {"loss": float(losses.mean()), "num_examples": len(rows)}
+
+
+def train(args, model, loaders, sampler, accelerator, data, output_dir: Path) -> tuple[PreTrainedModel, TrainingState]:
+    """Run the loop; a stop by signal saves a checkpoint, says how to resume, and exits with status 130."""
+    max_steps = args.max_steps
+    if max_steps < 0:
+        max_steps = count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
+    optimizer, scheduler = build_optimizer(args, model, max_steps)
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
+    if args.resume_from_checkpoint:
+        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
+    meter = ProgressMeter(accelerator, max_steps, state)
+    model.train()
+    with StopRequest(accelerator, meter.write) as stop:
+        while state.step < max_steps and not state.stopped_early:
+            for batch in epoch_batches(loaders["train"], sampler, state.epoch, state.batch):
+                with accelerator.accumulate(model):
+                    loss = model(**batch).loss
+                    meter.add_batch(loss.item(), sampler.count_tokens(state.epoch, state.batch))
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and args.max_grad_norm:
+                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                epoch_ends = accelerator.gradient_state.end_of_dataloader
+                state.finish_batch(epoch_ends)
+                if not accelerator.sync_gradients:
+                    continue
+                if not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                state.step += 1
+                meter.finish_step()
+                done, gained = state.step == max_steps, False
+                if state.step % args.logging_steps == 0 or done:
+                    accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
+                if done or (state.step % args.eval_steps == 0 if args.eval_steps else epoch_ends):
+                    with meter.paused():
+                        scores = evaluate(model, loaders["validation"], accelerator, data)
+                    gained = state.record_score(scores, args.metric_for_best_model or BEST_METRICS[data.problem_type])
+                    state.stopped_early = 0 < args.early_stopping_patience <= state.evaluations_without_gain
+                    numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+                    accelerator.log(numbers, step=state.step)
+                    meter.write(f"step {state.step}: {results.format_scores(numbers)}")
+                done = done or state.stopped_early
+                must_stop = bool(stop) and not done
+                is_due = state.step % args.save_steps == 0 if args.save_steps else epoch_ends
+                if is_due or done or must_stop or (gained and args.load_best_model_at_end):
+                    save_checkpoint(accelerator, output_dir, state, args.save_total_limit or None)
+                if must_stop:
+                    meter.close()
+                    accelerator.print(f"Stopped at step {state.step} of {max_steps}. Resume:\n{args.resume_command}")
+                    raise SystemExit(130)
+                if done:
+                    break
+    meter.close()
+    if args.load_best_model_at_end and state.best_step not in (None, state.step):
+        accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
+    return model, state
+
+
+def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) -> dict:
+    """Build, train and score one model; returns it with its processor, scores and the figures of the run."""
+    set_seed(args.seed)
+    model, processor, num_tokens = build_model(args, data)
+    freeze_bottom_layers(model, args.freeze_layers)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    with accelerator.main_process_first():
+        examples, collate = build_examples(data, processor, num_tokens, args)
+    loaders, sampler = build_loaders(args, examples, collate, accelerator)
+    accelerator.print(
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
+        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
+        f"{len(examples['train'])} examples, {len(loaders['train'])} batches an epoch"
+    )
+    model, state = train(args, model, loaders, sampler, accelerator, data, output_dir)
+    scores = evaluate(model, loaders[data.score_split], accelerator, data)
+    model = accelerator.unwrap_model(model)
+    accelerator.free_memory()
+    return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state)}
+
+
+def main(args: argparse.Namespace) -> dict:
+    arguments.check_arguments(args)
+    on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        step_scheduler_with_optimizer=False,
+    )
+    use_cpu_threads(accelerator, args.num_threads)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            is_resumed = args.resume_from_checkpoint is not None
+            prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
+        data = load_data(args)
+    start_trackers(accelerator, args.report_to, "finetune", vars(args))
+    fitted = fit(args, data, accelerator, args.output_dir)
+    rivals = {}
+    if data.is_demo and args.task == "image-classification":
+        accelerator.print(f"The same architecture, as many steps, on the images at {LOW_RESOLUTION_PX} px:")
+        folder = args.output_dir / f"at_{LOW_RESOLUTION_PX}_px"
+        resume = "last" if args.resume_from_checkpoint and list_checkpoints(folder) else None
+        changes = {"image_size": LOW_RESOLUTION_PX, "resume_from_checkpoint": resume}
+        small = fit(argparse.Namespace(**vars(args) | changes), data, accelerator, folder)
+        rivals[f"the same at {LOW_RESOLUTION_PX} px"] = small["scores"]
+    accelerator.end_training()
+    summary = {}
+    if accelerator.is_main_process:
+        rivals |= results.score_baselines(data)
+        summary = results.summarise(args, data, fitted, rivals)
+        facts = results.build_facts(args, data, fitted, rivals)
+        publish(fitted["model"], fitted["processor"], facts, args.output_dir, overwrite=True)
+        results.write_report(args.output_dir, summary, fitted["scores"], data.label_names)
+        results.print_results(summary)
+        if args.push_to_hub:
+            repo_id = args.hub_model_id or args.output_dir.resolve().name
+            push_folder(args.output_dir, repo_id, private=args.hub_private, token=args.hub_token)
+    accelerator.wait_for_everyone()
+    return summary
+
+
+if __name__ == "__main__":
+    main(parse_args())
