@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from accelerate import skip_first_batches
+from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -76,8 +77,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     @property
     def settings(self) -> dict:
         """What decides the batches, for a resumed run to compare; the examples by a checksum of their lengths."""
-        names = ("max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes")
-        names += ("short_epochs", "short_length")
+        names = ["max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes"]
+        names += ["short_epochs", "short_length"]
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
@@ -157,7 +158,7 @@ def count_update_steps(
 
 
 def epoch_batches(
-    loader: DataLoader, sampler: LengthGroupedBatchSampler, epoch: int, first_batch: int = 0
+    loader: DataLoaderShard, sampler: LengthGroupedBatchSampler, epoch: int, first_batch: int = 0
 ) -> DataLoader:
     """The prepared `loader`, set to `epoch`, starting at batch `first_batch` of this process."""
     if first_batch:

@@ -243,7 +243,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence
         for row in positions:
             for column in positions:
                 colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=colour)
+                axes.text(column, row, str(matrix[row][column]), ha="center", va="center", color=colour)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         figure.savefig(temporary, dpi=120, format="png")

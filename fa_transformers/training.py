@@ -1,5 +1,6 @@
 """What a training loop needs besides the loop: parameter groups, freezing, the progress meter, and trackers."""
 
+import argparse
 import math
 import os
 import time
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from .checkpointing import TrainingState
 
@@ -25,12 +27,30 @@ def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
     if not on_cpu:
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
     # torch has told what the processor can do since 2.12.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("amx_bf16") else "no"
 
 
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerator that the training flags ask for, on the CPU where there is nothing faster.
+
+    The schedule is stepped by the loop, once per optimiser step whatever the number of processes.
+    """
+    on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        step_scheduler_with_optimizer=False,
+    )
+    use_cpu_threads(accelerator, args.num_threads)
+    return accelerator
+
+
 def group_parameters(
-    model: nn.Module,
+    model: PreTrainedModel,
     learning_rate: float,
     head_learning_rate: float,
     weight_decay: float,
@@ -59,7 +79,7 @@ def group_parameters(
     ]
 
 
-def freeze_bottom_layers(model: nn.Module, num_layers: int) -> None:
+def freeze_bottom_layers(model: PreTrainedModel, num_layers: int) -> None:
     """Stop training of the embeddings and the lowest `num_layers` encoder layers; 0 freezes nothing.
 
     Raises:
@@ -135,7 +155,7 @@ class ProgressMeter:
         return self.state.tokens / max(self.state.seconds, 1e-9)
 
     @property
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | None]:
         """For the tracker."""
         return {"loss": self.loss, "tokens_per_second": self.tokens_per_second}
 

@@ -39,11 +39,10 @@ from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, load_data, resolve_checkpoint
 from fa_transformers.training import (
     ProgressMeter,
-    choose_mixed_precision,
     freeze_bottom_layers,
     group_parameters,
+    make_accelerator,
     start_trackers,
-    use_cpu_threads,
 )
 
 # Every default that is a matter of tuning stands here. A later table wins over an earlier one, a flag over all.
@@ -260,16 +259,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
 
 def main(args: argparse.Namespace) -> dict:
     arguments.check_arguments(args)
-    on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
-        step_scheduler_with_optimizer=False,
-    )
-    use_cpu_threads(accelerator, args.num_threads)
+    accelerator = make_accelerator(args)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             is_resumed = args.resume_from_checkpoint is not None

@@ -29,6 +29,9 @@ from transformers import (
     pipeline,
 )
 
+from fa_transformers.data.files import DataError
+from fa_transformers.tasks import crop_randomly, encode_images
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "finetune.py"
 SINGLE = "single_label_classification"
@@ -229,6 +232,44 @@ def test_a_folder_of_images_becomes_a_folder_that_a_pipeline_loads(tmp_path):
     classify = pipeline("image-classification", str(tmp_path / "out"), trust_remote_code=True)
     answer = classify(Image.new("RGB", (50, 40), "white"))
     assert {row["label"] for row in answer} == {"dark", "light"}
+
+
+def image_dataset(labels: list) -> datasets.DatasetDict:
+    images = [Image.new("RGB", (24, 24), (25 * index, 0, 0)) for index in range(len(labels))]
+    part = Dataset.from_dict({"picture": images, "kind": labels}).cast_column("picture", datasets.Image())
+    return datasets.DatasetDict(train=part)
+
+
+def test_a_data_set_by_name_may_have_other_columns_and_labels_as_words(tmp_path):
+    image_dataset(["odd", "even"] * 5).save_to_disk(tmp_path / "named")
+    flags = image_flags(tmp_path)
+    flags[flags.index("--image_folder") : flags.index("--image_folder") + 2] = ["--dataset_name", tmp_path / "named"]
+    run(*flags, "--image_column_name", "picture", "--label_column_name", "kind", "--max_steps", 1)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["label2id"] == {"even": 0, "odd": 1}
+
+
+def test_image_columns_that_do_not_fit_are_named():
+    dataset = image_dataset(["odd", "even"] * 5)
+    with pytest.raises(DataError, match="no column 'image', only .*give --image_column_name"):
+        encode_images(dataset)
+    with pytest.raises(DataError, match="column 'kind' holds .*, not images"):
+        encode_images(dataset, image_column="kind", label_column="picture")
+    dataset["test"] = image_dataset(["prime"])["train"]
+    with pytest.raises(DataError, match="split 'test' has the label 'prime', which train lacks"):
+        encode_images(dataset, "picture", "kind")
+    with pytest.raises(DataError, match="no split 'train'"):
+        encode_images(datasets.DatasetDict(test=dataset["test"]), "picture", "kind")
+
+
+def test_crops_stay_inside_the_image_and_keep_most_of_it():
+    random = np.random.default_rng(0)
+    for width, height in ((1, 1), (7, 300), (640, 480)):
+        for _ in range(50):
+            crop = crop_randomly(Image.new("RGB", (width, height)), random)
+            assert 1 <= crop.width <= width and 1 <= crop.height <= height
+            # Each side is rounded to whole pixels.
+            assert (crop.width + 0.5) * (crop.height + 0.5) >= 0.6 * width * height
 
 
 def test_a_stock_vit_checkpoint_is_fine_tuned_at_a_larger_size(tmp_path):

@@ -112,6 +112,8 @@ def test_bad_value_of_a_field_is_an_error_that_names_it(config_class, field, val
         if value is not None:  # None as an override means "not given" to some loaders
             with pytest.raises(ValueError, match=f"`{field}`"):
                 base_class.from_pretrained(saved_folders[config_class], **{field: value})
+            with pytest.raises(ValueError, match=f"`{field}`"):
+                config_class.from_pretrained(saved_folders[config_class], **{field: value})
         config = tiny_config(config_class)
         setattr(config, field, value)
         with pytest.raises(ValueError, match=f"`{field}`"):

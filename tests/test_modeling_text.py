@@ -268,6 +268,13 @@ def _assert_tied(model):
     assert model.get_output_embeddings() is prediction.decoder
 
 
+def test_output_embeddings_can_be_replaced():
+    model = build(FABertConfig, FABertForMaskedLM)
+    model.set_output_embeddings(torch.nn.Linear(32, VOCAB_SIZE + 3))
+    assert model.cls["predictions"].bias is model.get_output_embeddings().bias
+    assert outputs_of(model, text_inputs("AutoModelForMaskedLM"))["logits"].shape[-1] == VOCAB_SIZE + 3
+
+
 def test_tied_decoder_survives_saving_and_a_base_checkpoint(tmp_path):
     model = build(FABertConfig, FABertForMaskedLM)
     _assert_tied(model)

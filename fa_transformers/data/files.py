@@ -242,7 +242,7 @@ def _encode_tables(
         )
     if problem_type == "regression":
         feature: Any = datasets.Value("float32")
-        labels = {split: _parse_numbers(table, label_column) for split, table in tables.items()}
+        labels: dict[str, list] = {split: _parse_numbers(table, label_column) for split, table in tables.items()}
     else:
         several = problem_type == "multi_label_classification"
         parsed = {split: _parse_names(table, label_column, several) for split, table in tables.items()}

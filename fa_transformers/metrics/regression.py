@@ -31,17 +31,17 @@ class RegressionMetric(evaluate.Metric):
         # Not format="numpy": datasets would round the numbers to float32.
         return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
 
-    def _compute(self, predictions: list[float], references: list[float]) -> dict:
-        predictions, references = np.asarray(predictions), np.asarray(references)
+    def _compute(self, predictions: list[float] | np.ndarray, references: list[float] | np.ndarray) -> dict:
         if len(references) == 0:
             raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
-        for name, values in (("predictions", predictions), ("references", references)):
+        predicted, true = np.asarray(predictions), np.asarray(references)
+        for name, values in (("predictions", predicted), ("references", true)):
             if not np.isfinite(values).all():
                 raise ValueError(f"{name} hold a number that is not finite; lower the learning rate or mend the data.")
-        correlated = len(references) > 1 and np.ptp(predictions) > 0 and np.ptp(references) > 0
+        correlated = len(true) > 1 and np.ptp(predicted) > 0 and np.ptp(true) > 0
         return {
-            "mse": float(mean_squared_error(references, predictions)),
-            "mae": float(mean_absolute_error(references, predictions)),
-            "pearson": float(pearsonr(references, predictions).statistic) if correlated else None,
-            "spearman": float(spearmanr(references, predictions).statistic) if correlated else None,
+            "mse": float(mean_squared_error(true, predicted)),
+            "mae": float(mean_absolute_error(true, predicted)),
+            "pearson": float(pearsonr(true, predicted).statistic) if correlated else None,
+            "spearman": float(spearmanr(true, predicted).statistic) if correlated else None,
         }

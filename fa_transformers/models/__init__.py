@@ -4,6 +4,8 @@
 `AUTO_MAP` names the same classes for remote loading.
 """
 
+from typing import Any
+
 import transformers
 
 from .configuration_fa_bert import FABertConfig
@@ -19,7 +21,7 @@ from .modeling_fa_bert import (
 )
 from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
     FABertConfig: {
         "AutoModel": FABertModel,
         "AutoModelForMaskedLM": FABertForMaskedLM,

@@ -1,6 +1,7 @@
 """Configuration fields that FA models share, and how a stock checkpoint's configuration becomes one of ours."""
 
 import math
+from typing import ClassVar
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
@@ -35,8 +36,8 @@ class FactorizedConfig(PretrainedConfig):
             over the real tokens; for images, over the patches).
     """
 
-    AUTO_MAP = {}
-    STOCK_MODEL_TYPES = ()
+    AUTO_MAP: ClassVar[dict[str, str]] = {}
+    STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

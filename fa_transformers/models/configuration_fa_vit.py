@@ -2,6 +2,9 @@
 
 from .configuration_fa import FactorizedConfig
 
+# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports.
+from .fa_checkpoint_names import translate_config  # noqa: F401
+
 
 class FAViTConfig(FactorizedConfig):
     """Configuration of the FAViT models; reads stock ViT and DINOv2 (with and without registers) configurations too.

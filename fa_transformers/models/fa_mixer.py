@@ -60,10 +60,11 @@ class FeatureMap(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         copying, counts = self._copies()
+        bias: Tensor = self.query_bias
         if self.normalization == "scaling":
-            copying, bias = copying / counts.sqrt(), self.query_bias
+            copying = copying / counts.sqrt()
         else:
-            bias = self.query_bias - counts.log()
+            bias = bias - counts.log()
         mapped_query = query @ (copying + self.query_weight) + bias[:, None]
         return mapped_query, key @ (copying + self.key_weight)
 
@@ -121,23 +122,24 @@ class FactorizedMixer(nn.Module):
         """`mask` is bool [B, N], True = real. `grid` is (rows, columns) of the patches, which come last; None: text."""
         if mask is not None:
             value = value.masked_fill(~mask[:, None, :, None], 0.0)
-        features = (query, key) if self.feature_map is None else self.feature_map(query, key)
-        features = tuple(feature.to(value.dtype) for feature in features)  # autocast may have split the dtypes
-        mixed = factorized_attention(*features, value, mask, normalization=self.normalization)
+        query_features, key_features = (query, key) if self.feature_map is None else self.feature_map(query, key)
+        # Autocast may have split the dtypes.
+        query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
+        mixed = factorized_attention(query_features, key_features, value, mask, normalization=self.normalization)
         if self.window_gate is None and self.local_convolution is None:
             return mixed
 
         grid = grid or (query.shape[2],)
         num_prefix = query.shape[2] - math.prod(grid)
-        on_grid = [tensor[:, :, num_prefix:].unflatten(2, grid) for tensor in (query, key, value)]
+        grid_query, grid_key, grid_value = (t[:, :, num_prefix:].unflatten(2, grid) for t in (query, key, value))
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
             grid_mask = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
-            window = window_attention(*on_grid, grid_mask, self.window).flatten(2, -2)
+            window = window_attention(grid_query, grid_key, grid_value, grid_mask, self.window).flatten(2, -2)
             local = local + gate * (window.to(mixed.dtype) - local)
         if self.local_convolution is not None:
-            local = local + self.local_convolution(on_grid[2]).flatten(2, -2).to(mixed.dtype)
+            local = local + self.local_convolution(grid_value).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
 
 

@@ -3,6 +3,8 @@
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,7 @@ class FAPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = False
     _supports_context_parallel = False
     # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
-    CHECKPOINT_NAME_PATTERNS = {}
+    CHECKPOINT_NAME_PATTERNS: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config, *inputs, **kwargs):
         # Compared by name: remote code may hold two copies of one configuration class.
@@ -47,6 +49,12 @@ class FAPreTrainedModel(PreTrainedModel):
         # Always our names on disk: by default names that were mapped while loading would be mapped back.
         kwargs.setdefault("save_original_format", False)
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def tie_weights(self, missing_keys=None, **kwargs):
+        if missing_keys is not None:
+            # transformers 5.3 counts the tied weights of custom code as loaded and then leaves them without data.
+            missing_keys |= {name for name, parameter in self.named_parameters() if parameter.is_meta}
+        return super().tie_weights(missing_keys=missing_keys, **kwargs)
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs):
         check_attention_implementation(attn_implementation)
@@ -85,7 +93,7 @@ def as_requested(output, return_dict: bool):
     return output if return_dict else output.to_tuple()
 
 
-def check_mask(attention_mask: Tensor | None, shape: tuple[int, int], allow_holes: bool = False) -> Tensor | None:
+def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_holes: bool = False) -> Tensor | None:
     """A user's attention mask as bool [B, N], True = real.
 
     Raises ValueError if it has another shape, is floating-point, or, unless `allow_holes`, has padding inside a

@@ -24,7 +24,12 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+# `noqa` marks what is not used here: from a local folder, transformers 5.3 copies only the files that this one itself
+# imports.
+from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_bert import FABertConfig
+from .fa_attention import factorized_attention  # noqa: F401
+from .fa_checkpoint_names import translate_config  # noqa: F401
 from .fa_mixer import build_mixer
 from .modeling_fa import (
     FAPreTrainedModel,
@@ -485,7 +490,7 @@ class FABertForQuestionAnswering(FABertHead):
         loss = None
         if start_positions is not None and end_positions is not None:
             num_tokens, ignored = start_logits.shape[1], -100
-            loss = 0.0
+            loss = start_logits.new_zeros(())
             for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
                 positions = positions.view(-1)
                 inside = (positions >= 0) & (positions < num_tokens)

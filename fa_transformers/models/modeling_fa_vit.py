@@ -22,7 +22,11 @@ from transformers.modeling_outputs import (
     MaskedImageModelingOutput,
 )
 
+# `noqa` marks what is not used here: from a local folder, transformers 5.3 copies only the files that this one itself
+# imports.
+from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_vit import FAViTConfig
+from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import VIT_NAME_PATTERNS
 from .fa_mixer import build_mixer
 from .modeling_fa import FAPreTrainedModel, as_requested, check_mask, classification_loss, mean_over_real
@@ -108,6 +112,7 @@ class FAViTEmbeddings(nn.Module):
     def patch_positions(self, grid: tuple[int, int], interpolate_pos_encoding: bool | None) -> Tensor:
         """The position embeddings of a grid of patches: [1, P, C]; the table itself at the native size."""
         native = self.config.native_grid
+        assert self.position_embeddings is not None
         table = self.position_embeddings[:, 1:]
         if grid == native:
             return table
