@@ -76,6 +76,13 @@ class LabelledData:
         return fields
 
     @property
+    def image_statistics(self) -> dict:
+        """Mean and deviation that a new image processor normalises this data by; its own defaults for users' data."""
+        if not self.is_demo:
+            return {}
+        return {"image_mean": [digit_canvas.IMAGE_MEAN] * 3, "image_std": [digit_canvas.IMAGE_STD] * 3}
+
+    @property
     def score_split(self) -> str:
         """The split that the final scores are on."""
         return "test" if "test" in self.dataset else "validation"
@@ -296,12 +303,12 @@ def build_examples(
     if args.task == "text-classification":
         tokenized = tokenize_documents(data.dataset, processor, num_tokens, strict_length=args.strict_length)
         short = {"short_epochs": args.short_epochs, "short_length": args.short_length}
-        documents = {
+        examples = {
             split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
         }
-        return documents, TextCollator(processor, data)
+        return examples, TextCollator(processor, data)
     augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
-    examples: dict[str, torch.utils.data.Dataset] = {
+    examples = {
         split: ImageExamples(part, processor, num_tokens, **(augment if split == "train" else {}))
         for split, part in data.dataset.items()
     }

@@ -65,18 +65,23 @@ TASKS = {
 }  # fmt: skip
 DEMOS = {
     "text-classification": dict(
-        max_tokens_per_batch=2048, num_train_epochs=1.2, short_epochs=1, learning_rate=1e-4, local_window=64,
+        max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,
         classifier_pooling="mean", position_embedding_type="periodic", mixed_precision="auto",
         license="apache-2.0", language="en",
     ),
-    "image-classification": dict(num_train_epochs=10.0, license="apache-2.0"),
+    "image-classification": dict(
+        num_train_epochs=5.0, learning_rate=3e-3, classifier_pooling="mean", local_kernel_size=3, license="apache-2.0",
+    ),
 }  # fmt: skip
 FULL_RECIPES = {
-    "text-classification": dict(num_train_epochs=6.0, max_tokens_per_batch=8192, max_length=20480),
-    "image-classification": dict(num_train_epochs=20.0),
+    "text-classification": dict(num_train_epochs=4.0, short_epochs=2, max_length=20480),
+    "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip
-CANVAS = dict(num_train=1000, num_validation=100, num_test=200, size_px=1024)
-SMALL_FAVIT = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, patch_size=16)
+CANVAS = dict(num_train=800, num_validation=100, num_test=200, size_px=1024)
+SMALL_FAVIT = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, patch_size=16,
+    initializer_range=0.1,
+)  # fmt: skip
 LOW_RESOLUTION_PX = 224
 
 
@@ -116,7 +121,7 @@ def build_model(args: argparse.Namespace, data: LabelledData):
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": args.image_size} | overrides)
-        model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size)
+        model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size, **data.image_statistics)
     else:
         model = load_factorized(args.model_name_or_path, "AutoModelForImageClassification", **overrides)
         processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, size=size)

@@ -145,7 +145,7 @@ def load_digit_canvas(
     """Generated canvases as train, validation and test; columns image (grey) and label (ClassLabel "0" to "9").
 
     `num_train`, `num_validation` and `num_test` count images, `size_px` is the side of a canvas in pixels, and
-    `digits_per_class` the number of digits of each class on every canvas. The set is drawn once (about 15 ms an image)
+    `digits_per_class` the number of digits of each class on every canvas. The set is drawn once (about 30 ms an image)
     and kept by `datasets` in `cache_dir`, by default in Hugging Face's cache.
 
     Raises ValueError for a count below 1 and for a canvas without a cell for every digit.
