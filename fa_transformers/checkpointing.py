@@ -42,6 +42,7 @@ class TrainingState:
     tokens: int = 0
     seconds: float = 0.0
     best_score: float | None = None
+    best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
@@ -51,7 +52,8 @@ class TrainingState:
         self.epoch, self.batch = (self.epoch + 1, 0) if epoch_ends else (self.epoch, self.batch + 1)
 
     def record_score(self, scores: dict, metric: str) -> bool:
-        """Note an evaluation at the present step; True where its `metric` beats every earlier one.
+        """Note an evaluation at the present step; True where its `metric` beats every earlier one, or equals the best at
+        a lower loss: a small validation split often ties.
 
         Raises:
             ValueError: `metric` is not among the scores, or is undefined on this split.
@@ -59,11 +61,16 @@ class TrainingState:
         if not isinstance(scores.get(metric), float):
             known = sorted(name for name, value in scores.items() if isinstance(value, float))
             raise ValueError(f"--metric_for_best_model {metric} has no value on validation; choose of {known}.")
-        score = scores[metric]
-        lower_is_better = metric in LOWER_IS_BETTER
-        gained = self.best_score is None or (score < self.best_score if lower_is_better else score > self.best_score)
+        score, loss = scores[metric], scores["loss"]
+        if self.best_score is None or self.best_loss is None:
+            gained = True
+        elif score == self.best_score:
+            gained = loss < self.best_loss
+        else:
+            gained = (score < self.best_score) == (metric in LOWER_IS_BETTER)
         if gained:
-            self.best_score, self.best_step, self.evaluations_without_gain = score, self.step, 0
+            self.best_score, self.best_loss, self.best_step = score, loss, self.step
+            self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1
         return gained
@@ -193,7 +200,7 @@ def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, set
     best = f"checkpoint-{state.best_step}"
     source = checkpoint.parent / best
     if state.best_step is not None and not (source.is_dir() or (output_dir / best).is_dir()):
-        state.best_score = state.best_step = None
+        state.best_score = state.best_loss = state.best_step = None
     elif state.best_step is not None and not (output_dir / best).is_dir() and accelerator.is_main_process:
         temporary = output_dir / f".{best}.tmp"
         shutil.copytree(source, temporary)

@@ -263,17 +263,19 @@ def test_the_first_signal_asks_to_stop_and_the_second_stops(number):
 
 def test_scores_are_compared_in_the_right_direction():
     state = TrainingState({}, step=1)
-    assert state.record_score({"mse": 2.0}, "mse")
+    assert state.record_score({"mse": 2.0, "loss": 2.0}, "mse")
     state.step = 2
-    assert not state.record_score({"mse": 3.0}, "mse")
+    assert not state.record_score({"mse": 3.0, "loss": 3.0}, "mse")
     assert state.evaluations_without_gain == 1 and state.best_step == 1
-    assert state.record_score({"mse": 1.0}, "mse")
+    assert state.record_score({"mse": 1.0, "loss": 1.0}, "mse")
     assert state.evaluations_without_gain == 0 and state.best_step == 2
     accuracy = TrainingState({})
-    assert accuracy.record_score({"accuracy": 0.5}, "accuracy")
-    assert not accuracy.record_score({"accuracy": 0.5}, "accuracy")
-    with pytest.raises(ValueError, match=r"--metric_for_best_model pearson has no value .* \['mse'\]"):
-        state.record_score({"mse": 1.0, "pearson": None}, "pearson")
+    assert accuracy.record_score({"accuracy": 0.5, "loss": 1.0}, "accuracy")
+    assert not accuracy.record_score({"accuracy": 0.5, "loss": 1.0}, "accuracy")
+    assert accuracy.record_score({"accuracy": 0.5, "loss": 0.9}, "accuracy")  # a tie goes to the lower loss
+    assert not accuracy.record_score({"accuracy": 0.4, "loss": 0.1}, "accuracy")
+    with pytest.raises(ValueError, match=r"--metric_for_best_model pearson has no value .* \['loss', 'mse'\]"):
+        state.record_score({"mse": 1.0, "loss": 1.0, "pearson": None}, "pearson")
 
 
 def tiny_bert() -> BertForSequenceClassification:
