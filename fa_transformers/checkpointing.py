@@ -52,8 +52,9 @@ class TrainingState:
         self.epoch, self.batch = (self.epoch + 1, 0) if epoch_ends else (self.epoch, self.batch + 1)
 
     def record_score(self, scores: dict, metric: str) -> bool:
-        """Note an evaluation at the present step; True where its `metric` beats every earlier one, or equals the best at
-        a lower loss: a small validation split often ties.
+        """Note an evaluation at the present step; True where its `metric` beats every earlier one.
+
+        A tie, which is common on a small validation split, goes to the lower loss.
 
         Raises:
             ValueError: `metric` is not among the scores, or is undefined on this split.

@@ -21,8 +21,8 @@ def tfidf_baseline(dataset: datasets.DatasetDict, split: str = "test") -> dict[s
     """Accuracy and macro-F1, on `split`, of a linear classifier of word counts that is fitted on train.
 
     Columns "text" and "label" (one label per document). Features are TF-IDF of the words and word pairs that two or
-    more documents hold (in fewer than 100 documents: any), with logarithmic counts; classes are weighted by the inverse of their frequency. Nothing is
-    tuned on the scored split.
+    more documents hold (in fewer than 100 documents: any), with logarithmic counts; classes are weighted by the inverse
+    of their frequency. Nothing is tuned on the scored split.
     """
     documents = list(dataset["train"]["text"])
     min_df = 2 if len(documents) >= 100 else 1
