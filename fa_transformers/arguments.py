@@ -1,6 +1,7 @@
 """Command-line flags of the training scripts, named as in transformers' TrainingArguments, each with its unit."""
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,6 +164,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         "freeze_layers",
         "dataloader_num_workers",
         "num_threads",
+        "warmup_steps",
         "seed",
     ):
         if getattr(args, name) < 0:
@@ -182,5 +184,16 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--train_file needs --task text-classification; for images use --image_folder.")
     if args.task == "text-classification" and args.model_name_or_path == "none":
         raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
+    if sources and args.full_recipe:
+        raise ValueError(f"--full_recipe is of the built-in demo data; --{sources[0]} has its own flags.")
+    if args.max_length is not None and args.max_length < 3:
+        raise ValueError(f"--max_length must be at least 3 tokens, two of which are special, got {args.max_length}.")
+    if args.license != args.license.lower() or " " in args.license:
+        raise ValueError(f"--license must be as the Hub spells it, such as apache-2.0, got {args.license!r}.")
+    if not re.fullmatch(r"[\w.-]+", args.output_dir.resolve().name):
+        raise ValueError(
+            f"--output_dir {args.output_dir} must end in a name of letters, digits, '.', '-' and '_': the model card "
+            "and the Hub name the model by it."
+        )
     if args.resume_from_checkpoint and args.overwrite_output_dir:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")

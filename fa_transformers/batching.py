@@ -26,9 +26,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             than this gets a batch of its own. None = no budget.
         group_by_length: put examples of similar length together, to save padding.
         shuffle: a new order for each epoch, drawn from (seed, epoch); else the order is always the same.
-        num_processes: the number of batches is made a multiple of this, by halving the batches with most examples, so
-            that Accelerate's shards are equally many without repeating an example. Batches of one step (consecutive
-            ones) have similar cost.
+        num_processes: the number of batches is made a multiple of this, by halving the batches with most examples
+            (where there are too few examples for that, by joining the shortest batches, over the limits), so that
+            Accelerate's shards are equally many without repeating an example. Batches of one step (consecutive ones)
+            have similar cost.
 
     Raises:
         ValueError: there are no examples or fewer than processes, or batch_size or max_tokens is below 1.
@@ -107,14 +108,25 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             jitter = random.uniform(1.0, 1.1, size=len(order)) if self.shuffle else 1.0
             order = order[np.argsort(lengths[order] * jitter, kind="stable")]
         batches = self._pack(order, lengths)
-        while len(batches) % self.num_processes:
-            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
-            batch = batches[largest]
-            batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+        self._even_out(batches, lengths)
         if not self.shuffle:
             return batches
         steps = [batches[start : start + self.num_processes] for start in range(0, len(batches), self.num_processes)]
         return [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+
+    def _even_out(self, batches: list[list[int]], lengths: np.ndarray) -> None:
+        """Make the number of batches a multiple of the processes, in place."""
+        remainder = len(batches) % self.num_processes
+        can_split = len(batches) - remainder + self.num_processes <= len(self.lengths)
+        while len(batches) % self.num_processes:
+            if can_split:
+                largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+                batch = batches[largest]
+                batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            else:  # nearly all hold one example: better one over the limit than one repeated or left out
+                first, second = sorted(range(len(batches)), key=lambda index: lengths[batches[index]].sum())[:2]
+                batches[first] = batches[first] + batches[second]
+                del batches[second]
 
     def _pack(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
         batches: list[list[int]] = [[]]

@@ -28,7 +28,8 @@ UNPUBLISHED = "unpublished"
 FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# The Hub's oldest models, such as "bert-base-uncased", have no owner.
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
 
 class FactError(ValueError):

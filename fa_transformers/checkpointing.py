@@ -104,7 +104,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
         )
-    for checkpoint in [*output_dir.glob("checkpoint-*"), *output_dir.glob("*/checkpoint-*")]:
+    for checkpoint in [*output_dir.glob("checkpoint-*"), *output_dir.glob("at_*_px/checkpoint-*")]:
         if _CHECKPOINT_NAME.fullmatch(checkpoint.name):
             shutil.rmtree(checkpoint)
 

@@ -122,7 +122,7 @@ def push_folder(
     Only the files that `publish` wrote are sent.
 
     Args:
-        repo_id: "owner/name"; created if it does not exist.
+        repo_id: "owner/name", or a name under the token's account; created if it does not exist.
         private: create it private. An existing public repository is then an error.
         revision: branch to push to, created from main if it does not exist; None is main.
         token: of the Hub; None uses HF_TOKEN or the stored login.
@@ -149,7 +149,8 @@ def push_folder(
     branch = revision or "main"
     api = HfApi(token=token)
     with _push_step("creating the repository", repo_id):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        # A bare name becomes one under the account of the token.
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise ValueError("it exists and is public; make it private in its settings, or choose another name")
     if branch != "main":

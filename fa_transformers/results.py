@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from .checkpointing import TrainingState, write_json
 from .data.baselines import tfidf_baseline
 from .measure import measure_speed
 from .metrics import load_metric
-from .tasks import MINILM_HUB_ID, LabelledData, label_tensor, resolve_checkpoint
+from .tasks import MINILM_HUB_ID, LabelledData, count_patches, label_tensor, resolve_checkpoint
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
 CARD_METRICS = {
@@ -147,12 +148,13 @@ def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
     if not Path(source).is_dir():
         # The cache keeps each revision in a folder that is named by its commit.
         cached = try_to_load_from_cache(source, "config.json")
-        return source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
+        return args.base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
     weights = sorted([*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")])[0]
     revision = f"sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()} of {weights.name}"
     if args.model_name_or_path == "minilm":
         return MINILM_HUB_ID, revision
-    return args.base_model or f"local/{Path(source).resolve().name}", revision
+    local_name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
+    return args.base_model or f"local/{local_name}", revision
 
 
 def describe_replacement(model: PreTrainedModel) -> str:
@@ -185,6 +187,7 @@ def describe_limits(args: argparse.Namespace, data: LabelledData, fitted: dict) 
         limits.append(f"Tokens after the first {args.max_length:,} of a document are cut off.")
     else:
         limits.append(f"Images are resized to {args.image_size} x {args.image_size} px, whatever their shape.")
+    limits.append("The same model with softmax attention was not trained for comparison.")
     limits.append("It was tested neither on other data nor for bias, and it answers unlike input too.")
     return limits
 
@@ -195,7 +198,7 @@ def time_by_length(model: PreTrainedModel, args: argparse.Namespace) -> list[Spe
     if args.task == "image-classification":
         shape = (1, model.config.num_channels, args.image_size, args.image_size)
         pixel_values = torch.rand(shape, generator=generator).to(model.device, model.dtype)
-        return [measure_speed(model, {"pixel_values": pixel_values}, (args.image_size // model.config.patch_size) ** 2)]
+        return [measure_speed(model, {"pixel_values": pixel_values}, count_patches(args.image_size, model.config))]
     longest = args.max_length if model.device.type != "cpu" else min(args.max_length, LONGEST_TIMED_ON_CPU)
     speed = []
     for length in sorted({min(512, longest), longest}):

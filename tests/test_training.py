@@ -346,3 +346,13 @@ def test_tables_align_and_plots_are_images(tmp_path):
     assert table.splitlines() == ["model   accuracy", "------  --------", "a       0.500", "longer  -"]
     plot_confusion_matrix([[3, 1], [0, 0]], ["yes", "no"], tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("num_examples", "num_processes"), [(5, 2), (5, 4), (6, 4), (7, 4), (4, 4)])
+def test_batches_of_one_are_shared_evenly_without_an_empty_or_repeated_one(num_examples, num_processes):
+    lengths = [5000 + index for index in range(num_examples)]
+    sampler = LengthGroupedBatchSampler(lengths, 32, max_tokens=2048, num_processes=num_processes)
+    batches = sampler.batches(0)
+    assert len(batches) % num_processes == 0
+    assert all(batches)
+    assert sorted(index for batch in batches for index in batch) == list(range(num_examples))

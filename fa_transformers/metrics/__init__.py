@@ -1,7 +1,7 @@
 """Metrics as `evaluate.Metric` modules that live in this package, so that no network is needed.
 
 Each file also works as `evaluate.load("path/to/file.py")`. With several processes, gather the predictions first
-(`accelerator.gather_for_metrics`) and compute on the gathered rows: see `fa_transformers.training.evaluate`.
+(`accelerator.gather_for_metrics`) and compute on the gathered rows: see `evaluate` in scripts/finetune.py.
 """
 
 import evaluate

@@ -156,8 +156,13 @@ def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:
             config.problem_type = "multi_label_classification"
         else:
             config.problem_type = "single_label_classification"
+    if config.problem_type != "single_label_classification" and labels.numel() != logits.numel():
+        raise ValueError(
+            f"`labels` must have one number per sample and label for {config.problem_type}, as logits "
+            f"{tuple(logits.shape)} have; got {tuple(labels.shape)}."
+        )
     if config.problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+        return F.mse_loss(logits, labels.view_as(logits).to(logits.dtype))
     if config.problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels.view(-1))

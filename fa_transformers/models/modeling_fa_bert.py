@@ -72,6 +72,8 @@ class FABertEmbeddings(nn.Module):
         if self.position_embeddings is not None:
             if position_ids is None:
                 position_ids = self.positions(embeddings, mask)
+            elif not torch.compiler.is_compiling() and not position_ids.is_meta and position_ids.numel():
+                self.check_longest(int(position_ids.max()) + 1)
             if self.is_periodic:
                 position_ids = position_ids % self.position_embeddings.num_embeddings
             embeddings = embeddings + self.position_embeddings(position_ids)
@@ -79,7 +81,6 @@ class FABertEmbeddings(nn.Module):
 
     def positions(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
         """Count each document's real tokens from 0: [B, N], or [1, N] where nothing is padded."""
-        table_size = self.position_embeddings.num_embeddings
         if mask is None:
             longest = embeddings.shape[1]
             position_ids = torch.arange(longest, device=embeddings.device)[None]
@@ -87,13 +88,17 @@ class FABertEmbeddings(nn.Module):
             position_ids = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
             can_read = not torch.compiler.is_compiling() and not mask.is_meta
             longest = int(mask.sum(dim=1).max()) if can_read and mask.numel() else embeddings.shape[1]
+        self.check_longest(longest)
+        return position_ids
+
+    def check_longest(self, longest: int) -> None:
+        table_size = self.position_embeddings.num_embeddings
         if longest > table_size and not self.is_periodic:
             raise ValueError(
                 f"The document has {longest} tokens but the position table has {table_size} rows "
                 "(`max_position_embeddings`). Truncate it, enlarge the table, or use "
                 'position_embedding_type="periodic".'
             )
-        return position_ids
 
 
 class FABertSelfAttention(nn.Module):
