@@ -96,7 +96,7 @@ def test_an_empty_fact_is_an_error_that_names_it(name, emptiness):
         (["speed", 0, "seconds"], 1.0, r"'speed\[0\].seconds' is unknown"),
         (["speed"], "fast", "'speed' must be a list"),
         (["limits", 0], " ", r"'limits\[0\]' is missing"),
-        (["base_model"], "MiniLM", "'base_model' is 'MiniLM'"),
+        (["base_model"], "a/b/c", "'base_model' is 'a/b/c'"),
         (["license"], "Apache 2.0", "'license' is 'Apache 2.0'"),
         (["repo_id"], "not a repository", "'repo_id'"),
         (["revision"], "main", "'revision' is 'main', which moves"),
