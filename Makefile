@@ -12,7 +12,7 @@ ARGS ?=
 OLDEST_TESTS := $(wildcard tests/test_fa_attention.py tests/test_block.py tests/test_modeling*.py \
 	tests/test_attention_interface.py tests/test_remote_code.py)
 
-.PHONY: demo images test test-all test-oldest lint typecheck clean rebuild
+.PHONY: demo images test test-all test-oldest test-slow lint typecheck clean rebuild
 
 demo: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --output_dir outputs/demo --overwrite_output_dir $(ARGS)
@@ -22,6 +22,10 @@ images: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+# The slow tests of some files; all of them where SLOW_TESTS is empty.
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow $(SLOW_TESTS) $(ARGS)
 
 test-all: $(VENV)/installed
 	$(RUN) -m pytest $(ARGS)

@@ -101,7 +101,7 @@ class ModelFacts:
         auto_class: the Auto class that loads it, "AutoModelForSequenceClassification", ...
         language: ISO 639-1 code of the text, None for images or where it is not known.
         license: licence of these weights as the Hub spells it, "apache-2.0", ...
-        base_model: "owner/name" on the Hub of the model this one started from, or FROM_SCRATCH.
+        base_model: "owner/name" (or an old bare name) on the Hub of the model this one started from, or FROM_SCRATCH.
         base_model_revision: commit, package version or checksum that fixes exactly which weights those were.
         replaced: what of the base model was replaced, and by what.
         trained_after: what was trained since, for how long; UNTRAINED for a model that was only converted.

@@ -36,7 +36,7 @@ def show(number: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="model folder, as scripts/finetune.py leaves it")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096, 16384], help="tokens")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     model = AutoModelForSequenceClassification.from_pretrained(args.folder).eval()
