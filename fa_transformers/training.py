@@ -21,14 +21,17 @@ class TrainingDiverged(RuntimeError):
 
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
-    """`name`, or for "auto" bf16 where the device multiplies matrices faster in it (CPUs: with AMX), else "no"."""
+    """`name`, or for "auto" bf16 where the device multiplies matrices faster in it, else "no".
+
+    Of CPUs, those with AMX or AVX512-BF16 do.
+    """
     if name != "auto":
         return name
     if not on_cpu:
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(False) else "no"
     # torch has told what the processor can do since 2.12.
     capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("amx_bf16") else "no"
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

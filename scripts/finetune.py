@@ -74,7 +74,7 @@ DEMOS = {
     ),
 }  # fmt: skip
 FULL_RECIPES = {
-    "text-classification": dict(num_train_epochs=3.0, short_epochs=2, max_length=20480),
+    "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),
     "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip
 CANVAS = dict(num_train=800, num_validation=100, num_test=200, size_px=1024)
