@@ -13,14 +13,13 @@ from tiny_models import EXACT, randomize, tiny_config
 from torch import Tensor, nn
 
 from fa_transformers.models import FABertConfig, FAViTConfig, factorized_attention
+from fa_transformers.models.fa_local import LocalConvolution, window_attention
 from fa_transformers.models.fa_mixer import (
     FEATURE_NOISE,
     FactorizedMixer,
     FeatureMap,
-    LocalConvolution,
     SoftmaxMixer,
     build_mixer,
-    window_attention,
 )
 
 GRIDS = [(1,), (2,), (15,), (63,), (65,), (1, 1), (5, 7), (13, 4), (1, 20)]

@@ -138,7 +138,13 @@ def loss_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]) 
 
 
 def outputs_of(model: PreTrainedModel, inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """The tensors of a model's output by name, without gradients."""
+    """The tensors of a model's output by name, without gradients.
+
+    Weights that were read from a file lie at any address, and on some processors products of one column round by it:
+    they are moved to where torch puts new tensors, so that equal weights give equal bits.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     with torch.no_grad():
         return {name: value for name, value in model(**inputs, **options).items() if isinstance(value, Tensor)}
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fa_attention import factorized_attention
+from .fa_local import LocalConvolution, window_attention
 
 FEATURE_NOISE = 0.01
 """Standard deviation of the noise on fresh feature maps: copies of a feature start this far apart, not equal."""
@@ -67,26 +68,6 @@ class FeatureMap(nn.Module):
             bias = bias - counts.log()
         mapped_query = query @ (copying + self.query_weight) + bias[:, None]
         return mapped_query, key @ (copying + self.key_weight)
-
-
-class LocalConvolution(nn.Module):
-    """Depthwise convolution over neighbouring values, zero-initialised: [B, H, *grid, D] -> [B, H, *grid, D]."""
-
-    def __init__(self, num_channels: int, kernel_size: int, spatial_rank: int):
-        super().__init__()
-        self.spatial_rank = spatial_rank
-        self.weight = nn.Parameter(torch.empty(num_channels, 1, *[kernel_size] * spatial_rank))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-    def forward(self, value: Tensor) -> Tensor:
-        batch, heads, *grid, width = value.shape
-        channels_first = value.movedim(-1, 2).reshape(batch, heads * width, *grid)
-        convolve = F.conv1d if self.spatial_rank == 1 else F.conv2d
-        mixed = convolve(channels_first, self.weight, padding=self.weight.shape[-1] // 2, groups=self.weight.shape[0])
-        return mixed.reshape(batch, heads, width, *grid).movedim(2, -1)
 
 
 class FactorizedMixer(nn.Module):
@@ -173,79 +154,3 @@ class SoftmaxMixer(nn.Module):
 def build_mixer(config, layer_index: int, spatial_rank: int) -> nn.Module:
     """The mixer of one layer, as `config.softmax_layers` says."""
     return SoftmaxMixer(config) if layer_index in config.softmax_layers else FactorizedMixer(config, spatial_rank)
-
-
-def window_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int) -> Tensor:
-    """Softmax attention of each position over its real neighbours at most `window` steps away on every axis.
-
-    The positions are cut into tiles at least `window` long; each tile attends to itself and its neighbour tiles under a
-    band mask. Time and memory are O(N · window) for text and O(N · window²) for images.
-
-    Args:
-        query, key, value: [B, H, *grid, D], with one axis for text and two for images.
-        mask: bool [B, *grid], True = real, or None. A position without a real neighbour gives zeros if `value` is zero
-            at padding, as it is in `FactorizedMixer`.
-        window: steps, at least 1.
-
-    Returns:
-        [B, H, *grid, D].
-    """
-    batch, heads, *grid, width = query.shape
-    rank = len(grid)
-    tile = max(window, 16 if rank == 1 else 3)
-    # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
-    tiles = [(size + tile - 1) // tile for size in grid]
-    tiled_shape = [length for count in tiles for length in (count, tile)]
-
-    def cut(tensor: Tensor, first_axis: int) -> Tensor:
-        """Cut the grid axes into tiles, padding the last: [..., *grid, ...] -> [..., tiles, tile, tiles, tile, ...]."""
-        padding = [amount for axis in reversed(range(rank)) for amount in (0, tiles[axis] * tile - grid[axis])]
-        tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - rank) + padding)
-        return tensor.reshape(*tensor.shape[:first_axis], *tiled_shape, *tensor.shape[first_axis + rank :])
-
-    def with_neighbours(tensor: Tensor, first_axis: int) -> Tensor:
-        """Extend every tile by the one before and the one after it on each axis: tile -> 3 · tile."""
-        tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - 2 * rank) + [0, 0, 1, 1] * rank)
-        for axis, count in zip(range(first_axis, first_axis + 2 * rank, 2), tiles, strict=True):
-            tensor = torch.cat([tensor.narrow(axis, start, count) for start in range(3)], dim=axis + 1)
-        return tensor
-
-    def tiles_first(tensor: Tensor) -> Tensor:
-        """[B, H, tiles, tile, ..., D] -> [B · tiles, H, tile positions, D]."""
-        tile_axes, position_axes = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
-        tensor = tensor.permute(0, *tile_axes, 1, *position_axes, 2 + 2 * rank)
-        return tensor.flatten(0, rank).flatten(2, -2)
-
-    real = query.new_ones(batch, *grid, dtype=torch.bool) if mask is None else mask
-    real = tiles_first(with_neighbours(cut(real, 1), 1)[:, None, ..., None])  # [B · tiles, 1, key positions, 1]
-    near, itself = _band(tile, window, rank, query.device)
-    # Every query may see itself, real or not, so that no row is empty; padded values are zero.
-    allowed = (near & real.transpose(2, 3)) | itself
-    query, key, value = cut(query, 2), with_neighbours(cut(key, 2), 2), with_neighbours(cut(value, 2), 2)
-    mixed = _masked_attention(tiles_first(query), tiles_first(key), tiles_first(value), allowed)
-    mixed = mixed.unflatten(2, [tile] * rank).unflatten(0, [batch, *tiles])
-    order = [0, 1 + rank, *(axis for i in range(rank) for axis in (1 + i, 2 + rank + i)), 2 + 2 * rank]
-    mixed = mixed.permute(order).reshape(batch, heads, *(count * tile for count in tiles), width)
-    for axis, size in enumerate(grid):
-        mixed = mixed.narrow(2 + axis, 0, size)
-    return mixed
-
-
-def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax attention where `allowed` is true; some position must be, in every row."""
-    is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if not (query.device.type == "cpu" and is_half and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-    # Written out, forward and backward take 0.4 × the time: torch 2.13's fused backward is slow in bfloat16 on CPU.
-    bias = torch.where(allowed, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1).to(value.dtype) @ value
-
-
-def _band(tile: int, window: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of three tiles' positions each position of the middle one may see, and which one is itself."""
-    offset = torch.arange(3 * tile, device=device) - tile - torch.arange(tile, device=device)[:, None]
-    near, same = offset.abs() <= window, offset == 0
-    if rank == 2:
-        near, same = (torch.kron(axis.byte(), axis.byte()).bool() for axis in (near, same))
-    return near, same

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .fa_mixer import FactorizedMixer, FeatureMap, LocalConvolution
+from .fa_local import LocalConvolution
+from .fa_mixer import FactorizedMixer, FeatureMap
 
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
@@ -67,16 +68,18 @@ class FAPreTrainedModel(PreTrainedModel):
             # Only torch.nn.init functions are called there: while loading, transformers makes them skip loaded tensors.
             module.reset_parameters()
 
-    def resolve_flags(self, output_attentions, output_hidden_states, return_dict):
-        """The caller's `output_hidden_states` and `return_dict`, or the configuration's; attention maps are refused."""
+    def wants_hidden_states(self, output_attentions, output_hidden_states):
+        """The caller's `output_hidden_states`, or the configuration's; attention maps are refused."""
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError(
                 "`output_attentions` is not available: factorized attention never forms the N×N attention matrix. "
                 "Use `output_hidden_states`, or a stock model for attention maps."
             )
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return output_hidden_states, self.config.return_dict if return_dict is None else return_dict
+        return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+
+    def as_requested(self, output, return_dict):
+        """A model output, or its values as a tuple, as the caller or else the configuration wants."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 def check_attention_implementation(name) -> None:
@@ -86,11 +89,6 @@ def check_attention_implementation(name) -> None:
             f"`attn_implementation` must be None, 'eager' or 'sdpa', got {name!r}. It says how `softmax_layers` run; "
             "all other layers are factorized whatever it says."
         )
-
-
-def as_requested(output, return_dict: bool):
-    """A model output, or its values as a tuple."""
-    return output if return_dict else output.to_tuple()
 
 
 def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_holes: bool = False) -> Tensor | None:

@@ -30,10 +30,10 @@ from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_bert import FABertConfig
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
+from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .modeling_fa import (
     FAPreTrainedModel,
-    as_requested,
     check_mask,
     classification_loss,
     first_real_token,
@@ -112,11 +112,12 @@ class FABertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.mixer = build_mixer(config, layer_index, spatial_rank=1)
 
+    def project(self, projection: nn.Module, hidden_states: Tensor) -> Tensor:
+        """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
+        return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        query, key, value = (
-            projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )  # [B, H, N, C / H]
+        query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
         return self.mixer(query, key, value, mask).transpose(1, 2).flatten(2)
 
 
@@ -131,18 +132,6 @@ class FABertOutput(nn.Module):
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
-
-
-class FABertAttention(nn.Module):
-    """Token mixing with its output projection and residual: [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config, layer_index: int):
-        super().__init__()
-        self.self = FABertSelfAttention(config, layer_index)
-        self.output = FABertOutput(config, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        return self.output(self.self(hidden_states, mask), hidden_states)
 
 
 class FABertIntermediate(nn.Module):
@@ -163,12 +152,18 @@ class FABertLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer_index: int):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
-        self.attention = FABertAttention(config, layer_index)
+        self.attention = nn.ModuleDict(
+            {"self": FABertSelfAttention(config, layer_index), "output": FABertOutput(config, config.hidden_size)}
+        )
         self.intermediate = FABertIntermediate(config)
         self.output = FABertOutput(config, config.intermediate_size)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        attended = self.attention(hidden_states, mask)
+        return self.finish(self.attention["self"](hidden_states, mask), hidden_states)
+
+    def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
+        attended = self.attention["output"](mixed, hidden_states)
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
 
     def feed_forward(self, attended: Tensor) -> Tensor:
@@ -261,7 +256,7 @@ class FABertModel(FABertPreTrainedModel):
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
                 hole, or a document is longer than the table of "absolute" positions.
         """
-        output_hidden_states, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         mask = check_mask(attention_mask, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
@@ -272,11 +267,14 @@ class FABertModel(FABertPreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask),
             hidden_states=encoded.hidden_states,
         )
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FABertHead(FABertPreTrainedModel):
-    """What the heads have in common: `bert`, a dropout and how they call the encoder."""
+    """What the heads have in common: `bert`, a dropout and a pooling.
+
+    Their inputs are those of `FABertModel.forward`, `options` its keyword arguments that are not named.
+    """
 
     def __init__(self, config: FABertConfig, add_pooling_layer: bool = False):
         super().__init__(config)
@@ -351,24 +349,17 @@ class FABertForMaskedLM(FABertHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         logits = self.cls["predictions"](encoded.last_hidden_state)
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        return as_requested(MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict)
+        return self.as_requested(
+            MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict
+        )
 
 
 class FABertForSequenceClassification(FABertHead):
@@ -391,25 +382,16 @@ class FABertForSequenceClassification(FABertHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         logits = self.classifier(self.dropout(self.pool(encoded, attention_mask)))
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FABertForTokenClassification(FABertHead):
@@ -428,25 +410,16 @@ class FABertForTokenClassification(FABertHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> TokenClassifierOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FABertForQuestionAnswering(FABertHead):
@@ -471,20 +444,11 @@ class FABertForQuestionAnswering(FABertHead):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.bert(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
-            return_dict=True,
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(dim=2)
         if attention_mask is not None:
@@ -503,7 +467,7 @@ class FABertForQuestionAnswering(FABertHead):
         output = QuestionAnsweringModelOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=encoded.hidden_states
         )
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FABertForMultipleChoice(FABertHead):
@@ -522,11 +486,9 @@ class FABertForMultipleChoice(FABertHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
@@ -534,8 +496,8 @@ class FABertForMultipleChoice(FABertHead):
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ]
-        encoded = self.bert(*flat, output_attentions, output_hidden_states, return_dict=True)
+        encoded = self.bert(*flat, return_dict=True, **options)
         logits = self.classifier(self.dropout(self.pool(encoded, flat[1]))).view(-1, num_choices)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         output = MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)

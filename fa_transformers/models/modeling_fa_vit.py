@@ -28,8 +28,9 @@ from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import VIT_NAME_PATTERNS
+from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
-from .modeling_fa import FAPreTrainedModel, as_requested, check_mask, classification_loss, mean_over_real
+from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, mean_over_real
 
 
 class FAViTPatchEmbeddings(nn.Module):
@@ -148,11 +149,12 @@ class FAViTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.mixer = build_mixer(config, layer_index, spatial_rank=2)
 
+    def project(self, projection: nn.Module, hidden_states: Tensor) -> Tensor:
+        """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
+        return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
     def forward(self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        query, key, value = (
-            projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )  # [B, H, N, C / H]
+        query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
         return self.mixer(query, key, value, mask, grid).transpose(1, 2).flatten(2)
 
 
@@ -166,18 +168,6 @@ class FAViTDense(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(self.dense(hidden_states))
-
-
-class FAViTAttention(nn.Module):
-    """Token mixing with its output projection: [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config, layer_index: int):
-        super().__init__()
-        self.attention = FAViTSelfAttention(config, layer_index)
-        self.output = FAViTDense(config, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        return self.output(self.attention(hidden_states, mask, grid))
 
 
 class FAViTIntermediate(nn.Module):
@@ -214,7 +204,9 @@ class FAViTLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer_index: int):
         super().__init__()
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
-        self.attention = FAViTAttention(config, layer_index)
+        self.attention = nn.ModuleDict(
+            {"attention": FAViTSelfAttention(config, layer_index), "output": FAViTDense(config, config.hidden_size)}
+        )
         self.intermediate = FAViTIntermediate(config)
         self.output = FAViTDense(config, config.intermediate_size)
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -224,8 +216,11 @@ class FAViTLayer(GradientCheckpointingLayer):
         self.layer_scale2 = FAViTLayerScale(config) if has_scale else nn.Identity()
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        attended = self.attention(self.layernorm_before(hidden_states), mask, grid)
-        hidden_states = hidden_states + self.layer_scale1(attended)
+        return self.finish(self.attention["attention"](self.layernorm_before(hidden_states), mask, grid), hidden_states)
+
+    def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
+        hidden_states = hidden_states + self.layer_scale1(self.attention["output"](mixed))
         return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, hidden_states)
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
@@ -326,7 +321,7 @@ class FAViTModel(FAViTPreTrainedModel):
         Raises:
             ValueError: an input has the wrong shape; the message names it.
         """
-        output_hidden_states, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
+        output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
         embeddings, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
         mask = check_mask(attention_mask, embeddings.shape[:2], allow_holes=True)
         encoded = self.encoder(embeddings, mask, grid, output_hidden_states)
@@ -336,11 +331,11 @@ class FAViTModel(FAViTPreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(hidden_states),
             hidden_states=encoded.hidden_states,
         )
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FAViTForImageClassification(FAViTPreTrainedModel):
-    """Classify images; logits [B, L]. `labels` as in FABertForSequenceClassification."""
+    """Classify images; logits [B, L]. `labels` as in FABertForSequenceClassification, `options` as in FAViTModel."""
 
     def __init__(self, config: FAViTConfig):
         super().__init__(config)
@@ -365,27 +360,26 @@ class FAViTForImageClassification(FAViTPreTrainedModel):
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> ImageClassifierOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             attention_mask=attention_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
             return_dict=True,
+            **options,
         )
         logits = self.classifier(self.pool(encoded.last_hidden_state, attention_mask))
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
 
 
 class FAViTForMaskedImageModeling(FAViTPreTrainedModel):
     """Reconstruct masked patches, SimMIM style: images [B, channels, height, width] -> the same shape.
+
+    `options` are those of FAViTModel.
 
     Source: Xie et al. 2022, "SimMIM", arXiv:2111.09886: the loss is the mean absolute error over masked pixels.
     """
@@ -413,19 +407,16 @@ class FAViTForMaskedImageModeling(FAViTPreTrainedModel):
         bool_masked_pos: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         attention_mask: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options,
     ) -> MaskedImageModelingOutput | tuple[Tensor, ...]:
-        _, return_dict = self.resolve_flags(output_attentions, output_hidden_states, return_dict)
         encoded = self.vit(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
             attention_mask=attention_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
             return_dict=True,
+            **options,
         )
         height, width = pixel_values.shape[2:]
         stride = self.config.encoder_stride
@@ -442,4 +433,4 @@ class FAViTForMaskedImageModeling(FAViTPreTrainedModel):
         output = MaskedImageModelingOutput(
             loss=loss, reconstruction=reconstruction, hidden_states=encoded.hidden_states
         )
-        return as_requested(output, return_dict)
+        return self.as_requested(output, return_dict)
