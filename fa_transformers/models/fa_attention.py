@@ -15,8 +15,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from .fa_attention_blocked import blocked_attention
+
 NORMALIZATIONS = ("softmax", "scaling")
-IMPLEMENTATIONS = ("auto", "reference")
+IMPLEMENTATIONS = ("auto", "reference", "blocked")
 
 
 def factorized_attention(
@@ -46,17 +48,31 @@ def factorized_attention(
             position gives zeros.
         normalization: "softmax" or "scaling".
         scale: factor for "scaling"; None means 1 / (number of real positions of the sample).
-        impl: "reference" (plain PyTorch) or "auto" (the fastest one that can run, here the reference).
+        impl: "reference" (plain PyTorch), "blocked" (for CPUs: over blocks that fit the cache, without temporaries of
+            the length of the input; first derivatives only) or "auto" (the fastest one that can run).
 
     Returns:
         [B, H, N, Dv].
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", or a name is unknown.
+        RuntimeError: the implementation that was asked for cannot run here; the message says why.
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
     _validate(query, key, value, mask, normalization, scale, impl)
+    if impl == "blocked" and query.device.type != "cpu":
+        raise RuntimeError(f'impl="blocked" is for CPU tensors, got {query.device}; use "auto" or "reference".')
+    # Exported graphs hold plain operators only, so that any runtime knows them.
+    is_exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if impl == "blocked" or (impl == "auto" and query.device.type == "cpu" and not is_exported):
+        return blocked_attention(query, key, value, mask, None, normalization, scale)
+    return _reference(query, key, value, mask, normalization, scale)
+
+
+def _reference(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, normalization: str, scale: float | None
+) -> Tensor:
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     device = query.device.type
     # Devices without autocast, such as "meta", refuse the context that would switch it off.
