@@ -288,9 +288,12 @@ def _measure_in_child(point: Point, sender: Connection) -> None:
 
 
 def run_point(point: Point) -> dict:
-    """Measure the point in a process of its own: `status`, and what `measure_point` returns or a `message`."""
+    """Measure the point in a process of its own: `status`, and what `measure_point` returns or a `message`.
+
+    Each process imports the top of the main script once more: what is imported there and not here costs at every point.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
+    context.set_forkserver_preload([__name__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_in_child, args=(point, sender), daemon=True)
     process.start()

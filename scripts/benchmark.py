@@ -40,7 +40,6 @@ from fa_transformers.benchmarking import (
     usable_cores,
 )
 from fa_transformers.card import write_text
-from fa_transformers.checkpointing import write_json
 from fa_transformers.models.configuration_fa import FactorizedConfig
 
 DEFAULTS = dict(
@@ -200,9 +199,9 @@ def measure(args: argparse.Namespace, results: dict, path: Path) -> None:
                 }
                 | outcome
             )
-            write_json(path, results)
+            write_text(path, json.dumps(results, indent=2))
     results["wall_seconds"] = round(time.perf_counter() - started, 1)
-    write_json(path, results)
+    write_text(path, json.dumps(results, indent=2))
 
 
 def main(args: argparse.Namespace) -> int:

@@ -88,8 +88,8 @@ def test_every_model_runs_at_two_sizes(name, mode):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_models_have_equal_weights_in_their_layers(name):
-    """Longformer's second Q, K, V and Nystromformer's convolution, FNet's missing projections are what differs."""
+def test_models_have_equal_width_depth_and_feed_forward_weights(name):
+    """Equal width, depth and heads, and as many weights in the feed-forward part, gated or not."""
     config = build_model(Point(name, "forward", 128, layers=3, **TINY)).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 3, 2)
     gated = 2 if ENCODERS[name].model_type == "modernbert" else 1
