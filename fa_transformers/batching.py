@@ -101,6 +101,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             self._cached = (epoch, self._build(epoch))
         return self._cached[1]
 
+    def largest_batch(self) -> tuple[int, int]:
+        """Examples and longest one, in tokens, of the batch with most tokens, padding included, of a full epoch."""
+        lengths = self.lengths_in(self.short_epochs)
+        shapes = ((len(batch), int(lengths[batch].max())) for batch in self.batches(self.short_epochs))
+        return max(shapes, key=math.prod)
+
     def _build(self, epoch: int) -> list[list[int]]:
         random, lengths = np.random.default_rng([self.seed, epoch]), self.lengths_in(epoch)
         order = random.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))

@@ -34,6 +34,7 @@ from fa_transformers.checkpointing import (
     save_checkpoint,
 )
 from fa_transformers.convert import load_factorized
+from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
 from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
@@ -258,6 +259,17 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
         f"{len(examples['train'])} examples, {len(loaders['train'])} batches an epoch"
     )
+    num_examples, longest = sampler.largest_batch()
+    estimate = estimate_memory(
+        model.config,
+        longest,
+        batch_size=num_examples,
+        training=True,
+        gradient_checkpointing=args.gradient_checkpointing,
+        mixed_precision=accelerator.mixed_precision,
+        device_type=accelerator.device.type,
+    )
+    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens")
     model, state = train(args, model, loaders, sampler, accelerator, data, output_dir)
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
@@ -267,6 +279,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
 
 def main(args: argparse.Namespace) -> dict:
     arguments.check_arguments(args)
+    return_freed_memory()
     accelerator = make_accelerator(args)
     with accelerator.main_process_first():
         data = load_data(args)  # first: a mistyped file must not cost the checkpoints that are overwritten

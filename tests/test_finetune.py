@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,7 +143,9 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     flags = text_flags(tmp_path, tiny_bert, kind, ending)
     results = run(*flags, "--max_steps", 4, "--classifier_pooling", "mean")
     assert results["split"] == "test" and results["num_examples"] == 9 and results["steps"] == 4
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+    output = capsys.readouterr().out
+    assert json.loads(output.splitlines()[-1]) == results
+    assert re.search(r"estimated peak memory: 0\.00 GiB \(.*\) for a batch of \d+ tokens", output)
     out = tmp_path / "out"
     assert json.loads((out / "all_results.json").read_text()) == results
     assert 0 < results["data_wait_share"] < 1
