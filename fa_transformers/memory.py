@@ -138,9 +138,8 @@ def estimate_memory(
 def return_freed_memory() -> None:
     """Let tensors of 4 MiB and more go back to the system as soon as they are freed, where the C library is glibc.
 
-    By itself glibc soon keeps freed tensors of up to 32 MiB, in whose places later ones of other sizes do not fit: with
-    MiniLM
-    at 4,096 tokens a training step then takes 1.22 GiB instead of 0.95.
+    By itself glibc soon keeps freed tensors of up to 32 MiB, in whose places later ones of other sizes do not fit:
+    with MiniLM at 4,096 tokens a training step then takes 1.22 GiB instead of 0.95.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
