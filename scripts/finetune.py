@@ -279,7 +279,8 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
 
 def main(args: argparse.Namespace) -> dict:
     arguments.check_arguments(args)
-    return_freed_memory()
+    if args.gradient_checkpointing:  # memory for time, here too: 1.5 s of system time on 8 s of CPU time
+        return_freed_memory()
     accelerator = make_accelerator(args)
     with accelerator.main_process_first():
         data = load_data(args)  # first: a mistyped file must not cost the checkpoints that are overwritten
