@@ -118,7 +118,7 @@ class FactorizedMixer(nn.Module):
             grid_mask = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
             window = window_attention(grid_query, grid_key, grid_value, grid_mask, self.window).flatten(2, -2)
-            local = local + gate * (window.to(mixed.dtype) - local)
+            local = local.lerp(window.to(mixed.dtype), gate)
         if self.local_convolution is not None:
             local = local + self.local_convolution(grid_value).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
