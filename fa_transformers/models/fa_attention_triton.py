@@ -89,7 +89,7 @@ if triton is not None:
             IS_INTERPRETED and dtype == tl.bfloat16
         ):  # the interpreter cuts bits off; add half a unit first, ties to even
             bits = x.to(tl.int32, bitcast=True)
-            x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+            x = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
         return x.to(dtype)
 
     @triton.jit
