@@ -210,14 +210,17 @@ def plot(path: Path, facts: dict, rows: list[dict], model_rows: list[dict]) -> N
             points = [row for row in rows if row["implementation"] == name]
             times = [row[f"{phase}_ms"] or float("nan") for row in points]
             axis.plot([row["length"] for row in points], times, marker="o", label=name)
-        axis.set(title=f"Operator, {title}", xlabel="positions", ylabel="ms", xscale="log", yscale="log")
-        axis.legend()
+        axis.set(title=f"Operator, {title}", ylabel="ms", yscale="log")
     for phase in ("forward", "training"):
         speeds = [row[f"{phase}_tokens_per_second"] or float("nan") for row in model_rows]
         axes[2].plot([row["length"] for row in model_rows], speeds, marker="o", label=phase)
-    axes[2].set(title=f"FABert, {facts['layers']} layers", xlabel="tokens", ylabel="tokens/s", xscale="log")
-    axes[2].set_ylim(bottom=0)
-    axes[2].legend()
+    axes[2].set(title=f"FABert, layers: {facts['layers']}", ylabel="tokens/s", ylim=(0, None))
+    for axis, points in zip(axes, (rows, rows, model_rows), strict=True):
+        lengths = sorted({row["length"] for row in points})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(lengths, [f"{length / 1024:g}k" if length >= 1024 else str(length) for length in lengths])
+        axis.set_xlabel("positions")
+        axis.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
