@@ -133,8 +133,7 @@ def _accumulate(
         _add_outer(context, weights, work.cast("value", value_block))
 
 
-@torch.library.custom_op(f"{NAMESPACE}::forward", mutates_args=())
-def _forward(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -174,6 +173,9 @@ def _empty_results(query: Tensor, value: Tensor, cu_seqlens: Tensor | None) -> t
         maximum,
         torch.empty_like(maximum),
     )
+
+
+_forward = torch.library.custom_op(f"{NAMESPACE}::forward", _attend, mutates_args=())
 
 
 @_forward.register_fake

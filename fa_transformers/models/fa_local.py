@@ -73,7 +73,7 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
     def surroundings(tensor: Tensor) -> Tensor:
         """A tile's positions and `window` on each side: [B, H, N, D] -> [tiles, H, tile + 2 · window, D]."""
         row = as_row(tensor, window, window + missing)
-        if not tensor.requires_grad or tile != window:
+        if not (torch.is_grad_enabled() and tensor.requires_grad) or tile != window:
             return row.unfold(0, tile + 2 * window, tile).transpose(2, 3)
         # The same as copies, since gradients of overlapping views add up slowly.
         tiles = row.unflatten(0, (count + 2, tile))
