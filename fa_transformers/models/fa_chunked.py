@@ -96,7 +96,8 @@ def run_layer_in_chunks(
 
     Args:
         mask: bool [B, N], True = real.
-        chunk_size: tokens per chunk; with local terms on an image rounded down to whole rows of patches, but one.
+        chunk_size: tokens per chunk and sample; with local terms on an image rounded down to whole rows of patches,
+            one at least.
         attention: the layer's self-attention, with `project`, `query`, `key`, `value` and `mixer`.
         normalize: from the layer's input to the attention's, each token on its own.
         finish: from the mixed tokens and the layer's input to its output, each token on its own.

@@ -9,8 +9,6 @@ Padding may stand on the left, on the right or on both sides: positions and the 
 Shape letters: B batch, N tokens, C hidden width, H heads, L labels.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -265,9 +263,10 @@ class FABertModel(FABertPreTrainedModel):
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
-            chunk_size: tokens to work on at a time, for documents whose activations do not fit into memory. The result
-                is the same, within rounding; the memory is that of one [B, N, C] tensor and of the activations of one
-                chunk (`softmax_layers` add two such tensors). Without gradients only. None: all at once.
+            chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
+                memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
+                activations of one chunk (`softmax_layers` add two such tensors). Without gradients only. None: all at
+                once.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
@@ -280,8 +279,11 @@ class FABertModel(FABertPreTrainedModel):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         mask = check_mask(attention_mask, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
         inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
-        embed = self.embeddings if chunk_size is None else partial(embed_text_in_chunks, self.embeddings, chunk_size)
-        encoded = self.encoder(embed(*inputs), mask, output_hidden_states, chunk_size)
+        if chunk_size is None:
+            embeddings = self.embeddings(*inputs)
+        else:
+            embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
+        encoded = self.encoder(embeddings, mask, output_hidden_states, chunk_size)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
             pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask),

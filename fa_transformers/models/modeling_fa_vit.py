@@ -369,10 +369,10 @@ class FAViTModel(FAViTPreTrainedModel):
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
-            chunk_size: patches to work on at a time, for images whose activations do not fit into memory; rounded down
-                to whole rows of patches, but one, where a part needs them. The result is the same, within rounding; the
-                memory is that of two [B, N, C] tensors and of the activations of one chunk (`softmax_layers` add
-                one such tensor). Without gradients only. None: all at once.
+            chunk_size: patches of each image to work on at a time, where activations of all would not fit into memory;
+                rounded down to whole rows of patches, one at least, where a part needs them. The result is the same,
+                within rounding; the memory is that of two [B, N, C] tensors and of the activations of one chunk
+                (`softmax_layers` add one such tensor). Without gradients only. None: all at once.
 
         Raises:
             ValueError: an input has the wrong shape, `chunk_size` is below 1 or comes while gradients are on; the
