@@ -31,6 +31,8 @@ from .configuration_fa_bert import FABertConfig
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_attention_blocked import blocked_attention  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
+from .fa_chunked import check_chunk_size, embed_text_in_chunks, run_layer_in_chunks
+from .fa_context import apply_context  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .modeling_fa import (
@@ -159,7 +161,12 @@ class FABertLayer(GradientCheckpointingLayer):
         self.intermediate = FABertIntermediate(config)
         self.output = FABertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, chunk_size: int | None = None) -> Tensor:
+        """With `chunk_size`, overwrites `hidden_states`."""
+        if chunk_size is not None:
+            return run_layer_in_chunks(
+                hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish
+            )
         return self.finish(self.attention["self"](hidden_states, mask), hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
@@ -178,10 +185,14 @@ class FABertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(FABertLayer(config, index) for index in range(config.num_hidden_layers))
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, output_hidden_states: bool) -> BaseModelOutput:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None, output_hidden_states: bool, chunk_size: int | None = None
+    ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
-            hidden_states = layer(hidden_states, mask)
+            if chunk_size is not None and output_hidden_states:
+                hidden_states = hidden_states.clone()  # the layer overwrites what it gets
+            hidden_states = layer(hidden_states, mask, chunk_size)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -241,6 +252,7 @@ class FABertModel(FABertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        chunk_size: int | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode documents.
 
@@ -252,17 +264,27 @@ class FABertModel(FABertPreTrainedModel):
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
+            chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
+                memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
+                activations of one chunk (`softmax_layers` add two such tensors). Without gradients only. None: all at
+                once.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
-                hole, or a document is longer than the table of "absolute" positions.
+                hole, a document is longer than the table of "absolute" positions, `chunk_size` is below 1 or comes
+                while gradients are on.
         """
+        check_chunk_size(chunk_size)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         mask = check_mask(attention_mask, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-        embeddings = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids, mask)
-        encoded = self.encoder(embeddings, mask, output_hidden_states)
+        inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        if chunk_size is None:
+            embeddings = self.embeddings(*inputs)
+        else:
+            embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
+        encoded = self.encoder(embeddings, mask, output_hidden_states, chunk_size)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
             pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask),
