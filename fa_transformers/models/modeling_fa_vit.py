@@ -30,6 +30,7 @@ from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import VIT_NAME_PATTERNS
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
+from .fa_packed import PackedDocuments  # noqa: F401
 from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, mean_over_real
 
 
