@@ -212,7 +212,7 @@ def test_one_graph_serves_packed_batches_of_several_sizes(config_class, auto_cla
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     options = {"num_choices": 2} if auto_class == "AutoModelForMultipleChoice" else {}
     stances = ("default", "fail_on_recompile", "fail_on_recompile")
-    for lengths, stance in zip([LENGTHS, (40, 3), (5, 90, 0, 7)], stances, strict=True):
+    for lengths, stance in zip([LENGTHS, (40, 3, 17, 2), (5, 90, 0, 7)], stances, strict=True):
         with torch.compiler.set_stance(stance):
             actual = outputs_of(compiled, pack(lengths), **options)
         for name, value in outputs_of(model, pack(lengths), **options).items():

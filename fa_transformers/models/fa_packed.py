@@ -45,13 +45,13 @@ class PackedDocuments:
         self.document_ids = torch.searchsorted(ends, tokens, right=True)
         self.positions = tokens - self.starts[self.document_ids]
         # As many as lengths could need: the number that they do need is known to the device alone.
-        num_tiles = num_tokens // TILE + self.num_documents
+        self.num_tiles = num_tokens // TILE + self.num_documents
         last_tiles = ((self.lengths + TILE - 1) // TILE).cumsum(dim=0)
         first_tiles = last_tiles - (self.lengths + TILE - 1) // TILE
         self.tile_documents = torch.searchsorted(
-            last_tiles, torch.arange(num_tiles, device=cu_seqlens.device), right=True
+            last_tiles, torch.arange(self.num_tiles, device=cu_seqlens.device), right=True
         )
-        self.tiles = RowLayout(first_tiles[self.document_ids] * TILE + self.positions, num_tiles * TILE)
+        self.tiles = RowLayout(first_tiles[self.document_ids] * TILE + self.positions, self.num_tiles * TILE)
 
     def spaced(self, gap: int) -> "RowLayout":
         """The layout with `gap` empty rows between documents."""
@@ -60,7 +60,7 @@ class PackedDocuments:
 
     def to_tiles(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
         """Cut into tiles, with `fill` in gaps: [..., T, D] -> [..., tiles, S, D]."""
-        return self.tiles.place(tokens, fill).unflatten(-2, (-1, TILE))
+        return self.tiles.place(tokens, fill).unflatten(-2, (self.num_tiles, TILE))
 
     def add_up(self, tiles: Tensor, dim: int) -> Tensor:
         """Add what tiles have, along `dim`, by document: tiles -> documents + 1, the last one a remainder."""
