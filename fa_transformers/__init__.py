@@ -19,6 +19,7 @@ from .models import (
     FAViTModel,
     factorized_attention,
 )
+from .packing import PackingCollator
 from .publish import publish
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "FactorizedAttentionBlock",
     "MemoryEstimate",
     "ModelFacts",
+    "PackingCollator",
     "estimate_memory",
     "extend_positions",
     "factorized_attention",

@@ -539,25 +539,6 @@ def test_a_second_copy_of_the_code_in_the_process_registers_operators_of_its_own
     assert np.array_equal(*outputs)
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_documents_of_a_packed_row_equal_the_documents_alone(normalization):
-    lengths = [3, 0, 70, 1, 600]
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(1, 2, sum(lengths), sum(lengths))]
-    packed = fa_attention_blocked.blocked_attention(*inputs, None, bounds, normalization)
-    spans = [slice(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    alone = [
-        factorized_attention(*(tensor[:, :, span] for tensor in inputs), normalization=normalization) for span in spans
-    ]
-    assert_within_budget(
-        packed[:, :, spans[4]], *(tensor[:, :, spans[4]] for tensor in inputs), normalization=normalization
-    )
-    direction = torch.randn_like(packed)
-    expected = torch.autograd.grad(torch.cat(alone, dim=2), inputs, direction)
-    for gradient, reference in zip(torch.autograd.grad(packed, inputs, direction), expected, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=0, atol=64 * EPS64 * reference.abs().max().item())
-
-
 def test_the_memory_meter_sees_an_explicit_attention_matrix():
     query, key, value = make_inputs(1, 1, 300, 200)
     with MemoryMeter() as meter:

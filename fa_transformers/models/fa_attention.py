@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from .fa_attention_blocked import blocked_attention
+from .fa_attention_triton import supports as triton_supports
+from .fa_attention_triton import triton_attention
+from .fa_packed import PackedDocuments, pack, packed_attention
 
 NORMALIZATIONS = ("softmax", "scaling")
-IMPLEMENTATIONS = ("auto", "reference", "blocked")
+IMPLEMENTATIONS = ("auto", "reference", "blocked", "triton")
 
 
 def factorized_attention(
@@ -29,6 +32,7 @@ def factorized_attention(
     *,
     normalization: str = "softmax",
     scale: float | None = None,
+    cu_seqlens: Tensor | PackedDocuments | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attend to all positions in time and memory linear in their number.
@@ -47,27 +51,66 @@ def factorized_attention(
         mask: bool [B, M], True where a key position is real; None means that all are. A sample without any real
             position gives zeros.
         normalization: "softmax" or "scaling".
-        scale: factor for "scaling"; None means 1 / (number of real positions of the sample).
+        scale: factor for "scaling"; None means 1 / (number of real positions of the sample or packed document).
+        cu_seqlens: int [documents + 1], the running total of document lengths from 0 to N, for a packed batch: B is 1,
+            M is N, and each document attends to itself alone, as if it were a sample of its own. None: not packed.
         impl: "reference" (plain PyTorch), "blocked" (for CPUs: over blocks that fit the cache, without temporaries of
-            the length of the input; first derivatives only) or "auto" (the fastest one that can run).
+            the length of the input), "triton" (fused kernels for NVIDIA GPUs, "softmax" only) or "auto" (the fastest
+            one that can run; the reference in exported graphs). Only the reference has second derivatives.
 
     Returns:
         [B, H, N, Dv].
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", or a name is unknown.
+        ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", a name is unknown, or `cu_seqlens`
+            comes with a mask, with B > 1 or M != N, or is no such total (see `check_cu_seqlens`).
         RuntimeError: the implementation that was asked for cannot run here; the message says why.
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
     _validate(query, key, value, mask, normalization, scale, impl)
-    if impl == "blocked" and query.device.type != "cpu":
-        raise RuntimeError(f'impl="blocked" is for CPU tensors, got {query.device}; use "auto" or "reference".')
-    # Exported graphs hold plain operators only, so that any runtime knows them.
-    is_exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if impl == "blocked" or (impl == "auto" and query.device.type == "cpu" and not is_exported):
-        return blocked_attention(query, key, value, mask, None, normalization, scale)
+    documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device, mask)
+    if documents is not None and key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"With `cu_seqlens`, `key` must have the {query.shape[2]} positions of `query`, got {key.shape[2]}."
+        )
+    bounds = None if documents is None else documents.cu_seqlens
+    match _choose(impl, query, key, value, mask, bounds, normalization):
+        case "triton":
+            return triton_attention(query, key, value, mask, bounds)
+        case "blocked":
+            return blocked_attention(query, key, value, mask, bounds, normalization, scale)
+    if documents is not None:
+        return packed_attention(query, key, value, documents, normalization, scale)
     return _reference(query, key, value, mask, normalization, scale)
+
+
+def _choose(
+    impl: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    normalization: str,
+) -> str:
+    """The implementation to run; RuntimeError if it was asked for by name and cannot."""
+    is_on_cpu = query.device.type == "cpu"
+    if impl == "auto":
+        # Exported graphs hold plain operators only, which any runtime knows.
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return "reference"
+        if is_on_cpu:
+            return "blocked"
+        return "reference" if triton_supports(query, key, value, mask, cu_seqlens, normalization) else "triton"
+    reason = None
+    if impl == "blocked" and not is_on_cpu:
+        reason = f"it is for CPU tensors, got {query.device}"
+    elif impl == "triton":
+        reason = triton_supports(query, key, value, mask, cu_seqlens, normalization)
+    if reason is not None:
+        raise RuntimeError(f'impl="{impl}" cannot run: {reason}. Use "auto" or "reference".')
+    return impl
 
 
 def _reference(

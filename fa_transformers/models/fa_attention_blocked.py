@@ -208,8 +208,12 @@ def _backward(
     with torch.autocast("cpu", enabled=False):
         for index, (sample, positions, rows) in enumerate(places):
             context_gradient = torch.zeros_like(context[index])
-            for blocks in work.blocks(queries[sample, rows], gradient[sample, rows], query_gradient[sample, rows]):
-                _backward_queries(*blocks, context[index], context_gradient, is_softmax, work)
+            for query_block, gradient_block, target in work.blocks(
+                queries[sample, rows], gradient[sample, rows], query_gradient[sample, rows]
+            ):
+                _backward_queries(
+                    query_block, gradient_block, target, context[index], context_gradient, is_softmax, work
+                )
             real_keys, real_values = keys[sample, positions], values[sample, positions]
             if not len(real_keys):
                 continue
@@ -221,8 +225,11 @@ def _backward(
             is_whole = isinstance(positions, slice)
             key_target = key_gradient[sample, positions] if is_whole else torch.empty_like(real_keys)
             value_target = value_gradient[sample, positions] if is_whole else torch.empty_like(real_values)
-            for blocks in work.blocks(real_keys, real_values, key_target, value_target):
-                _backward_keys(*blocks, context_gradient, maximum[index] if is_softmax else None, shift, work)
+            highest = maximum[index] if is_softmax else None
+            for key_block, value_block, key_goal, value_goal in work.blocks(
+                real_keys, real_values, key_target, value_target
+            ):
+                _backward_keys(key_block, value_block, key_goal, value_goal, context_gradient, highest, shift, work)
             if not is_whole:
                 key_gradient[sample, positions], value_gradient[sample, positions] = key_target, value_target
     return results

@@ -24,7 +24,8 @@ class LocalConvolution(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         heads, width = value.shape[1], value.shape[-1]
-        tokens, weight = value.movedim(1, -2).flatten(-2), self.weight  # [B, *grid, C]
+        tokens = value.movedim(1, -2).flatten(-2)  # [B, *grid, C]
+        weight: Tensor = self.weight
         if self.spatial_rank == 1:
             tokens, weight = tokens[:, None], weight[:, :, None]
         # Channels come last in memory and stay there: convolving along one axis as conv1d would transpose by copying.
