@@ -18,6 +18,7 @@ from .models import (
     FAViTModel,
     factorized_attention,
 )
+from .packing import PackingCollator
 from .publish import publish
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "FAViTModel",
     "FactorizedAttentionBlock",
     "ModelFacts",
+    "PackingCollator",
     "extend_positions",
     "factorized_attention",
     "load_factorized",

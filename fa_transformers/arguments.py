@@ -81,6 +81,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per_device_eval_batch_size", type=int, help="most examples in an evaluation batch of one process")
     add("--max_tokens_per_batch", type=int, help="most tokens in a batch of a process, padding included; 0 = no limit")
     add("--group_by_length", action=argparse.BooleanOptionalAction, help="batch examples of similar length together")
+    add("--packing", action="store_true", help="text: documents one after the other instead of padded, in any order")
     add("--gradient_accumulation_steps", type=int, help="batches per optimiser step")
     add("--num_train_epochs", type=float, help="passes over the training data")
     add("--short_epochs", type=int, help="cut documents to --short_length in this many first epochs; 0 = none")
@@ -149,6 +150,10 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     if args.short_epochs and (args.short_length < 3 or args.task != "text-classification"):
         raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
+    if args.packing and (args.max_tokens_per_batch == 0 or args.task != "text-classification"):
+        raise ValueError(
+            "--packing is for text and needs a --max_tokens_per_batch, the tokens that a batch is filled to."
+        )
     counts = (
         "short_epochs",
         "eval_steps",

@@ -1,4 +1,4 @@
-"""Batches of similar length under a token budget, the same on every run, and where an epoch resumes.
+"""Batches under a token budget, of similar length or packed, the same on every run, and where an epoch resumes.
 
 The batches of an epoch are a pure function of (lengths, settings, seed, epoch), so a resumed run sees the same ones.
 """
@@ -25,6 +25,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         max_tokens: largest number of tokens in a batch, padding included: examples x longest. A single example longer
             than this gets a batch of its own. None = no budget.
         group_by_length: put examples of similar length together, to save padding.
+        packing: examples are packed: `max_tokens` then limits the sum of their lengths.
         shuffle: a new order for each epoch, drawn from (seed, epoch); else the order is always the same.
         num_processes: the number of batches is made a multiple of this, by halving the batches with most examples
             (where there are too few examples for that, by joining the shortest batches, over the limits), so that
@@ -42,6 +43,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         *,
         max_tokens: int | None = None,
         group_by_length: bool = True,
+        packing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         num_processes: int = 1,
@@ -58,6 +60,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.max_examples = batch_size
         self.max_tokens = max_tokens
         self.group_by_length = group_by_length
+        self.packing = packing
         self.shuffle = shuffle
         self.seed = seed
         self.num_processes = num_processes
@@ -79,7 +82,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     def settings(self) -> dict:
         """What decides the batches, for a resumed run to compare; the examples by a checksum of their lengths."""
         names = ["max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes"]
-        names += ["short_epochs", "short_length"]
+        names += ["packing", "short_epochs", "short_length"]
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
@@ -130,15 +133,16 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def _pack(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
         batches: list[list[int]] = [[]]
-        longest = 0
+        longest = total = 0
         for index in order.tolist():
-            grown = max(longest, int(lengths[index]))
-            over_budget = self.max_tokens is not None and (len(batches[-1]) + 1) * grown > self.max_tokens
+            length = int(lengths[index])
+            longest, total = max(longest, length), total + length
+            num_tokens = total if self.packing else (len(batches[-1]) + 1) * longest
+            over_budget = self.max_tokens is not None and num_tokens > self.max_tokens
             if batches[-1] and (len(batches[-1]) == self.max_examples or over_budget):
                 batches.append([])
-                grown = int(lengths[index])
+                longest = total = length
             batches[-1].append(index)
-            longest = grown
         return batches
 
 

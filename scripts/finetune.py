@@ -149,7 +149,8 @@ def build_loaders(args: argparse.Namespace, examples: dict, collate, accelerator
             part.lengths,
             args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
             max_tokens=args.max_tokens_per_batch or None,
-            group_by_length=args.group_by_length or not is_train,
+            group_by_length=(args.group_by_length or not is_train) and not args.packing,
+            packing=args.packing,
             shuffle=is_train,
             seed=args.seed,
             num_processes=accelerator.num_processes,
@@ -272,7 +273,7 @@ def main(args: argparse.Namespace) -> dict:
             prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
     start_trackers(accelerator, args.report_to, "finetune", vars(args))
     fitted = fit(args, data, accelerator, args.output_dir)
-    rivals = {}
+    rivals, summary = {}, {}
     if data.is_demo and args.task == "image-classification":
         accelerator.print(f"The same architecture, as many steps, on the images at {LOW_RESOLUTION_PX} px:")
         folder = args.output_dir / f"at_{LOW_RESOLUTION_PX}_px"
@@ -281,7 +282,6 @@ def main(args: argparse.Namespace) -> dict:
         small = fit(argparse.Namespace(**vars(args) | changes), data, accelerator, folder)
         rivals[f"the same at {LOW_RESOLUTION_PX} px"] = small["scores"]
     accelerator.end_training()
-    summary = {}
     if accelerator.is_main_process:
         rivals |= results.score_baselines(data)
         summary = results.summarise(args, data, fitted, rivals)

@@ -192,6 +192,12 @@ def test_chunks_with_gradients_are_an_error_that_says_what_to_do(config_class, a
         model(**inputs_of(model, auto_class), chunk_size=4)
 
 
+def test_chunks_of_a_packed_batch_are_an_error():
+    model, ids = build(FABertConfig, FABertModel), torch.ones(1, 9, dtype=torch.long)
+    with torch.no_grad(), pytest.raises(ValueError, match="`chunk_size` is for whole documents"):
+        model(input_ids=ids, cu_seqlens=torch.tensor([0, 4, 9]), chunk_size=4)
+
+
 @pytest.mark.parametrize("name", ["token_type_ids", "position_ids"])
 def test_inputs_of_another_length_are_an_error_in_chunks_too(name):
     model, ids = build(FABertConfig, FABertModel), torch.ones(1, 9, dtype=torch.long)

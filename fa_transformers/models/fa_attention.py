@@ -15,6 +15,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from .fa_packed import PackedDocuments, pack, packed_attention
+
 NORMALIZATIONS = ("softmax", "scaling")
 IMPLEMENTATIONS = ("auto", "reference")
 
@@ -27,6 +29,7 @@ def factorized_attention(
     *,
     normalization: str = "softmax",
     scale: float | None = None,
+    cu_seqlens: Tensor | PackedDocuments | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attend to all positions in time and memory linear in their number.
@@ -45,18 +48,28 @@ def factorized_attention(
         mask: bool [B, M], True where a key position is real; None means that all are. A sample without any real
             position gives zeros.
         normalization: "softmax" or "scaling".
-        scale: factor for "scaling"; None means 1 / (number of real positions of the sample).
+        scale: factor for "scaling"; None means 1 / (number of real positions of the sample or packed document).
+        cu_seqlens: int [documents + 1], the running total of document lengths from 0 to N, for a packed batch: B is 1,
+            M is N, and each document attends to itself alone, as if it were a sample of its own. None: not packed.
         impl: "reference" (plain PyTorch) or "auto" (the fastest one that can run, here the reference).
 
     Returns:
         [B, H, N, Dv].
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", or a name is unknown.
+        ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", a name is unknown, or `cu_seqlens`
+            comes with a mask, with B > 1 or M != N, or is no such total (see `check_cu_seqlens`).
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
     _validate(query, key, value, mask, normalization, scale, impl)
+    documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device, mask)
+    if documents is not None:
+        if key.shape[2] != query.shape[2]:
+            raise ValueError(
+                f"With `cu_seqlens`, `key` must have the {query.shape[2]} positions of `query`, got {key.shape[2]}."
+            )
+        return packed_attention(query, key, value, documents, normalization, scale)
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     device = query.device.type
     # Devices without autocast, such as "meta", refuse the context that would switch it off.

@@ -23,8 +23,8 @@ from .fa_context import ContextAccumulator, apply_context
 from .fa_mixer import FactorizedMixer
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise ValueError unless `chunk_size` is None, or a number of tokens while gradients are off."""
+def check_chunk_size(chunk_size: int | None, cu_seqlens: object = None) -> None:
+    """Raise ValueError unless `chunk_size` is None, or a number of tokens, gradients are off and nothing is packed."""
     if chunk_size is None:
         return
     if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
@@ -34,6 +34,10 @@ def check_chunk_size(chunk_size: int | None) -> None:
             "`chunk_size` works without gradients only: call the model under torch.inference_mode() or "
             "torch.no_grad(). To train at length use gradient checkpointing and the configuration's "
             "`chunk_size_feed_forward`."
+        )
+    if cu_seqlens is not None:
+        raise ValueError(
+            "`chunk_size` is for whole documents: leave out `cu_seqlens`, or encode the packed batch at once."
         )
 
 
@@ -69,7 +73,7 @@ def embed_text_in_chunks(
     assert tokens is not None
     num_tokens = tokens.shape[1]
     if position_ids is None and embeddings.position_embeddings is not None:
-        position_ids = embeddings.positions(tokens, mask)
+        position_ids = embeddings.positions(tokens, mask, None)
     for name, tensor in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
         if tensor is not None and tensor.shape[1:] != (num_tokens,):
             raise ValueError(f"`{name}` must be [batch, tokens] with {num_tokens} tokens, got {tuple(tensor.shape)}.")

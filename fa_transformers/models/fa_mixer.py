@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .fa_attention import factorized_attention
 from .fa_local import LocalConvolution, window_attention
+from .fa_packed import PackedDocuments
 
 FEATURE_NOISE = 0.01
 """Standard deviation of the noise on fresh feature maps: copies of a feature start this far apart, not equal."""
@@ -109,16 +110,27 @@ class FactorizedMixer(nn.Module):
         return max(self.window, kernel_size // 2)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, grid: tuple[int, ...] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        grid: tuple[int, ...] | None = None,
+        documents: PackedDocuments | None = None,
     ) -> Tensor:
-        """`mask` is bool [B, N], True = real. `grid` is (rows, columns) of the patches, which come last; None: text."""
+        """`mask` is bool [B, N], True = real. `grid` is (rows, columns) of the patches, which come last; None: text.
+
+        Of a packed batch (B = 1, no mask), `documents` says where each ends; every term stays inside one.
+        """
         if mask is not None:
             value = value.masked_fill(~mask[:, None, :, None], 0.0)
         query_features, key_features = self.query_features(query), self.key_features(key)
         # Autocast may have split the dtypes.
         query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
-        mixed = factorized_attention(query_features, key_features, value, mask, normalization=self.normalization)
-        return self.add_local_terms(mixed, query, key, value, mask, grid)
+        mixed = factorized_attention(
+            query_features, key_features, value, mask, normalization=self.normalization, cu_seqlens=documents
+        )
+        return self.add_local_terms(mixed, query, key, value, mask, grid, documents)
 
     def query_features(self, query: Tensor) -> Tensor:
         """What the factorized term takes the softmax over features of: [B, H, N, D] -> [B, H, N, F]."""
@@ -135,6 +147,7 @@ class FactorizedMixer(nn.Module):
         value: Tensor,
         mask: Tensor | None,
         grid: tuple[int, ...] | None,
+        documents: PackedDocuments | None = None,
     ) -> Tensor:
         """Mix the window into the factorized term and add the convolution; `value` is zero at padding."""
         if self.window_gate is None and self.local_convolution is None:
@@ -145,13 +158,23 @@ class FactorizedMixer(nn.Module):
         grid_query, grid_key, grid_value = (t[:, :, num_prefix:].unflatten(2, grid) for t in (query, key, value))
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
-            grid_mask = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
+            segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
+            if documents is not None:
+                segments = documents.document_ids[None] + 1
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
-            window = window_attention(grid_query, grid_key, grid_value, grid_mask, self.window).flatten(2, -2)
+            window = window_attention(grid_query, grid_key, grid_value, segments, self.window).flatten(2, -2)
             local = local + gate * (window.to(mixed.dtype) - local)
         if self.local_convolution is not None:
-            local = local + self.local_convolution(grid_value).flatten(2, -2).to(mixed.dtype)
+            local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
+
+
+def convolve(convolution: LocalConvolution, value: Tensor, documents: PackedDocuments | None) -> Tensor:
+    """The convolution over [B, H, *grid, D], over zeros between packed documents as beyond the ends of a text."""
+    if documents is None:
+        return convolution(value)
+    layout = documents.spaced(convolution.weight.shape[-1] // 2)
+    return layout.take(convolution(layout.place(value)))
 
 
 class SoftmaxMixer(nn.Module):
@@ -168,8 +191,19 @@ class SoftmaxMixer(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, grid: tuple[int, ...] | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        grid: tuple[int, ...] | None = None,
+        documents: PackedDocuments | None = None,
     ) -> Tensor:
+        """See `FactorizedMixer`. Packed documents take turns, which reads their lengths and so cannot be compiled."""
+        if documents is not None:
+            lengths = documents.lengths.tolist()
+            parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+            return torch.cat([self(*part) for part in parts], dim=2)
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             mask = mask | ~mask.any(dim=1, keepdim=True)  # a sample of padding alone attends to itself instead of NaN

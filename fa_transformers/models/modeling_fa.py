@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .fa_local import LocalConvolution
 from .fa_mixer import FactorizedMixer, FeatureMap
+from .fa_packed import PackedDocuments
 
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
@@ -164,3 +165,35 @@ def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:
     if config.problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels.view(-1))
+
+
+def span_loss(logits: Tensor, positions: Tensor, documents: PackedDocuments | None) -> Tensor:
+    """Cross-entropy of one position of each document among all of that document's, of logits [B, N]; the mean.
+
+    `positions`: int [B], or [documents] of a packed batch, there counted from the document's start; those outside are
+    left out.
+    """
+    positions = positions.view(-1)
+    if documents is None:
+        inside = (positions >= 0) & (positions < logits.shape[1])
+        return F.cross_entropy(logits, positions.where(inside, -100), ignore_index=-100)
+    inside = (positions >= 0) & (positions < documents.lengths)
+    chosen = logits[0].index_select(0, (documents.starts + positions).where(inside, 0))
+    losses = (documents.logsumexp(logits[0]) - chosen).masked_fill(~inside, 0.0)
+    return losses.sum() / inside.sum()
+
+
+def count_choices(num_documents: int, num_choices: int | None, labels: Tensor | None) -> int:
+    """Choices per example of a packed multiple-choice batch: `num_choices`, or as many as the number of labels says.
+
+    Raises ValueError if neither says it, or examples × choices is not the number of documents.
+    """
+    if num_choices is None and labels is not None:
+        num_choices = num_documents // len(labels)
+    num_examples = num_documents // (num_choices or 1) if labels is None else len(labels)
+    if not num_choices or num_examples * num_choices != num_documents:
+        raise ValueError(
+            f"A packed batch needs examples × choices documents, got {num_documents} documents and `num_choices` "
+            f"{num_choices}. Give `num_choices`, or one label per example."
+        )
+    return num_choices

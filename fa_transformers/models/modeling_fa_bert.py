@@ -4,7 +4,8 @@ Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexitie
 Parameter names are those of stock BERT checkpoints, so such checkpoints load as they are. A layer's token mixing stands
 in `fa_mixer.py`, the operator in `fa_attention.py`.
 
-Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask.
+Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask. Or there is
+none: with `cu_seqlens` a batch is one row of documents, one after the other (see `fa_packed.py`).
 
 Shape letters: B batch, N tokens, C hidden width, H heads, L labels.
 """
@@ -32,75 +33,19 @@ from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
 from .fa_chunked import check_chunk_size, embed_text_in_chunks, run_layer_in_chunks
 from .fa_context import apply_context  # noqa: F401
+from .fa_embeddings import FABertEmbeddings
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
+from .fa_packed import PackedDocuments, pack
 from .modeling_fa import (
     FAPreTrainedModel,
     check_mask,
     classification_loss,
+    count_choices,
     first_real_token,
     mean_over_real,
+    span_loss,
 )
-
-
-class FABertEmbeddings(nn.Module):
-    """Sum of word, segment and position embeddings, normalised: ids [B, N] or embeddings [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.position_embeddings = (
-            None
-            if config.position_embedding_type == "none"
-            else nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        )
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.is_periodic = config.position_embedding_type == "periodic"
-
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        mask: Tensor | None,
-    ) -> Tensor:
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
-        if self.position_embeddings is not None:
-            if position_ids is None:
-                position_ids = self.positions(embeddings, mask)
-            elif not torch.compiler.is_compiling() and not position_ids.is_meta and position_ids.numel():
-                self.check_longest(int(position_ids.max()) + 1)
-            if self.is_periodic:
-                position_ids = position_ids % self.position_embeddings.num_embeddings
-            embeddings = embeddings + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm(embeddings))
-
-    def positions(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
-        """Count each document's real tokens from 0: [B, N], or [1, N] where nothing is padded."""
-        if mask is None:
-            longest = embeddings.shape[1]
-            position_ids = torch.arange(longest, device=embeddings.device)[None]
-        else:
-            position_ids = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            can_read = not torch.compiler.is_compiling() and not mask.is_meta
-            longest = int(mask.sum(dim=1).max()) if can_read and mask.numel() else embeddings.shape[1]
-        self.check_longest(longest)
-        return position_ids
-
-    def check_longest(self, longest: int) -> None:
-        table_size = self.position_embeddings.num_embeddings
-        if longest > table_size and not self.is_periodic:
-            raise ValueError(
-                f"The document has {longest} tokens but the position table has {table_size} rows "
-                "(`max_position_embeddings`). Truncate it, enlarge the table, or use "
-                'position_embedding_type="periodic".'
-            )
 
 
 class FABertSelfAttention(nn.Module):
@@ -118,9 +63,9 @@ class FABertSelfAttention(nn.Module):
         """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
         return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
         query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
-        return self.mixer(query, key, value, mask).transpose(1, 2).flatten(2)
+        return self.mixer(query, key, value, mask, documents=documents).transpose(1, 2).flatten(2)
 
 
 class FABertOutput(nn.Module):
@@ -160,13 +105,19 @@ class FABertLayer(GradientCheckpointingLayer):
         self.intermediate = FABertIntermediate(config)
         self.output = FABertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, chunk_size: int | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        documents: PackedDocuments | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
         """With `chunk_size`, overwrites `hidden_states`."""
         if chunk_size is not None:
             return run_layer_in_chunks(
                 hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish
             )
-        return self.finish(self.attention["self"](hidden_states, mask), hidden_states)
+        return self.finish(self.attention["self"](hidden_states, mask, documents), hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
@@ -185,13 +136,18 @@ class FABertEncoder(nn.Module):
         self.layer = nn.ModuleList(FABertLayer(config, index) for index in range(config.num_hidden_layers))
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, output_hidden_states: bool, chunk_size: int | None = None
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        output_hidden_states: bool,
+        documents: PackedDocuments | None = None,
+        chunk_size: int | None = None,
     ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
             if chunk_size is not None and output_hidden_states:
                 hidden_states = hidden_states.clone()  # the layer overwrites what it gets
-            hidden_states = layer(hidden_states, mask, chunk_size)
+            hidden_states = layer(hidden_states, mask, documents=documents, chunk_size=chunk_size)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -200,14 +156,16 @@ class FABertEncoder(nn.Module):
 
 
 class FABertPooler(nn.Module):
-    """A dense layer and tanh over the first real token: [B, N, C] -> [B, C]."""
+    """A dense layer and tanh over each document's first real token: [B, N, C] -> [B, C], packed [documents, C]."""
 
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.tanh(self.dense(first_real_token(hidden_states, mask)))
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
+        packed = documents is not None
+        first = documents.first_tokens(hidden_states) if packed else first_real_token(hidden_states, mask)
+        return torch.tanh(self.dense(first))
 
 
 class FABertPreTrainedModel(FAPreTrainedModel):
@@ -251,6 +209,7 @@ class FABertModel(FABertPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | PackedDocuments | None = None,
         chunk_size: int | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode documents.
@@ -263,30 +222,35 @@ class FABertModel(FABertPreTrainedModel):
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
+            cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, there
+                is no mask, positions restart in every document, and the pooled vectors are [documents, C], those of an
+                empty document being what zeros pool to. Layers in `softmax_layers` don't compile with it.
             chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
                 memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
-                activations of one chunk (`softmax_layers` add two such tensors). Without gradients only. None: all at
-                once.
+                activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
+                only. None: all at once.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
-                hole, a document is longer than the table of "absolute" positions, `chunk_size` is below 1 or comes
-                while gradients are on.
+                hole, a document is longer than the table of "absolute" positions, `cu_seqlens` doesn't fit, or
+                `chunk_size` is below 1 or comes with gradients or `cu_seqlens`.
         """
-        check_chunk_size(chunk_size)
+        check_chunk_size(chunk_size, cu_seqlens)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        mask = check_mask(attention_mask, (input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        mask = check_mask(attention_mask, tokens.shape[:2])
+        documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
         inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
         if chunk_size is None:
-            embeddings = self.embeddings(*inputs)
+            embeddings = self.embeddings(*inputs, documents)
         else:
             embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
-        encoded = self.encoder(embeddings, mask, output_hidden_states, chunk_size)
+        encoded = self.encoder(embeddings, mask, output_hidden_states, documents, chunk_size)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask),
+            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask, documents),
             hidden_states=encoded.hidden_states,
         )
         return self.as_requested(output, return_dict)
@@ -295,7 +259,8 @@ class FABertModel(FABertPreTrainedModel):
 class FABertHead(FABertPreTrainedModel):
     """What the heads have in common: `bert`, a dropout and a pooling.
 
-    Their inputs are those of `FABertModel.forward`, `options` its keyword arguments that are not named.
+    Their inputs are those of `FABertModel.forward`, `options` its keyword arguments that are not named. Of a packed
+    batch the documents are the samples: for what a head says of whole documents, B is their number.
     """
 
     def __init__(self, config: FABertConfig, add_pooling_layer: bool = False):
@@ -310,11 +275,19 @@ class FABertHead(FABertPreTrainedModel):
     def set_input_embeddings(self, value):
         self.bert.set_input_embeddings(value)
 
-    def pool(self, encoded: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+    def pool(self, encoded: BaseModelOutputWithPooling, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """One vector per document, as `classifier_pooling` says: [B, C]."""
         if self.config.classifier_pooling == "cls":
             return encoded.pooler_output
-        return mean_over_real(encoded.last_hidden_state, None if attention_mask is None else attention_mask.bool())
+        documents = self.documents(encoded, cu_seqlens)
+        if documents is not None:
+            return documents.mean(encoded.last_hidden_state)
+        return mean_over_real(encoded.last_hidden_state, None if mask is None else mask.bool())
+
+    def documents(self, encoded: BaseModelOutputWithPooling, cu_seqlens: Tensor | None) -> PackedDocuments | None:
+        """The documents of a batch that `bert` has encoded; None where it was not packed."""
+        tokens = encoded.last_hidden_state
+        return pack(cu_seqlens, tokens.shape[:2], tokens.device, None)
 
 
 class FABertMaskedLMPrediction(nn.Module):
@@ -405,12 +378,12 @@ class FABertForSequenceClassification(FABertHead):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
         **options,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        encoded = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
-        )
-        logits = self.classifier(self.dropout(self.pool(encoded, attention_mask)))
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
+        logits = self.classifier(self.dropout(self.pool(encoded, attention_mask, cu_seqlens)))
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)
@@ -447,7 +420,8 @@ class FABertForTokenClassification(FABertHead):
 class FABertForQuestionAnswering(FABertHead):
     """Find an answer's first and last token; start and end logits [B, N], lowest at padding.
 
-    `start_positions` and `end_positions` are int [B] indices into the N tokens; those outside are ignored by the loss.
+    `start_positions` and `end_positions` are int [B] indices into the N tokens, of packed documents into its own;
+    those outside are ignored by the loss.
     """
 
     def __init__(self, config: FABertConfig):
@@ -467,11 +441,11 @@ class FABertForQuestionAnswering(FABertHead):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
         **options,
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
-        encoded = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
         start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(dim=2)
         if attention_mask is not None:
             # Padding must not share in the softmax over positions, or the loss would depend on its amount.
@@ -480,12 +454,12 @@ class FABertForQuestionAnswering(FABertHead):
             end_logits = end_logits.masked_fill(padding, lowest)
         loss = None
         if start_positions is not None and end_positions is not None:
-            num_tokens, ignored = start_logits.shape[1], -100
-            loss = start_logits.new_zeros(())
-            for logits, positions in ((start_logits, start_positions), (end_logits, end_positions)):
-                positions = positions.view(-1)
-                inside = (positions >= 0) & (positions < num_tokens)
-                loss = loss + F.cross_entropy(logits, positions.where(inside, ignored), ignore_index=ignored) / 2
+            documents = self.documents(encoded, cu_seqlens)
+            start_loss, end_loss = (
+                span_loss(logits, positions, documents)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            )
+            loss = (start_loss + end_loss) / 2
         output = QuestionAnsweringModelOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, hidden_states=encoded.hidden_states
         )
@@ -493,7 +467,11 @@ class FABertForQuestionAnswering(FABertHead):
 
 
 class FABertForMultipleChoice(FABertHead):
-    """Choose among K texts: inputs [B, K, N] -> logits [B, K]. `labels` int [B]."""
+    """Choose among K texts: inputs [B, K, N] -> logits [B, K]. `labels` int [B].
+
+    A packed batch has the K texts of the first example, then those of the second, and so on; K is `num_choices`, by
+    default the number of documents over that of labels.
+    """
 
     def __init__(self, config: FABertConfig):
         super().__init__(config, add_pooling_layer=config.classifier_pooling == "cls")
@@ -509,17 +487,27 @@ class FABertForMultipleChoice(FABertHead):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
+        num_choices: int | None = None,
         **options,
     ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        flat = [
-            None if tensor is None else tensor.flatten(0, 1)
-            for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        ]
-        encoded = self.bert(*flat, return_dict=True, **options)
-        logits = self.classifier(self.dropout(self.pool(encoded, flat[1]))).view(-1, num_choices)
+        inputs: tuple[Tensor | None, ...] = (
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+        )
+        if cu_seqlens is None:
+            num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            inputs = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
+        scores = self.classifier(self.dropout(self.pool(encoded, inputs[1], cu_seqlens)))
+        if cu_seqlens is not None:
+            num_choices = count_choices(len(scores), num_choices, labels)
+        logits = scores.view(-1, num_choices)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         output = MultipleChoiceModelOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)

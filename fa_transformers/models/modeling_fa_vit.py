@@ -34,6 +34,7 @@ from .fa_chunked import check_chunk_size, join, run_layer_in_chunks, slices
 from .fa_context import apply_context  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
+from .fa_packed import PackedDocuments  # noqa: F401
 from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, mean_over_real
 
 

@@ -1,0 +1,223 @@
+"""Packed batches: documents of different lengths one after the other in a single row, without padding.
+
+`cu_seqlens` [documents + 1] holds the running total of lengths, 0 first: document i has the tokens from cu_seqlens[i]
+up to cu_seqlens[i + 1]. What is computed for each document is what it would be for that document alone, without a loop
+over documents: tokens are laid out in tiles of `TILE` rows, each of one document, whose sums are added by document.
+
+Shape letters: T tokens of all documents, H heads, Dk and Dv widths of a head, R rows of a layout, S rows of a tile.
+"""
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE = 64
+"""Rows of a tile: a document's context then takes no more memory than its tokens, and products are large enough."""
+
+
+class PackedDocuments:
+    """Where each token of a packed batch belongs; made once per forward pass.
+
+    Args:
+        cu_seqlens: int [documents + 1], from 0 to `num_tokens`, never falling; documents may be empty.
+        num_tokens: T.
+
+    Attributes:
+        document_ids: [T], from 0.
+        positions: [T], from 0 in each document.
+        lengths: [documents], in tokens.
+        tiles: the layout whose tiles hold rows of one document each, the last one of a document with gaps.
+        tile_documents: [tiles], the document of each tile; tiles that are not needed have the number of documents.
+
+    Raises:
+        ValueError: `cu_seqlens` has another shape or dtype or, as far as its values can be read, other values.
+    """
+
+    def __init__(self, cu_seqlens: Tensor, num_tokens: int):
+        check_cu_seqlens(cu_seqlens, num_tokens)
+        self.cu_seqlens, self.num_tokens, self.num_documents = cu_seqlens, num_tokens, cu_seqlens.shape[0] - 1
+        ends = cu_seqlens[1:].long()
+        self.starts = cu_seqlens[:-1].long()
+        self.lengths = ends - self.starts
+        tokens = torch.arange(num_tokens, device=cu_seqlens.device)
+        self.document_ids = torch.searchsorted(ends, tokens, right=True)
+        self.positions = tokens - self.starts[self.document_ids]
+        # As many as lengths could need: the number that they do need is known to the device alone.
+        num_tiles = num_tokens // TILE + self.num_documents
+        last_tiles = ((self.lengths + TILE - 1) // TILE).cumsum(dim=0)
+        first_tiles = last_tiles - (self.lengths + TILE - 1) // TILE
+        self.tile_documents = torch.searchsorted(
+            last_tiles, torch.arange(num_tiles, device=cu_seqlens.device), right=True
+        )
+        self.tiles = RowLayout(first_tiles[self.document_ids] * TILE + self.positions, num_tiles * TILE)
+
+    def spaced(self, gap: int) -> "RowLayout":
+        """The layout with `gap` empty rows between documents."""
+        tokens = torch.arange(self.num_tokens, device=self.document_ids.device)
+        return RowLayout(tokens + gap * self.document_ids, self.num_tokens + gap * self.num_documents)
+
+    def to_tiles(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
+        """Cut into tiles, with `fill` in gaps: [..., T, D] -> [..., tiles, S, D]."""
+        return self.tiles.place(tokens, fill).unflatten(-2, (-1, TILE))
+
+    def add_up(self, tiles: Tensor, dim: int) -> Tensor:
+        """Add what tiles have, along `dim`, by document: tiles -> documents + 1, the last one a remainder."""
+        shape = list(tiles.shape)
+        shape[dim] = self.num_documents + 1
+        return tiles.new_zeros(shape).index_add(dim, self.tile_documents, tiles)
+
+    def maximum(self, tiles: Tensor) -> Tensor:
+        """The largest of each document's tiles: [H, tiles, D] -> [H, documents + 1, D]; no gradient."""
+        lowest = torch.finfo(tiles.dtype).min
+        largest = tiles.new_full((tiles.shape[0], self.num_documents + 1, tiles.shape[2]), lowest)
+        index = self.tile_documents[:, None].expand_as(tiles)
+        return largest.scatter_reduce(1, index, tiles.detach(), "amax")
+
+    def first_tokens(self, hidden_states: Tensor) -> Tensor:
+        """The hidden state of each document's first token: [1, T, C] -> [documents, C]; zeros for an empty document."""
+        first = hidden_states[0].index_select(0, self.starts.clamp(max=self.num_tokens - 1))
+        return first.masked_fill(self.lengths[:, None] == 0, 0.0)
+
+    def mean(self, hidden_states: Tensor) -> Tensor:
+        """Each document's mean hidden state, in float32: [1, T, C] -> [documents, C]; zeros for an empty document."""
+        tokens = hidden_states[0].to(torch.promote_types(hidden_states.dtype, torch.float32))
+        total = self.add_up(self.to_tiles(tokens).sum(dim=1), dim=0)[:-1]
+        return (total / self.lengths.clamp(min=1)[:, None]).to(hidden_states.dtype)
+
+    def logsumexp(self, logits: Tensor) -> Tensor:
+        """log Σ exp over each document's tokens: [T] -> [documents]; very low for an empty document."""
+        tiles = self.to_tiles(logits[:, None], torch.finfo(logits.dtype).min)  # [tiles, S, 1]
+        largest = self.maximum(tiles.amax(dim=1)[None])[0]  # [documents + 1, 1]
+        total = self.add_up((tiles - largest[self.tile_documents, None]).exp().sum(dim=1), dim=0)
+        return (total.clamp(min=torch.finfo(total.dtype).tiny).log() + largest)[:-1, 0]
+
+
+class RowLayout:
+    """Tokens laid out in rows with gaps between them.
+
+    `rows` [T] is the row of each token, no two alike; `num_rows` is R. Both directions copy whole rows in their
+    gradient as well, which is many times as fast as the sums that torch would make of them.
+    """
+
+    def __init__(self, rows: Tensor, num_rows: int):
+        num_tokens = rows.shape[0]
+        tokens = torch.arange(num_tokens, device=rows.device)
+        self.rows = rows
+        self.tokens = rows.new_full((num_rows,), num_tokens).scatter(0, rows, tokens)  # T stands for a gap
+
+    def place(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
+        """[..., T, D] -> [..., R, D], with `fill` in gaps."""
+        return _Place.apply(tokens, self.rows, self.tokens, fill)
+
+    def take(self, placed: Tensor) -> Tensor:
+        """[..., R, D] -> [..., T, D], the inverse of `place`."""
+        return _Take.apply(placed, self.rows, self.tokens)
+
+
+class _Place(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tokens: Tensor, rows: Tensor, sources: Tensor, fill: float) -> Tensor:
+        ctx.save_for_backward(rows, sources)
+        gap = tokens.new_full((*tokens.shape[:-2], 1, tokens.shape[-1]), fill)
+        return torch.cat((tokens, gap), dim=-2).index_select(-2, sources)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Take.apply(gradient, *ctx.saved_tensors), None, None, None
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, placed: Tensor, rows: Tensor, sources: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, sources)
+        return placed.index_select(-2, rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Place.apply(gradient, *ctx.saved_tensors, 0.0), None, None
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
+    """Raise ValueError unless `cu_seqlens` cuts `num_tokens` tokens into documents.
+
+    Its values are not read in compiled graphs and on the meta device.
+    """
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            "`cu_seqlens` must be int32 or int64 [documents + 1] with at least one document, got "
+            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}."
+        )
+    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
+        return
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != num_tokens or (cu_seqlens.diff() < 0).any():
+        raise ValueError(
+            f"`cu_seqlens` must rise from 0 to the number of tokens, {num_tokens}, without falling in between, got "
+            f"{cu_seqlens.tolist() if len(cu_seqlens) < 20 else 'other values'}: it is the running total of lengths."
+        )
+
+
+def pack(
+    cu_seqlens: Tensor | PackedDocuments | None, shape: tuple[int, ...], device: torch.device, mask: Tensor | None
+) -> PackedDocuments | None:
+    """The documents of a batch of `shape` [rows, tokens]; None where nothing is packed.
+
+    Raises:
+        ValueError: the batch has more than one row, a mask or another device, or see `PackedDocuments`.
+    """
+    if cu_seqlens is None:
+        return None
+    if mask is not None:
+        raise ValueError("`cu_seqlens` and a mask exclude each other: a packed batch has no padding. Leave one out.")
+    if shape[0] != 1:
+        raise ValueError(
+            f"With `cu_seqlens` a batch has one row that holds all documents, got {shape[0]}; join the rows to one."
+        )
+    documents = cu_seqlens if isinstance(cu_seqlens, PackedDocuments) else PackedDocuments(cu_seqlens, shape[1])
+    if documents.starts.device != device:
+        raise ValueError(f"`cu_seqlens` is on {documents.starts.device} but the tokens are on {device}.")
+    if documents.num_tokens != shape[1]:
+        raise ValueError(f"`cu_seqlens` is of {documents.num_tokens} tokens, the batch has {shape[1]}.")
+    return documents
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: PackedDocuments,
+    normalization: str = "softmax",
+    scale: float | None = None,
+) -> Tensor:
+    """`factorized_attention` within each document of a packed batch.
+
+    For document i: softmax_Dk(Q_i) · (softmax_Ti(K_i)ᵀ · V_i), or scale · Q_i · (K_iᵀ · V_i) with "scaling", where
+    `scale` None means 1 / (its number of tokens). Sums accumulate in float32 (float64 for float64 inputs).
+
+    Args:
+        query, key: [1, H, T, Dk].
+        value: [1, H, T, Dv].
+
+    Returns:
+        [1, H, T, Dv] in the dtype of `query`.
+    """
+    accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
+    device = query.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        q, k, v = (tensor[0].to(accumulate) for tensor in (query, key, value))
+        v = documents.to_tiles(v)  # [H, tiles, S, Dv]
+        if normalization == "softmax":
+            k = documents.to_tiles(k, fill=torch.finfo(accumulate).min)
+            largest = documents.maximum(k.amax(dim=2))  # [H, documents + 1, Dk]
+            weights = (k - largest[:, documents.tile_documents, None]).exp()
+            total = documents.add_up(weights.sum(dim=2), dim=1).clamp(min=torch.finfo(accumulate).tiny)
+            context = documents.add_up(weights.transpose(2, 3) @ v, dim=1) / total[..., None]
+            q = q.softmax(dim=-1)
+        else:
+            counts = F.pad(documents.lengths.clamp(min=1), (0, 1), value=1).to(accumulate)[:, None, None]
+            factor = 1.0 / counts if scale is None else scale
+            context = factor * documents.add_up(documents.to_tiles(k).transpose(2, 3) @ v, dim=1)
+        output = documents.to_tiles(q) @ context.index_select(1, documents.tile_documents)
+        output = documents.tiles.take(output.flatten(1, 2))
+    return output[None].to(query.dtype)
