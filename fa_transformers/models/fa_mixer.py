@@ -61,14 +61,19 @@ class FeatureMap(nn.Module):
         return copying, counts
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return self.map_query(query), self.map_key(key)
+
+    def map_query(self, query: Tensor) -> Tensor:
         copying, counts = self._copies()
-        bias: Tensor = self.query_bias
+        if self.normalization == "scaling":
+            return query @ (copying / counts.sqrt() + self.query_weight) + self.query_bias[:, None]
+        return query @ (copying + self.query_weight) + (self.query_bias - counts.log())[:, None]
+
+    def map_key(self, key: Tensor) -> Tensor:
+        copying, counts = self._copies()
         if self.normalization == "scaling":
             copying = copying / counts.sqrt()
-        else:
-            bias = bias - counts.log()
-        mapped_query = query @ (copying + self.query_weight) + bias[:, None]
-        return mapped_query, key @ (copying + self.key_weight)
+        return key @ (copying + self.key_weight)
 
 
 class FactorizedMixer(nn.Module):
@@ -98,6 +103,12 @@ class FactorizedMixer(nn.Module):
         if self.window_gate is not None:
             nn.init.constant_(self.window_gate, math.log(INITIAL_GATE / (1.0 - INITIAL_GATE)))
 
+    @property
+    def reach(self) -> int:
+        """How many positions away along one axis the local terms look; 0 without any."""
+        kernel_size = 0 if self.local_convolution is None else self.local_convolution.weight.shape[-1]
+        return max(self.window, kernel_size // 2)
+
     def forward(
         self,
         query: Tensor,
@@ -113,12 +124,32 @@ class FactorizedMixer(nn.Module):
         """
         if mask is not None:
             value = value.masked_fill(~mask[:, None, :, None], 0.0)
-        query_features, key_features = (query, key) if self.feature_map is None else self.feature_map(query, key)
+        query_features, key_features = self.query_features(query), self.key_features(key)
         # Autocast may have split the dtypes.
         query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
         mixed = factorized_attention(
             query_features, key_features, value, mask, normalization=self.normalization, cu_seqlens=documents
         )
+        return self.add_local_terms(mixed, query, key, value, mask, grid, documents)
+
+    def query_features(self, query: Tensor) -> Tensor:
+        """What the factorized term takes the softmax over features of: [B, H, N, D] -> [B, H, N, F]."""
+        return query if self.feature_map is None else self.feature_map.map_query(query)
+
+    def key_features(self, key: Tensor) -> Tensor:
+        return key if self.feature_map is None else self.feature_map.map_key(key)
+
+    def add_local_terms(
+        self,
+        mixed: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        grid: tuple[int, ...] | None,
+        documents: PackedDocuments | None = None,
+    ) -> Tensor:
+        """Mix the window into the factorized term and add the convolution; `value` is zero at padding."""
         if self.window_gate is None and self.local_convolution is None:
             return mixed
 
@@ -151,6 +182,8 @@ class SoftmaxMixer(nn.Module):
 
     Runs torch's scaled dot-product attention, or written out (N×N memory) with attn_implementation="eager".
     """
+
+    reach = 0  # it has no local terms
 
     def __init__(self, config):
         super().__init__()

@@ -31,6 +31,8 @@ from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_bert import FABertConfig
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
+from .fa_chunked import check_chunk_size, embed_text_in_chunks, run_layer_in_chunks
+from .fa_context import apply_context  # noqa: F401
 from .fa_embeddings import FABertEmbeddings
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
@@ -103,7 +105,18 @@ class FABertLayer(GradientCheckpointingLayer):
         self.intermediate = FABertIntermediate(config)
         self.output = FABertOutput(config, config.intermediate_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        documents: PackedDocuments | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """With `chunk_size`, overwrites `hidden_states`."""
+        if chunk_size is not None:
+            return run_layer_in_chunks(
+                hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish
+            )
         return self.finish(self.attention["self"](hidden_states, mask, documents), hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
@@ -128,10 +141,13 @@ class FABertEncoder(nn.Module):
         mask: Tensor | None,
         output_hidden_states: bool,
         documents: PackedDocuments | None = None,
+        chunk_size: int | None = None,
     ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
-            hidden_states = layer(hidden_states, mask, documents=documents)
+            if chunk_size is not None and output_hidden_states:
+                hidden_states = hidden_states.clone()  # the layer overwrites what it gets
+            hidden_states = layer(hidden_states, mask, documents=documents, chunk_size=chunk_size)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -194,6 +210,7 @@ class FABertModel(FABertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cu_seqlens: Tensor | PackedDocuments | None = None,
+        chunk_size: int | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode documents.
 
@@ -208,19 +225,29 @@ class FABertModel(FABertPreTrainedModel):
             cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, there
                 is no mask, positions restart in every document, and the pooled vectors are [documents, C], those of an
                 empty document being what zeros pool to. Layers in `softmax_layers` don't compile with it.
+            chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
+                memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
+                activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
+                only. None: all at once.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
-                hole, a document is longer than the table of "absolute" positions, or `cu_seqlens` doesn't fit.
+                hole, a document is longer than the table of "absolute" positions, `cu_seqlens` doesn't fit, or
+                `chunk_size` is below 1 or comes with gradients or `cu_seqlens`.
         """
+        check_chunk_size(chunk_size, cu_seqlens)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         mask = check_mask(attention_mask, tokens.shape[:2])
         documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
-        embeddings = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids, mask, documents)
-        encoded = self.encoder(embeddings, mask, output_hidden_states, documents)
+        inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        if chunk_size is None:
+            embeddings = self.embeddings(*inputs, documents)
+        else:
+            embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
+        encoded = self.encoder(embeddings, mask, output_hidden_states, documents, chunk_size)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
             pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask, documents),

@@ -10,6 +10,8 @@ image, on the right and bottom: nothing of the image is dropped, which stock ViT
 Shape letters: B batch, N tokens (CLS, registers, patches), C hidden width, H heads, L labels, P patches.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_checkpoint_names import VIT_NAME_PATTERNS
+from .fa_chunked import check_chunk_size, join, run_layer_in_chunks, slices
+from .fa_context import apply_context  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .fa_packed import PackedDocuments  # noqa: F401
@@ -44,7 +48,8 @@ class FAViTPatchEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=self.patch_shape, stride=self.patch_shape
         )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the patches that an image is cut into; ValueError if it cannot be."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"`pixel_values` must be [batch, {self.num_channels} channels, height, width], "
@@ -56,6 +61,11 @@ class FAViTPatchEmbeddings(nn.Module):
         rows, columns = (
             (size + patch - 1) // patch for size, patch in zip((height, width), self.patch_shape, strict=True)
         )
+        return rows, columns
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        rows, columns = self.grid_of(pixel_values)
+        height, width = pixel_values.shape[2:]
         bottom, right = rows * self.patch_shape[0] - height, columns * self.patch_shape[1] - width
         return self.projection(F.pad(pixel_values, (0, right, 0, bottom)))
 
@@ -86,30 +96,56 @@ class FAViTEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor | None, interpolate_pos_encoding: bool | None
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None,
+        interpolate_pos_encoding: bool | None,
+        chunk_size: int | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
-        pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
-        patches = self.patch_embeddings(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)  # [B, P, C]
-        if bool_masked_pos is not None:
-            patches = self.mask_patches(patches, bool_masked_pos)
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
+        grid = self.patch_embeddings.grid_of(pixel_values)
+        batch, num_patches = pixel_values.shape[0], grid[0] * grid[1]
+        masked = None if bool_masked_pos is None else self.check_masked(bool_masked_pos, (batch, num_patches))
+        cls_token: Tensor = self.cls_token
+        positions = None
         if self.position_embeddings is not None:
             cls_token = cls_token + self.position_embeddings[:, :1]
-            patches = patches + self.patch_positions(grid, interpolate_pos_encoding)
-        registers = [] if self.register_tokens is None else [self.register_tokens.expand(patches.shape[0], -1, -1)]
-        return self.dropout(torch.cat([cls_token, *registers, patches], dim=1)), grid
+            positions = self.patch_positions(grid, interpolate_pos_encoding)
+        registers = [] if self.register_tokens is None else [self.register_tokens]
+        prefix = torch.cat([cls_token, *registers], dim=1).expand(batch, -1, -1)
+        if chunk_size is None:
+            patches = self.embed_patches(pixel_values, masked, positions)
+            return self.dropout(torch.cat([prefix, patches], dim=1)), grid
 
-    def mask_patches(self, patches: Tensor, bool_masked_pos: Tensor) -> Tensor:
+        rows_at_once = max(1, chunk_size // grid[1])
+
+        def pieces() -> Iterator[Tensor]:
+            yield prefix
+            for rows in slices(0, grid[0], rows_at_once):
+                pixels = slice(*(edge * self.patch_embeddings.patch_shape[0] for edge in (rows.start, rows.stop)))
+                patches = slice(rows.start * grid[1], rows.stop * grid[1])
+                yield self.embed_patches(
+                    pixel_values[:, :, pixels],
+                    *(None if whole is None else whole[:, patches] for whole in (masked, positions)),
+                )
+
+        return join(map(self.dropout, pieces()), prefix.shape[1] + num_patches), grid
+
+    def embed_patches(self, pixel_values: Tensor, masked: Tensor | None, positions: Tensor | None) -> Tensor:
+        """Project whole rows of patches: pixels [B, channels, height, width], masked [B, P], positions [1, P, C]."""
+        pixel_values = pixel_values.to(self.patch_embeddings.projection.weight.dtype)
+        patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # [B, P, C]
+        if masked is not None:
+            patches = torch.where(masked[:, :, None], self.mask_token.to(patches.dtype), patches)
+        return patches if positions is None else patches + positions
+
+    def check_masked(self, bool_masked_pos: Tensor, shape: tuple[int, int]) -> Tensor:
+        """`bool_masked_pos` as bool [B, P]."""
         if self.mask_token is None:
             raise ValueError("`bool_masked_pos` needs a model with `use_mask_token=True`.")
         masked = bool_masked_pos.flatten(1).bool()
-        if masked.shape != patches.shape[:2]:
-            raise ValueError(
-                f"`bool_masked_pos` must be [batch, patches] = {tuple(patches.shape[:2])}, got {tuple(masked.shape)}."
-            )
-        return torch.where(masked[:, :, None], self.mask_token.to(patches.dtype), patches)
+        if masked.shape != shape:
+            raise ValueError(f"`bool_masked_pos` must be [batch, patches] = {shape}, got {tuple(masked.shape)}.")
+        return masked
 
     def patch_positions(self, grid: tuple[int, int], interpolate_pos_encoding: bool | None) -> Tensor:
         """The position embeddings of a grid of patches: [1, P, C]; the table itself at the native size."""
@@ -216,7 +252,15 @@ class FAViTLayer(GradientCheckpointingLayer):
         self.layer_scale1 = FAViTLayerScale(config) if has_scale else nn.Identity()
         self.layer_scale2 = FAViTLayerScale(config) if has_scale else nn.Identity()
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int], chunk_size: int | None = None
+    ) -> Tensor:
+        """With `chunk_size`, overwrites `hidden_states`."""
+        if chunk_size is not None:
+            attention = self.attention["attention"]
+            return run_layer_in_chunks(
+                hidden_states, mask, chunk_size, attention, self.layernorm_before, self.finish, grid
+            )
         return self.finish(self.attention["attention"](self.layernorm_before(hidden_states), mask, grid), hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
@@ -236,11 +280,18 @@ class FAViTEncoder(nn.Module):
         self.layer = nn.ModuleList(FAViTLayer(config, index) for index in range(config.num_hidden_layers))
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int], output_hidden_states: bool
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        grid: tuple[int, int],
+        output_hidden_states: bool,
+        chunk_size: int | None = None,
     ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
-            hidden_states = layer(hidden_states, mask, grid)
+            if chunk_size is not None and output_hidden_states:
+                hidden_states = hidden_states.clone()  # the layer overwrites what it gets
+            hidden_states = layer(hidden_states, mask, grid, chunk_size)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -306,6 +357,7 @@ class FAViTModel(FAViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        chunk_size: int | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode images.
 
@@ -318,15 +370,26 @@ class FAViTModel(FAViTPreTrainedModel):
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
+            chunk_size: patches of each image to work on at a time, where activations of all would not fit into memory;
+                rounded down to whole rows of patches, one at least, where a part needs them. The result is the same,
+                within rounding; the memory is that of two [B, N, C] tensors and of the activations of one chunk
+                (`softmax_layers` add one such tensor). Without gradients only. None: all at once.
 
         Raises:
-            ValueError: an input has the wrong shape; the message names it.
+            ValueError: an input has the wrong shape, `chunk_size` is below 1 or comes while gradients are on; the
+                message names it.
         """
+        check_chunk_size(chunk_size)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
-        embeddings, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding)
+        embeddings, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, chunk_size)
         mask = check_mask(attention_mask, embeddings.shape[:2], allow_holes=True)
-        encoded = self.encoder(embeddings, mask, grid, output_hidden_states)
-        hidden_states = self.layernorm(encoded.last_hidden_state)
+        encoded = self.encoder(embeddings, mask, grid, output_hidden_states, chunk_size)
+        hidden_states, num_tokens = encoded.last_hidden_state, embeddings.shape[1]
+        if chunk_size is None:
+            hidden_states = self.layernorm(hidden_states)
+        else:
+            chunks = slices(0, num_tokens, chunk_size)
+            hidden_states = join((self.layernorm(hidden_states[:, chunk]) for chunk in chunks), num_tokens)
         output = BaseModelOutputWithPooling(
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states),
