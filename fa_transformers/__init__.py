@@ -4,6 +4,7 @@ from .attention_interface import supports
 from .block import FactorizedAttentionBlock
 from .card import ModelFacts
 from .convert import extend_positions, load_factorized
+from .memory import MemoryEstimate, estimate_memory
 from .models import (
     FABertConfig,
     FABertForMaskedLM,
@@ -36,8 +37,10 @@ __all__ = [
     "FAViTForMaskedImageModeling",
     "FAViTModel",
     "FactorizedAttentionBlock",
+    "MemoryEstimate",
     "ModelFacts",
     "PackingCollator",
+    "estimate_memory",
     "extend_positions",
     "factorized_attention",
     "load_factorized",

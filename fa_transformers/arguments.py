@@ -47,6 +47,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data_attribution", default="not stated", help="whom the data's licence asks to credit, for the model card")
     add("--max_train_samples", type=int, help="use only this many training examples; unset = all")
     add("--max_eval_samples", type=int, help="use only this many validation and test examples each; unset = all")
+    add("--preprocessing_num_workers", type=int, help="processes that tokenize; unset = the cores, for enough text")
+    add("--overwrite_cache", action="store_true", help="tokenize again instead of reading an earlier run's tokens")
     add("--random_crop", action="store_true", help="images: train on random crops of 60 to 100 %% of the area")
     add("--random_flip", action="store_true", help="images: mirror half of the training images left to right")
 
@@ -100,7 +102,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="autocast type; auto = bf16 where the device is fast at it; unset = accelerate's config, else no",
     )
     add("--num_threads", type=int, help="CPU threads of each process; 0 = all cores, shared by the processes")
-    add("--dataloader_num_workers", type=int, help="processes that load data; 0 = the training process itself")
+    add("--dataloader_num_workers", type=int, help="processes that load data; 0 = none but this; unset = as is best")
     add("--seed", type=int, help="seed of weights, order, dropout and augmentation")
     group = parser.add_argument_group("evaluation and checkpoints")
     add = group.add_argument
@@ -145,7 +147,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in (*positive, "logging_steps", "num_train_epochs", "learning_rate"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
-    for name in ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate"):
+    optional = ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate")
+    for name in (*optional, "preprocessing_num_workers"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     if args.short_epochs and (args.short_length < 3 or args.task != "text-classification"):
@@ -167,13 +170,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         "max_grad_norm",
         "weight_decay",
         "freeze_layers",
-        "dataloader_num_workers",
         "num_threads",
         "warmup_steps",
         "seed",
     ):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+    if (args.dataloader_num_workers or 0) < 0:
+        raise ValueError(f"--dataloader_num_workers must not be negative, got {args.dataloader_num_workers}.")
     if not 0 <= args.warmup_ratio < 1:
         raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {args.warmup_ratio}.")
     if args.max_steps == 0 or args.max_steps < -1:

@@ -4,6 +4,7 @@ The batches of an epoch are a pure function of (lengths, settings, seed, epoch),
 """
 
 import math
+import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -103,6 +104,12 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             self._cached = (epoch, self._build(epoch))
         return self._cached[1]
 
+    def largest_batch(self) -> tuple[int, int]:
+        """Examples and longest one, in tokens, of the batch with most tokens, padding included, of a full epoch."""
+        lengths = self.lengths_in(self.short_epochs)
+        shapes = ((len(batch), int(lengths[batch].max())) for batch in self.batches(self.short_epochs))
+        return max(shapes, key=math.prod)
+
     def _build(self, epoch: int) -> list[list[int]]:
         random, lengths = np.random.default_rng([self.seed, epoch]), self.lengths_in(epoch)
         order = random.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
@@ -153,9 +160,25 @@ def make_loader(
 
     A loader without its own generator draws a seed from the global one whenever it starts, and dropout of a resumed
     run, which starts in the middle of an epoch, would differ.
+
+    Workers start anew in each epoch, with the examples as `set_epoch` left them. Beside a GPU the batches lie in pinned
+    memory.
     """
-    generator = torch.Generator().manual_seed(sampler.seed)
-    return DataLoader(examples, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, generator=generator)
+    return DataLoader(
+        examples,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(sampler.seed),
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def ignore_stop_signals(worker_index: int) -> None:
+    """For workers of a loader: Ctrl-C reaches them too, but the training process decides when it needs no more data."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def count_update_steps(

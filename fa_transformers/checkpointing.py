@@ -32,7 +32,8 @@ class TrainingState:
     """Where a run stands. `settings` are those that decide the order of the batches: a resumed run must have the same.
 
     `epoch` and `batch` count finished epochs and, within the current one, finished batches of one process. `tokens` are
-    real tokens over all processes, `seconds` the time spent on them.
+    real tokens over all processes, `seconds` the time spent on them, `data_wait_seconds` the part of it in which this
+    process waited for its next batch.
     """
 
     settings: dict
@@ -41,11 +42,17 @@ class TrainingState:
     batch: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    data_wait_seconds: float = 0.0
     best_score: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+
+    @property
+    def data_wait_share(self) -> float:
+        """Fraction of `seconds`."""
+        return self.data_wait_seconds / max(self.seconds, 1e-9)
 
     def finish_batch(self, epoch_ends: bool) -> None:
         """Move on to the next batch, which is the first of the next epoch where `epoch_ends`."""

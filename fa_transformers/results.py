@@ -80,7 +80,7 @@ def summarise(args: argparse.Namespace, data: LabelledData, fitted: dict, rivals
 
 
 def describe_run(state: TrainingState) -> dict:
-    """The figures of a run: steps, whole epochs, tokens, seconds without evaluation."""
+    """The figures of a run: steps, whole epochs, tokens, seconds without evaluation and checkpoints."""
     return {
         "steps": state.step,
         "epochs": state.epoch,
@@ -88,6 +88,7 @@ def describe_run(state: TrainingState) -> dict:
         "train_tokens": state.tokens,
         "train_seconds": round(state.seconds, 1),
         "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+        "data_wait_share": round(state.data_wait_share, 4),
     }
 
 

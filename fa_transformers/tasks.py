@@ -202,7 +202,7 @@ class TextExamples(torch.utils.data.Dataset):
     """
 
     def __init__(self, tokenized: datasets.Dataset, *, short_epochs: int = 0, short_length: int = 0):
-        self.lengths = list(tokenized["length"])
+        self.lengths = tokenized.with_format("numpy")["length"][:]
         self._rows = tokenized.remove_columns("length")
         self._short_epochs, self._short_length, self._epoch = short_epochs, short_length, 0
 
@@ -309,7 +309,14 @@ def build_examples(
     """
     examples: dict[str, torch.utils.data.Dataset]
     if args.task == "text-classification":
-        tokenized = tokenize_documents(data.dataset, processor, num_tokens, strict_length=args.strict_length)
+        tokenized = tokenize_documents(
+            data.dataset,
+            processor,
+            num_tokens,
+            strict_length=args.strict_length,
+            num_proc=args.preprocessing_num_workers,
+            overwrite_cache=args.overwrite_cache,
+        )
         short = {"short_epochs": args.short_epochs, "short_length": args.short_length}
         examples = {
             split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()

@@ -4,8 +4,9 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .checkpointing import TrainingState
+from .data.files import count_cores
+
+Batch = TypeVar("Batch")
 
 
 class TrainingDiverged(RuntimeError):
@@ -102,16 +106,31 @@ def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> None:
 
     Launchers start processes with one thread, whatever the machine has.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    torch.set_num_threads(num_threads or max(1, cores // num_local))
+    torch.set_num_threads(num_threads or max(1, count_cores() // count_local_processes(accelerator)))
+
+
+def count_local_processes(accelerator: Accelerator) -> int:
+    """Training processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int:
+    """`num_workers`, or for None the processes that load data best: none on the CPU, where they would take cores from
+    the training; beside an accelerator up to 4 of this process's share of the cores.
+    """
+    if num_workers is not None:
+        return num_workers
+    if accelerator.device.type == "cpu":
+        return 0
+    return min(4, max(1, count_cores() // count_local_processes(accelerator) - 1))
 
 
 class ProgressMeter:
-    """Progress bar over optimiser steps with loss, tokens per second and remaining time; silent off the main process.
+    """Progress bar over optimiser steps with loss, tokens per second, the share of the time that was spent waiting for
+    data, and remaining time; silent off the main process.
 
-    Keeps `tokens` and `seconds` of the run's state, which go on where a resumed run stopped. The loss shown is a
-    running mean over about the last 20 batches of this process.
+    Keeps `tokens`, `seconds` and `data_wait_seconds` of the run's state, which go on where a resumed run stopped. The
+    loss shown is a running mean over about the last 20 batches of this process.
     """
 
     def __init__(self, accelerator: Accelerator, max_steps: int, state: TrainingState):
@@ -134,6 +153,18 @@ class ProgressMeter:
         yield
         self._started += time.perf_counter() - paused_at
 
+    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time until each is there, on this process's device, counts as waiting."""
+        iterator = iter(batches)
+        while True:
+            asked_at = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.state.data_wait_seconds += time.perf_counter() - asked_at
+            yield batch
+
     def add_batch(self, loss: float, num_tokens: int) -> None:
         """Note a batch. `num_tokens`: real tokens over all processes.
 
@@ -150,7 +181,8 @@ class ProgressMeter:
 
     def finish_step(self) -> None:
         self.state.seconds = time.perf_counter() - self._started
-        self.bar.set_postfix(loss=f"{self.loss:.3f}", tokens_per_s=f"{self.tokens_per_second:,.0f}", refresh=False)
+        figures = {"loss": f"{self.loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
+        self.bar.set_postfix(figures | {"data_wait": f"{self.state.data_wait_share:.1%}"}, refresh=False)
         self.bar.update(1)
 
     @property
@@ -160,7 +192,11 @@ class ProgressMeter:
     @property
     def values(self) -> dict[str, float | None]:
         """For the tracker."""
-        return {"loss": self.loss, "tokens_per_second": self.tokens_per_second}
+        return {
+            "loss": self.loss,
+            "tokens_per_second": self.tokens_per_second,
+            "data_wait_share": self.state.data_wait_share,
+        }
 
     def write(self, line: str) -> None:
         if not self.bar.disable:

@@ -8,6 +8,9 @@ import csv
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from fa_transformers.data import license_documents
+from fa_transformers.data import license_documents, tables
 from fa_transformers.data.baselines import majority_baseline, tfidf_baseline
 from fa_transformers.data.files import (
+    BYTES_PER_WORKER,
     DataError,
+    choose_num_proc,
     encode_dataset,
     label_names,
     load_text_files,
@@ -270,7 +275,36 @@ def test_a_bad_file_is_an_error_that_names_the_place_and_the_mend(tmp_path, load
     with pytest.raises(DataError, match=message) as error:
         load(path)
     assert str(path) in str(error.value)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "%s", "label": "law"},\n\n {"text": "b", "label": }]',
+        '[{"text": "%s", "label": "law"}\n  {"text": "b"}]',
+        '[{"text": "%s", "label": "law"}',
+        '[{"text": "%s", "label": "law"}] []',
+        '[{"text": "%s", "label',
+    ],
+)
+def test_a_json_list_is_read_in_pieces_that_keep_the_place_of_an_error(tmp_path, load, monkeypatch, content):
+    monkeypatch.setattr(tables, "READ_CHARACTERS", 7)
+    path = tmp_path / "train.json"
+    path.write_text(content % ("a" * 1500), encoding="utf-8")
+    with pytest.raises(json.JSONDecodeError) as whole:
+        json.loads(path.read_text())
+    with pytest.raises(DataError, match=f"line {whole.value.lineno}, column {whole.value.colno}: not valid JSON"):
+        load(path)
+    path.write_text("\n " + json.dumps(ROWS, indent=3) + "\n", encoding="utf-8")
+    assert list(load(path, path)["train"]["text"]) == [row["text"] for row in ROWS]
+
+
+def test_half_of_a_surrogate_pair_is_an_error_that_names_the_row(tmp_path, load):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "a", "label": "law"}\n{"text": "b\\ud800", "label": "sea"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: character 2 of the document is half of a surrogate pair"):
+        load(path)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path, load):
@@ -337,12 +371,101 @@ def test_strict_length_names_the_first_too_long_row(numbered_documents, tokenize
     tokenize_documents(numbered_documents, tokenizer, max_length=22, strict_length=True)
 
 
-def test_a_second_tokenization_is_read_from_the_cache(numbered_documents, tokenizer):
-    def cached_files() -> list[str]:
-        tokenized = tokenize_documents(numbered_documents, tokenizer, max_length=10)
-        return [file["filename"] for file in tokenized["train"].cache_files]
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_a_second_tokenization_is_read_from_the_cache(numbered_documents, tokenizer, num_proc):
+    def written_files(**options) -> dict[str, int]:
+        tokenized = tokenize_documents(numbered_documents, tokenizer, max_length=10, num_proc=num_proc, **options)
+        files = [Path(file["filename"]) for file in tokenized["train"].cache_files]
+        return {path.name: path.stat().st_mtime_ns for path in files}
 
-    first = cached_files()
-    written = Path(first[0]).stat().st_mtime_ns
-    assert cached_files() == first
-    assert Path(first[0]).stat().st_mtime_ns == written
+    first = written_files()
+    # What calls leave in a tokenizer must not change its hash.
+    tokenizer(["a a a"], truncation=True, max_length=2)
+    tokenizer.pad([{"input_ids": [4]}, {"input_ids": [4, 4]}])
+    assert written_files() == first and len(first) == (num_proc or 1)
+    again = written_files(overwrite_cache=True)
+    assert again.keys() == first.keys() and all(again[name] > first[name] for name in first)
+
+
+SECOND_RUN = """
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from fa_transformers.data.files import load_text_files, tokenize_documents
+file, cache, folder = sys.argv[1:]
+dataset = load_text_files(file, cache_dir=cache)
+tokenized = tokenize_documents(dataset, AutoTokenizer.from_pretrained(folder), max_length=10)
+for part in tokenized.values():
+    print([(file["filename"], Path(file["filename"]).stat().st_mtime_ns) for file in part.cache_files])
+"""
+
+
+def test_another_process_reads_the_tokens_of_the_first_from_the_cache(tmp_path, tokenizer, train_file):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    command = [sys.executable, "-c", SECOND_RUN, train_file, tmp_path / "cache", tmp_path / "tokenizer"]
+    # Two seeds of Python's hashes, so that an order of a set in what is hashed would show.
+    first, second = (
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        for seed in ("1", "2")
+    )
+    assert first.stdout and first.stdout == second.stdout
+
+
+def test_many_workers_give_the_tokens_of_one(numbered_documents, tokenizer):
+    alone = tokenize_documents(numbered_documents, tokenizer, max_length=10)
+    shared = tokenize_documents(numbered_documents, tokenizer, max_length=10, num_proc=2, overwrite_cache=True)
+    for split, part in alone.items():
+        assert part.column_names == shared[split].column_names and part[:] == shared[split][:]
+
+
+def test_workers_are_as_many_as_the_cores_where_there_is_text_for_them(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert choose_num_proc(2**20) is None
+    assert choose_num_proc(3 * BYTES_PER_WORKER) == 3
+    assert choose_num_proc(2**40) == 8
+
+
+MEASURED_READ = """
+import sys, threading, time
+from transformers import AutoTokenizer
+import fa_transformers.tasks
+from fa_transformers.data.files import load_text_files, tokenize_documents
+
+def private_megabytes():
+    status = dict(line.split(":") for line in open("/proc/self/status").read().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1000
+
+peak = 0.0
+def watch():
+    global peak
+    while True:
+        peak = max(peak, private_megabytes())
+        time.sleep(0.005)
+
+file, cache, folder = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+before = private_megabytes()
+threading.Thread(target=watch, daemon=True).start()
+dataset = load_text_files(file, cache_dir=cache)
+read = peak
+tokenized = tokenize_documents(dataset, tokenizer, max_length=100_000, num_proc=1)
+examples = fa_transformers.tasks.TextExamples(tokenized["train"])
+sum(len(examples[index]["input_ids"]) for index in range(len(examples)))
+print(read - before, peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="private memory is read from /proc")
+def test_documents_larger_than_what_is_held_are_read_and_tokenized(tmp_path, tokenizer):
+    """A file of 60 MB is read, tokenized and gone through in less private memory than its size."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    path = tmp_path / "train.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(240):
+            file.write(json.dumps({"text": f"{number} " + "abcdefgh " * 27_700, "label": str(number % 2)}) + "\n")
+    command = [sys.executable, "-c", MEASURED_READ, path, tmp_path / "cache", tmp_path / "tokenizer"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    read, peak = map(float, ran.stdout.split())
+    print(f"{path.stat().st_size / 1e6:.0f} MB: {read:.0f} MB held while reading, {peak:.0f} MB in all")
+    assert peak < path.stat().st_size / 1e6

@@ -3,17 +3,32 @@
 Every tolerance is `oracles.error_budget`, a multiple of a rounding unit derived next to it, or exact.
 """
 
+import importlib.util
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from oracles import MemoryMeter, attention, attention_matrix, error_budget
 from torch import Tensor
 
+import fa_transformers
 from fa_transformers import factorized_attention
+from fa_transformers.models import fa_attention_blocked
 
 NORMALIZATIONS = ("softmax", "scaling")
 EPS64 = torch.finfo(torch.float64).eps
 both_normalizations = pytest.mark.parametrize("normalization", NORMALIZATIONS)
+
+
+@pytest.fixture(autouse=True, params=["blocked", "reference"])
+def implementation(request, monkeypatch) -> str:
+    """Every test here holds for each implementation: the operator's name means the one that is tested."""
+    monkeypatch.setitem(
+        globals(), "factorized_attention", partial(fa_transformers.factorized_attention, impl=request.param)
+    )
+    return request.param
 
 
 def make_inputs(
@@ -39,10 +54,10 @@ def make_mask(lengths: list[int], num_keys: int, side: str = "right") -> Tensor:
     return mask
 
 
-def implied_matrix(query: Tensor, key: Tensor, mask: Tensor | None = None, attend=factorized_attention, **options):
+def implied_matrix(query: Tensor, key: Tensor, mask: Tensor | None = None, attend=None, **options):
     """Return the N×M matrix that `attend` applies, read off by feeding it the identity as values."""
     identity = torch.eye(key.shape[2], dtype=key.dtype).expand(*key.shape[:2], -1, -1)
-    return attend(query, key, identity, mask, **options)
+    return (attend or factorized_attention)(query, key, identity, mask, **options)
 
 
 def swapped_axes_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -111,7 +126,7 @@ def test_error_stays_in_budget_up_to_a_million_positions(num_positions, dtype, n
 def test_rows_sum_to_one_in_float32_at_any_length(num_positions):
     query, key, _ = make_inputs(1, 1, 64, num_positions, key_width=4, dtype=torch.float32)
     key.requires_grad_()
-    output = factorized_attention(query, key, torch.ones(1, 1, num_positions, 2))
+    output = fa_transformers.factorized_attention(query, key, torch.ones(1, 1, num_positions, 2))
     # Numerator and normaliser are each summed in blocks; 64 roundings is what blocks of 256 leave of a million.
     assert (output - 1).abs().max() <= 64 * torch.finfo(torch.float32).eps
     # All values are equal, so the output does not depend on the keys; what is left of their gradient is rounding.
@@ -453,7 +468,7 @@ def test_compiled_without_graph_breaks_and_with_dynamic_length_it_is_equal(maske
 def test_shapes_are_inferred_on_the_meta_device(normalization):
     query, key, value = (tensor.to("meta") for tensor in make_inputs())
     mask = torch.ones(2, 23, dtype=torch.bool, device="meta")
-    output = factorized_attention(query, key, value, mask, normalization=normalization)
+    output = fa_transformers.factorized_attention(query, key, value, mask, normalization=normalization)
     assert output.shape == (2, 3, 17, 7)
     assert output.device.type == "meta"
 
@@ -493,6 +508,54 @@ def test_memory_of_forward_and_backward_grows_linearly_and_no_tensor_is_quadrati
         peaks.append(meter.peak_bytes)
     # Four times the positions; what does not grow with them (the context) can only lower the ratio.
     assert 3.9 <= peaks[1] / peaks[0] <= 4.0
+
+
+@pytest.mark.parametrize("num_positions", [2048, 8192])
+def test_blocks_take_a_quarter_of_the_query_beyond_the_output(num_positions):
+    query, key, value = (torch.randn(1, num_positions, 12, 64).transpose(1, 2) for _ in range(3))
+    # The function inside the operator, as no meter sees what an operator allocates.
+    with MemoryMeter() as meter:
+        fa_attention_blocked._attend(query, key, value, None, None, True, None)
+    assert meter.peak_bytes <= 1.25 * query.nbytes
+
+
+def test_only_inputs_and_contexts_are_kept_for_the_backward_pass():
+    inputs = [torch.randn(1, 4096, 2, 16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        fa_transformers.factorized_attention(*inputs, impl="blocked")
+    others = [tensor for tensor in kept if all(tensor.data_ptr() != own.data_ptr() for own in inputs)]
+    assert sorted(tensor.shape for tensor in others) == [(1, 2, 16), (1, 2, 16), (1, 2, 16, 16)]
+
+
+def test_a_second_copy_of_the_code_in_the_process_registers_operators_of_its_own():
+    path = Path(fa_attention_blocked.__file__)
+    spec = importlib.util.spec_from_file_location("copy.of-a-checkpoint", path)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    inputs = make_inputs()
+    outputs = [module.blocked_attention(*inputs).numpy() for module in (copy, fa_attention_blocked)]
+    assert copy.NAMESPACE != fa_attention_blocked.NAMESPACE
+    assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_documents_of_a_packed_row_equal_the_documents_alone(normalization):
+    lengths = [3, 0, 70, 1, 600]
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(1, 2, sum(lengths), sum(lengths))]
+    packed = fa_attention_blocked.blocked_attention(*inputs, None, bounds, normalization)
+    spans = [slice(int(start), int(stop)) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    alone = [
+        factorized_attention(*(tensor[:, :, span] for tensor in inputs), normalization=normalization) for span in spans
+    ]
+    assert_within_budget(
+        packed[:, :, spans[4]], *(tensor[:, :, spans[4]] for tensor in inputs), normalization=normalization
+    )
+    direction = torch.randn_like(packed)
+    expected = torch.autograd.grad(torch.cat(alone, dim=2), inputs, direction)
+    for gradient, reference in zip(torch.autograd.grad(packed, inputs, direction), expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=64 * EPS64 * reference.abs().max().item())
 
 
 def test_the_memory_meter_sees_an_explicit_attention_matrix():
@@ -548,7 +611,7 @@ def test_wrong_input_raises_a_value_error_that_names_the_argument(case):
         factorized_attention(**{**good, **changes})
 
 
-def test_both_implementation_names_give_the_same_result():
-    query, key, value = make_inputs()
-    outputs = [factorized_attention(query, key, value, impl=impl).numpy() for impl in ("auto", "reference")]
+def test_auto_is_the_blocked_implementation_on_a_cpu():
+    query, key, value = make_inputs(dtype=torch.float32)
+    outputs = [factorized_attention(query, key, value, impl=impl).numpy() for impl in ("auto", "blocked")]
     assert np.array_equal(*outputs)

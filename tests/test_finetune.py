@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,9 +143,12 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     flags = text_flags(tmp_path, tiny_bert, kind, ending)
     results = run(*flags, "--max_steps", 4, "--classifier_pooling", "mean")
     assert results["split"] == "test" and results["num_examples"] == 9 and results["steps"] == 4
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+    output = capsys.readouterr().out
+    assert json.loads(output.splitlines()[-1]) == results
+    assert re.search(r"estimated peak memory: 0\.00 GiB \(.*\) for a batch of \d+ tokens", output)
     out = tmp_path / "out"
     assert json.loads((out / "all_results.json").read_text()) == results
+    assert 0 < results["data_wait_share"] < 1
     assert results["baselines"] and score in results["model"]
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == kind
@@ -181,17 +185,18 @@ def weights(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("accumulation", "packing"), [(1, []), (2, []), (1, ["--packing", "--max_tokens_per_batch", 90])]
+    ("accumulation", "extra"),
+    [
+        (1, []),
+        (2, []),
+        (1, ["--packing", "--max_tokens_per_batch", 90]),
+        pytest.param(1, ["--dataloader_num_workers", 2], marks=pytest.mark.slow),
+    ],
+    ids=["plain", "accumulated", "packed", "workers"],
 )
-def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(accumulation, packing, tmp_path, tiny_bert):
-    flags = [
-        *text_flags(tmp_path, tiny_bert),
-        "--max_steps",
-        8,
-        "--gradient_accumulation_steps",
-        accumulation,
-        *packing,
-    ]
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(accumulation, extra, tmp_path, tiny_bert):
+    flags = [*text_flags(tmp_path, tiny_bert), "--max_steps", 8, "--gradient_accumulation_steps", accumulation]
+    flags += extra
     flags += ["--save_steps", 2, "--save_total_limit", 0, "--eval_steps", 3, "--no-load_best_model_at_end"]
     run(*flags)
     # 20 examples in batches of 4: checkpoint 2 lies inside the first epoch.
@@ -362,11 +367,13 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_that_the_printed_flag_resumes(number, tmp_path, tiny_bert):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_signal_saves_a_checkpoint_that_the_printed_flag_resumes(num_workers, number, tmp_path, tiny_bert):
     flags = [*text_flags(tmp_path, tiny_bert), "--save_steps", 3, "--eval_steps", 10**6]
+    flags += ["--dataloader_num_workers", num_workers]
     process = start_script(*flags, "--max_steps", 10**6)
     wait_for_checkpoint(tmp_path / "out", process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal does: its workers are signalled too
     output, errors = finish(process, 60)
     assert process.returncode == 130, errors
     assert "--resume_from_checkpoint last" in output
@@ -434,6 +441,8 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
         (["--max_steps", "0"], "--max_steps must be at least 1"),
         (["--warmup_ratio", "1"], "--warmup_ratio must be at least 0 and below 1"),
         (["--seed", "-1"], "--seed must not be negative"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers must not be negative"),
+        (["--preprocessing_num_workers", "0"], "--preprocessing_num_workers must be above 0"),
         (["--train_file", "a.csv", "--dataset_name", "b"], "two sources of data"),
         (["--test_file", "a.csv"], "go with --train_file"),
         (["--image_folder", "a"], "--image_folder needs --task image-classification"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from fa_transformers.results import format_table, plot_confusion_matrix
 from fa_transformers.training import (
     ProgressMeter,
     TrainingDiverged,
+    choose_num_workers,
     freeze_bottom_layers,
     group_parameters,
     start_trackers,
@@ -333,6 +335,33 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(TrainingDiverged, match="loss is nan at step 3. Lower --learning_rate"):
         meter.add_batch(float("nan"), 5)
     meter.close()
+
+
+def test_the_waiting_share_counts_the_time_until_a_batch_is_there_but_no_pause():
+    accelerator, _ = prepared()
+    meter = ProgressMeter(accelerator, 2, TrainingState({}))
+
+    def slow_batches():
+        for _ in range(2):
+            time.sleep(0.1)
+            yield {}
+
+    for _ in meter.waited_for(slow_batches()):
+        time.sleep(0.1)
+        meter.add_batch(1.0, 5)
+        with meter.paused():
+            time.sleep(0.3)
+        meter.finish_step()
+    meter.close()
+    # Slept: 2 × 0.1 s waiting, 2 × 0.1 s training; a busy machine only adds to either, each by far less than a pause.
+    assert meter.state.data_wait_seconds == pytest.approx(0.2, abs=0.1)
+    assert meter.state.seconds == pytest.approx(0.4, abs=0.2)
+    assert meter.values["data_wait_share"] == meter.state.data_wait_seconds / meter.state.seconds
+
+
+def test_loader_processes_are_chosen_by_device_unless_given():
+    accelerator, _ = prepared()
+    assert choose_num_workers(None, accelerator) == 0 and choose_num_workers(3, accelerator) == 3
 
 
 def test_a_tracker_that_is_not_installed_is_an_error(tmp_path):

@@ -2,25 +2,36 @@
 
 Every row is checked before training starts, because an empty document or a stray label found after an hour costs the
 hour. Nothing is skipped or guessed silently: a bad row is a DataError, what was inferred or truncated is logged.
+
+Documents and tokens stay in memory-mapped files: in memory are labels, row numbers, and a few documents at a time.
 """
 
+import hashlib
 import logging
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+from transformers import PreTrainedTokenizerFast
 
-from fa_transformers.data.tables import DataError, Table, check_column, listing, read_table
+from fa_transformers.data.tables import DataError, Row, Table, check_column, listing, open_table
 
 logger = logging.getLogger(__name__)
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+STORED_CHUNK_BYTES = 2**23
+TOKENIZED_BATCH_BYTES = 2**20
+"""About the text that is tokenized at a time: tokens as Python integers take some ten times its memory."""
+BYTES_PER_WORKER = 2**23
+"""Text that is worth another process, which takes about half a second to start: a few seconds of tokenization."""
 
 
 def load_text_files(
@@ -47,16 +58,19 @@ def load_text_files(
     Without `validation_file`, `validation_share` of the train rows (a fraction) is drawn for it with `seed`; without
     both other files `test_share` likewise. Rows are counted from 1, the header of a csv file not counted.
 
-    The checked set is kept in `cache_dir` (by default in Hugging Face's cache), so that `Dataset.map` is cached too.
+    The checked documents are kept in `cache_dir` (by default in Hugging Face's cache) under a name that their content
+    gives, memory-mapped, so that `Dataset.map` is cached too and a set may be larger than memory.
 
     Raises DataError for every file, row, column or label that can't be used.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
-    tables = {
-        split: read_table(Path(path), text_column, label_column) for split, path in files.items() if path is not None
-    }
+    tables = {}
+    for split, path in files.items():
+        if path is not None:
+            unit, rows = open_table(Path(path), text_column, label_column)
+            tables[split] = _store(str(path), unit, rows, cache_dir)
     dataset = _encode_tables(tables, label_column, problem_type, label_separator)
-    return _persist(fill_splits(dataset, validation_share, test_share, seed), cache_dir)
+    return fill_splits(dataset, validation_share, test_share, seed)
 
 
 def encode_dataset(
@@ -87,15 +101,15 @@ def encode_dataset(
         part = dataset[split]
         for role, column in (("text", text_column), ("label", label_column)):
             check_column(column, role, part.column_names, source)
-        labels = list(part[label_column])
         feature = part.features[label_column]
         class_label = getattr(feature, "feature", feature)
+        table = _store(source, "row", _rows_of(part, text_column, label_column), cache_dir)
         if isinstance(class_label, datasets.ClassLabel):
             names = names or class_label.names
-            labels = [_class_names(label, class_label) for label in labels]
-        tables[split] = Table(source, list(part[text_column]), labels, "row", range(1, len(part) + 1))
+            table = replace(table, labels=[_class_names(label, class_label) for label in table.labels])
+        tables[split] = table
     encoded = _encode_tables(tables, label_column, problem_type, label_separator, names)
-    return _persist(fill_splits(encoded, validation_share, test_share, seed), cache_dir)
+    return fill_splits(encoded, validation_share, test_share, seed)
 
 
 def label_names(dataset: datasets.DatasetDict) -> list[str] | None:
@@ -146,14 +160,22 @@ def tokenize_documents(
     max_length: int,
     strict_length: bool = False,
     num_proc: int | None = None,
+    overwrite_cache: bool = False,
 ) -> datasets.DatasetDict:
     """Tokenize the column "text"; the result has the tokenizer's columns, "label" and "length" (tokens kept).
 
     A document of more than `max_length` tokens, special tokens included, is truncated, and one warning counts them;
     with `strict_length` the first of them is a DataError that names its row. Nothing is padded.
+
+    `num_proc` processes share the work; None is one per usable core, as far as there is text that is worth them. The
+    tokens are memory-mapped from a file beside the documents, which is used again unless `overwrite_cache`.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length}")
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        # Calls leave their truncation and padding in the tokenizer, and the cache goes by a hash of all of it.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(batch["text"], truncation=False, padding=False, verbose=False)
@@ -166,12 +188,14 @@ def tokenize_documents(
     tokenized = {}
     for split, part in dataset.items():
         removed = [name for name in part.column_names if name != "label"]
+        document_bytes = part.data.nbytes / max(1, part.data.num_rows)
         result = part.map(
             tokenize,
             batched=True,
-            batch_size=128,
+            batch_size=min(128, max(1, int(TOKENIZED_BATCH_BYTES / document_bytes))),
             remove_columns=removed,
-            num_proc=num_proc,
+            num_proc=num_proc or choose_num_proc(int(document_bytes * len(part))),
+            load_from_cache_file=not overwrite_cache,
             desc=f"tokenizing {split}",
         )
         full_length = result.with_format("numpy")["full_length"][:]
@@ -206,19 +230,72 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _persist(dataset: datasets.DatasetDict, cache_dir: str | Path | None) -> datasets.DatasetDict:
-    """The same set, memory-mapped from a folder that is named by its content."""
+def count_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_num_proc(num_bytes: int) -> int | None:
+    """Processes to tokenize `num_bytes` of text with; None is the present one alone."""
+    num_workers = min(count_cores(), num_bytes // BYTES_PER_WORKER)
+    return num_workers if num_workers > 1 else None
+
+
+def _rows_of(part: datasets.Dataset, text_column: str, label_column: str) -> Iterable[Row]:
+    batches = part.select_columns([text_column, label_column]).iter(batch_size=64)
+    rows = chain.from_iterable(zip(batch[text_column], batch[label_column], strict=True) for batch in batches)
+    for number, (text, label) in enumerate(rows, start=1):
+        yield number, text, label
+
+
+def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | None) -> Table:
+    """Check every document and write it, a chunk at a time, to a file in a folder that is named by their content."""
     root = Path(cache_dir) if cache_dir else Path(datasets.config.HF_CACHE_HOME) / "fa_transformers"
-    content = {split: (part.to_dict(), part.features) for split, part in dataset.items()}
-    folder = root / "files" / datasets.fingerprint.Hasher.hash(content)
-    if not folder.exists():
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        try:
-            dataset.save_to_disk(temporary)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return datasets.load_from_disk(folder)
+    root = root / "files"
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f"{os.getpid()}.tmp"
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    digest, labels, numbers = hashlib.sha256(), [], array("q")
+    chunk: list[bytes] = []
+    chunk_bytes = 0
+    try:
+        with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+            for number, text, label in rows:
+                document = _check_text(text, f"{source}, {unit} {number}")
+                digest.update(len(document).to_bytes(8, "little"))
+                digest.update(document)
+                labels.append(label)
+                numbers.append(number)
+                if chunk and chunk_bytes + len(document) > STORED_CHUNK_BYTES:
+                    writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
+                    chunk, chunk_bytes = [], 0
+                chunk.append(document)
+                chunk_bytes += len(document)
+            if not chunk:
+                raise DataError(f"{source}: there are no rows")
+            writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
+        stored = root / digest.hexdigest()[:32] / "documents.arrow"
+        stored.parent.mkdir(exist_ok=True)
+        if not stored.exists():
+            temporary.rename(stored)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Table(source, datasets.Dataset.from_file(str(stored)), labels, unit, numbers)
+
+
+def _check_text(text: Any, where: str) -> bytes:
+    """The document in UTF-8."""
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise DataError(f"{where}: the document is empty; remove the row or give it a text")
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the document must be a string, got {type(text).__name__}: {text!r}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start + 1} of the document is half of a surrogate pair, which is no text; "
+            "remove or replace it"
+        ) from error
 
 
 def _encode_tables(
@@ -233,7 +310,6 @@ def _encode_tables(
     if label_separator is not None:
         tables = {split: _split_labels(table, label_separator) for split, table in tables.items()}
     for table in tables.values():
-        _check_texts(table)
         _check_labels_present(table, label_column)
     if problem_type is None:
         problem_type = _infer_problem_type(tables["train"].labels) if names is None else _type_of_named(tables["train"])
@@ -257,23 +333,11 @@ def _encode_tables(
         labels = {split: _number_names(tables[split], rows, names, label_column) for split, rows in parsed.items()}
         if not several:
             labels = {split: [numbers[0] for numbers in rows] for split, rows in labels.items()}
-    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
+    features = datasets.Features({"label": feature})
+    columns = {split: datasets.Dataset.from_dict({"label": labels[split]}, features=features) for split in tables}
     return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict({"text": list(table.texts), "label": labels[split]}, features=features)
-            for split, table in tables.items()
-        }
+        {split: datasets.concatenate_datasets([tables[split].texts, columns[split]], axis=1) for split in tables}
     )
-
-
-def _check_texts(table: Table) -> None:
-    if len(table.texts) == 0:
-        raise DataError(f"{table.source}: there are no rows")
-    for index, text in enumerate(table.texts):
-        if text is None or (isinstance(text, str) and not text.strip()):
-            raise DataError(f"{table.where(index)}: the document is empty; remove the row or give it a text")
-        if not isinstance(text, str):
-            raise DataError(f"{table.where(index)}: the document must be a string, got {type(text).__name__}: {text!r}")
 
 
 def _check_labels_present(table: Table, label_column: str) -> None:

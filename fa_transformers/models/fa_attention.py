@@ -15,10 +15,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from .fa_attention_blocked import blocked_attention
 from .fa_packed import PackedDocuments, pack, packed_attention
 
 NORMALIZATIONS = ("softmax", "scaling")
-IMPLEMENTATIONS = ("auto", "reference")
+IMPLEMENTATIONS = ("auto", "reference", "blocked")
 
 
 def factorized_attention(
@@ -51,7 +52,8 @@ def factorized_attention(
         scale: factor for "scaling"; None means 1 / (number of real positions of the sample or packed document).
         cu_seqlens: int [documents + 1], the running total of document lengths from 0 to N, for a packed batch: B is 1,
             M is N, and each document attends to itself alone, as if it were a sample of its own. None: not packed.
-        impl: "reference" (plain PyTorch) or "auto" (the fastest one that can run, here the reference).
+        impl: "reference" (plain PyTorch), "blocked" (for CPUs: over blocks that fit the cache, without temporaries of
+            the length of the input; first derivatives only) or "auto" (the fastest one that can run).
 
     Returns:
         [B, H, N, Dv].
@@ -59,17 +61,32 @@ def factorized_attention(
     Raises:
         ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", a name is unknown, or `cu_seqlens`
             comes with a mask, with B > 1 or M != N, or is no such total (see `check_cu_seqlens`).
+        RuntimeError: the implementation that was asked for cannot run here; the message says why.
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
     _validate(query, key, value, mask, normalization, scale, impl)
     documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device, mask)
     if documents is not None:
+        if impl == "blocked":
+            raise RuntimeError('impl="blocked" does not take `cu_seqlens`; use "auto" or "reference".')
         if key.shape[2] != query.shape[2]:
             raise ValueError(
                 f"With `cu_seqlens`, `key` must have the {query.shape[2]} positions of `query`, got {key.shape[2]}."
             )
         return packed_attention(query, key, value, documents, normalization, scale)
+    if impl == "blocked" and query.device.type != "cpu":
+        raise RuntimeError(f'impl="blocked" is for CPU tensors, got {query.device}; use "auto" or "reference".')
+    # Exported graphs hold plain operators only, so that any runtime knows them.
+    is_exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if impl == "blocked" or (impl == "auto" and query.device.type == "cpu" and not is_exported):
+        return blocked_attention(query, key, value, mask, None, normalization, scale)
+    return _reference(query, key, value, mask, normalization, scale)
+
+
+def _reference(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, normalization: str, scale: float | None
+) -> Tensor:
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     device = query.device.type
     # Devices without autocast, such as "meta", refuse the context that would switch it off.

@@ -23,18 +23,22 @@ class LocalConvolution(nn.Module):
         nn.init.zeros_(self.weight)
 
     def forward(self, value: Tensor) -> Tensor:
-        batch, heads, *grid, width = value.shape
-        channels_first = value.movedim(-1, 2).reshape(batch, heads * width, *grid)
-        convolve = F.conv1d if self.spatial_rank == 1 else F.conv2d
-        mixed = convolve(channels_first, self.weight, padding=self.weight.shape[-1] // 2, groups=self.weight.shape[0])
-        return mixed.reshape(batch, heads, width, *grid).movedim(2, -1)
+        heads, width = value.shape[1], value.shape[-1]
+        tokens, weight = value.movedim(1, -2).flatten(-2), self.weight  # [B, *grid, C]
+        if self.spatial_rank == 1:
+            tokens, weight = tokens[:, None], weight[:, :, None]
+        # Channels come last in memory and stay there: convolving along one axis as conv1d would transpose by copying.
+        padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+        mixed = F.conv2d(tokens.movedim(-1, 1), weight, padding=padding, groups=len(weight)).movedim(1, -1)
+        mixed = mixed[:, 0] if self.spatial_rank == 1 else mixed
+        return mixed.unflatten(-1, (heads, width)).movedim(-2, 1)
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, window: int) -> Tensor:
     """Softmax attention of each position over those of its own segment at most `window` steps away on every axis.
 
-    The positions are cut into tiles at least `window` long; each tile attends to itself and its neighbour tiles under a
-    band mask. Time and memory are O(N · window) for text and O(N · window²) for images.
+    The positions are cut into tiles about `window` long; each tile attends to itself and its surroundings under a band
+    mask. Time and memory are O(N · window) for text and O(N · window²) for images.
 
     Args:
         query, key, value: [B, H, *grid, D], with one axis for text and two for images.
@@ -45,9 +49,53 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
     Returns:
         [B, H, *grid, D].
     """
+    if segments is None:
+        segments = query.new_ones(query.shape[0], *query.shape[2:-1], dtype=torch.int32)
+    if query.dim() == 4:
+        return _text_window(query, key, value, segments, window)
+    return _image_window(query, key, value, segments, window)
+
+
+def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
+    """Tiles of all samples in one row, told apart by their segments; a tile's keys are a view, not a copy."""
+    batch, heads, length, width = query.shape
+    tile = max(window, 16)
+    count = (batch * length + tile - 1) // tile
+    missing = count * tile - batch * length
+    if batch > 1:  # samples become segments of one row
+        sample = torch.arange(batch, device=segments.device)[:, None]
+        segments = (segments.long() * batch + sample).where(segments != 0, 0)
+
+    def as_row(tensor: Tensor, before: int, after: int) -> Tensor:
+        """[B, H, N, D] -> [positions, H, D], which copies nothing but the padding where heads lie token by token."""
+        return F.pad(tensor.transpose(1, 2).flatten(0, 1), (0, 0, 0, 0, before, after))
+
+    def surroundings(tensor: Tensor) -> Tensor:
+        """A tile's positions and `window` on each side: [B, H, N, D] -> [tiles, H, tile + 2 · window, D]."""
+        row = as_row(tensor, window, window + missing)
+        if not (torch.is_grad_enabled() and tensor.requires_grad) or tile != window:
+            return row.unfold(0, tile + 2 * window, tile).transpose(2, 3)
+        # The same as copies, since gradients of overlapping views add up slowly.
+        tiles = row.unflatten(0, (count + 2, tile))
+        return torch.cat((tiles[:-2], tiles[1:-1], tiles[2:]), dim=1).transpose(1, 2)
+
+    near = F.pad(segments.flatten(), (window, window + missing)).unfold(0, tile + 2 * window, tile)[:, None]
+    own = near[:, :, window : window + tile].transpose(1, 2)
+    offset = (
+        torch.arange(-window, tile + window, device=query.device) - torch.arange(tile, device=query.device)[:, None]
+    )
+    # Every query may see itself, real or not, so that no row is empty; padded values are zero.
+    allowed = ((offset.abs() <= window) & (own == near) & (own != 0)) | (offset == 0)
+    tiles = as_row(query, 0, missing).unflatten(0, (count, tile)).transpose(1, 2)
+    mixed = _masked_attention(tiles, surroundings(key), surroundings(value), allowed[:, None])
+    mixed = mixed.transpose(1, 2).flatten(0, 1)[: batch * length]
+    return mixed.unflatten(0, (batch, length)).transpose(1, 2)
+
+
+def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
+    """Square tiles, each with copies of its eight neighbours."""
     batch, heads, *grid, width = query.shape
-    rank = len(grid)
-    tile = max(window, 16 if rank == 1 else 3)
+    rank, tile = len(grid), max(window, 3)
     # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
     tiles = [(size + tile - 1) // tile for size in grid]
     tiled_shape = [length for count in tiles for length in (count, tile)]
@@ -71,8 +119,6 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
         tensor = tensor.permute(0, *tile_axes, 1, *position_axes, 2 + 2 * rank)
         return tensor.flatten(0, rank).flatten(2, -2)
 
-    if segments is None:
-        segments = query.new_ones(batch, *grid, dtype=torch.uint8)
     query_segments = tiles_first(cut(segments, 1)[:, None, ..., None])  # [B · tiles, 1, query positions, 1]
     key_segments = tiles_first(with_neighbours(cut(segments, 1), 1)[:, None, ..., None]).transpose(2, 3)
     near, itself = _band(tile, window, rank, query.device)

@@ -163,7 +163,7 @@ class FactorizedMixer(nn.Module):
                 segments = documents.document_ids[None] + 1
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
             window = window_attention(grid_query, grid_key, grid_value, segments, self.window).flatten(2, -2)
-            local = local + gate * (window.to(mixed.dtype) - local)
+            local = local.lerp(window.to(mixed.dtype), gate)
         if self.local_convolution is not None:
             local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local

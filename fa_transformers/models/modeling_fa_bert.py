@@ -30,6 +30,7 @@ from transformers.modeling_outputs import (
 from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_bert import FABertConfig
 from .fa_attention import factorized_attention  # noqa: F401
+from .fa_attention_blocked import blocked_attention  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
 from .fa_chunked import check_chunk_size, embed_text_in_chunks, run_layer_in_chunks
 from .fa_context import apply_context  # noqa: F401

@@ -29,6 +29,7 @@ from transformers.modeling_outputs import (
 from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention  # noqa: F401
+from .fa_attention_blocked import blocked_attention  # noqa: F401
 from .fa_checkpoint_names import VIT_NAME_PATTERNS
 from .fa_chunked import check_chunk_size, join, run_layer_in_chunks, slices
 from .fa_context import apply_context  # noqa: F401

@@ -1,0 +1,179 @@
+"""Set `estimate_memory` against the measured peak memory, one fresh process per point, and tell how long a text trains.
+
+python scripts/measure_memory.py                            # estimate and measurement at several lengths
+python scripts/measure_memory.py --budgets 8 16 20          # also the longest text that trains in so many GiB
+python scripts/measure_memory.py --device cuda --budgets 80
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
+from fa_transformers.memory import estimate_memory, return_freed_memory
+from fa_transformers.results import format_table
+
+MODELS = {
+    "MiniLM": (
+        FABertConfig,
+        dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    ),
+    "BERT-base": (FABertConfig, {}),
+    "ViT-S/16": (FAViTConfig, dict(hidden_size=384, num_attention_heads=6, intermediate_size=1536)),
+}
+# Model, tokens, what else differs from a float32 forward pass.
+POINTS = [
+    ("MiniLM", 8192, {}),
+    ("MiniLM", 65536, {}),
+    ("MiniLM", 65536, {"chunk_size_feed_forward": 1024}),
+    ("MiniLM", 2048, {"training": True}),
+    ("MiniLM", 16384, {"training": True}),
+    ("MiniLM", 16384, {"training": True, "gradient_checkpointing": True}),
+    ("MiniLM", 8192, {"training": True, "mixed_precision": "bf16"}),
+    ("MiniLM", 8192, {"training": True, "local_window": 64}),
+    ("MiniLM", 8192, {"training": True, "local_kernel_size": 15}),
+    ("MiniLM", 8192, {"training": True, "key_feature_size": 64}),
+    ("BERT-base", 4096, {}),
+    ("BERT-base", 4096, {"training": True}),
+    ("BERT-base", 4096, {"training": True, "gradient_checkpointing": True}),
+    ("ViT-S/16", 16384, {}),
+    ("ViT-S/16", 4096, {"training": True}),
+]
+RUN_FLAGS = ("training", "gradient_checkpointing", "mixed_precision")
+GRANULE = 512
+
+
+def make_config(name: str, options: dict):
+    """The config of a named size, and the options of the run that are no config fields."""
+    config_class, fields = MODELS[name]
+    run = {key: value for key, value in options.items() if key in RUN_FLAGS}
+    fields = fields | {key: value for key, value in options.items() if key not in RUN_FLAGS}
+    return config_class(position_embedding_type="periodic", **fields), run
+
+
+def resident_bytes(field: str) -> int:
+    """Memory of this process now ("VmRSS") or at most so far ("VmHWM"); Linux only."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(dict(line.split(":") for line in lines)[field].split()[0]) * 1024
+
+
+def run_model(config, num_tokens: int, device: str, run: dict) -> None:
+    """One forward pass, or two training steps: the second one has the optimiser's state beside it."""
+    is_text = isinstance(config, FABertConfig)
+    model = (FABertModel if is_text else FAViTModel)(config).to(device)
+    if is_text:
+        inputs = {"input_ids": torch.randint(config.vocab_size, (1, num_tokens), device=device)}
+    else:
+        rows = int(num_tokens**0.5)
+        sides = [count * side for count, side in zip((rows, num_tokens // rows), config.patch_shape, strict=True)]
+        inputs = {"pixel_values": torch.rand(1, config.num_channels, *sides, device=device)}
+    if not run.get("training"):
+        with torch.inference_mode():
+            model.eval()(**inputs)
+        return
+    model.train()
+    if run.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        is_mixed = run.get("mixed_precision") == "bf16"
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=is_mixed):
+            loss = model(**inputs).pooler_output.float().pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def measure_here(name: str, num_tokens: int, options: dict, device: str) -> int:
+    """Peak growth of this process in bytes since before the model is made; freed memory is returned, as in finetune."""
+    return_freed_memory()
+    tiny = FABertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=8)
+    run_model(tiny, 16, device, {"training": True})  # loads the libraries
+    config, run = make_config(name, options)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run_model(config, num_tokens, device, run)
+        return torch.cuda.max_memory_allocated() - before
+    before = resident_bytes("VmRSS")
+    run_model(config, num_tokens, device, run)
+    return resident_bytes("VmHWM") - before
+
+
+def measure(name: str, num_tokens: int, options: dict, device: str) -> int | None:
+    """The same in a fresh process; None where that ran out of memory."""
+    point = json.dumps([name, num_tokens, options, device])
+    command = [sys.executable, __file__, "--point", point]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode == -9 or "OutOfMemoryError" in ran.stderr:
+        return None
+    if ran.returncode:
+        raise RuntimeError(f"{point}: {ran.stderr}")
+    return int(ran.stdout.splitlines()[-1])
+
+
+def compare(name: str, num_tokens: int, options: dict, device: str) -> dict:
+    config, run = make_config(name, options)
+    estimated = estimate_memory(config, num_tokens, device_type=device, **run).total
+    measured = measure(name, num_tokens, options, device)
+    return {
+        "model": name,
+        "tokens": num_tokens,
+        "options": ", ".join(key if value is True else f"{key}={value}" for key, value in options.items()) or "forward",
+        "measured_gib": None if measured is None else measured / 2**30,
+        "estimated_gib": estimated / 2**30,
+        "ratio": None if measured is None else estimated / measured,
+    }
+
+
+def longest_training(name: str, budget: int, options: dict, device: str) -> dict:
+    """The largest number of tokens that trains in `budget` bytes: from the slope between two lengths, then verified."""
+    options = {"training": True} | options
+    short, long = 2048, 8192
+    sizes = [measure(name, tokens, options, device) for tokens in (short, long)]
+    slope = (sizes[1] - sizes[0]) / (long - short)
+    tokens = int((budget - sizes[0]) / slope + short) // GRANULE * GRANULE
+    verified = measure(name, tokens, options, device)
+    while verified is not None and verified > budget:
+        tokens -= max(GRANULE, int((verified - budget) / slope) // GRANULE * GRANULE)
+        verified = measure(name, tokens, options, device)
+    return {
+        "model": name,
+        "options": ", ".join(options),
+        "budget_gib": budget / 2**30,
+        "tokens": tokens,
+        "verified_gib": None if verified is None else verified / 2**30,
+        "kib_per_token": slope / 2**10,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
+    parser.add_argument("--budgets", type=float, nargs="*", default=[], help="GiB to find the longest text for")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="sizes to measure")
+    parser.add_argument("--point", help="measure this point alone, in this process; for the script's own use")
+    args = parser.parse_args()
+    if args.point:
+        print(measure_here(*json.loads(args.point)))
+        return
+    rows = [compare(*point, args.device) for point in POINTS if point[0] in args.models]
+    print(format_table(rows, list(rows[0])))
+    texts = [name for name in args.models if MODELS[name][0] is FABertConfig]
+    longest = [
+        longest_training(name, int(budget * 2**30), options, args.device)
+        for name in texts
+        for options in ({}, {"gradient_checkpointing": True})
+        for budget in args.budgets
+    ]
+    if longest:
+        print("\n" + format_table(longest, list(longest[0])))
+    print(json.dumps({"device": args.device, "torch": torch.__version__, "points": rows, "longest": longest}))
+
+
+if __name__ == "__main__":
+    main()
