@@ -28,8 +28,7 @@ class PackingCollator:
                 raise ValueError(f"PackingCollator can't pack the column {name!r}; remove it from the examples.")
             values = [torch.as_tensor(example[name]) for example in examples]
             labels["labels" if name == "label" else name] = _join_labels(values, packed["cu_seqlens"].diff())
-        # Labels first: Trainer weights the loss of an evaluation batch by the length of the first tensor in it.
-        return labels | packed
+        return packed | labels
 
 
 def _join_labels(labels: list[Tensor], lengths: Tensor) -> Tensor:

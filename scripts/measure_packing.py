@@ -86,9 +86,9 @@ def main() -> None:
         row = measured[way]
         row["seconds"] += take_step(model, optimizer, batch)
         row["tokens"] += batch["input_ids"].numel()
-        row["real_tokens"] += sum(examples.lengths[index] for index in plan[turn])
+        row["real_tokens"] += int(sum(examples.lengths[index] for index in plan[turn]))
 
-    total = sum(examples.lengths)
+    total = int(sum(examples.lengths))
     print(f"{len(examples):,} documents, {total:,} tokens, {args.max_tokens_per_batch:,} tokens a step at most")
     print("| way | steps an epoch | padding | seconds an epoch | of padded | tokens/s, padding included |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -123,7 +123,7 @@ def test_memory_grows_with_the_tokens_whatever_their_number_of_documents():
     assert peaks[16384, 512] == pytest.approx(peaks[8192, 512], rel=0.02)
 
 
-@both_normalizations
+@pytest.mark.parametrize("normalization", ["softmax", pytest.param("scaling", marks=pytest.mark.slow)])
 def test_one_graph_serves_packed_batches_of_several_sizes(normalization):
     torch.compiler.reset()
     compiled = torch.compile(factorized_attention, fullgraph=True, dynamic=True, backend="aot_eager")
