@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fa_transformers.models import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.models.fa_chunked import join, slices
-from fa_transformers.models.fa_context import BLOCK_SIZE, ContextAccumulator, apply_context
+from fa_transformers.models.fa_context import LARGEST_BLOCK, ContextAccumulator, apply_context
 
 CHUNK_SIZES = (1, 3, 7, 1000)
 WIDE_HALO = {"local_window": 9, "local_kernel_size": 3}
@@ -218,7 +218,7 @@ def test_text_longer_than_the_table_of_positions_is_an_error_in_chunks_too():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("is_masked", [False, True], ids=["unmasked", "masked"])
 def test_pieces_in_any_order_give_attention_over_the_whole(normalization, dtype, is_masked):
-    num_positions = 2 * BLOCK_SIZE + 77
+    num_positions = 2 * LARGEST_BLOCK + 77
     # Token-major, with logits that grow along the document, so that the running maximum moves in every piece.
     query, key, value = (torch.randn(3, num_positions, 2, 5) for _ in range(3))
     key = key + torch.linspace(-60, 60, num_positions)[:, None, None] * (normalization == "softmax")
@@ -226,7 +226,7 @@ def test_pieces_in_any_order_give_attention_over_the_whole(normalization, dtype,
     mask = None
     if is_masked:
         mask = torch.rand(3, num_positions) > 0.4
-        mask[0, : BLOCK_SIZE + 9] = False
+        mask[0, : LARGEST_BLOCK + 9] = False
         mask[2] = False
         key, value = (tensor.masked_fill(~mask[:, None, :, None], torch.nan) for tensor in (key, value))
     accumulator = ContextAccumulator(normalization)
@@ -258,7 +258,7 @@ def test_a_context_of_nothing_and_a_scaled_softmax_are_errors():
 
 def test_no_temporary_of_the_context_grows_with_the_document():
     peaks = []
-    for num_positions in (4 * BLOCK_SIZE, 16 * BLOCK_SIZE):
+    for num_positions in (16 * LARGEST_BLOCK, 64 * LARGEST_BLOCK):
         query, key, value = (torch.randn(1, num_positions, 2, 8).transpose(1, 2) for _ in range(3))
         mask = torch.ones(1, num_positions, dtype=torch.bool)
         accumulator = ContextAccumulator()

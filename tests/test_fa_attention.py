@@ -530,7 +530,7 @@ def test_only_inputs_and_contexts_are_kept_for_the_backward_pass():
 
 def test_a_second_copy_of_the_code_in_the_process_registers_operators_of_its_own():
     path = Path(fa_attention_blocked.__file__)
-    spec = importlib.util.spec_from_file_location("copy.of-a-checkpoint", path)
+    spec = importlib.util.spec_from_file_location(f"{fa_attention_blocked.__package__}.another-copy", path)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     inputs = make_inputs()

@@ -1,33 +1,115 @@
-"""The global context of factorized attention, gathered piece by piece, for documents that are never whole in memory.
+"""The global context of factorized attention over blocks of positions, for documents given whole or in pieces.
 
 The column softmax over positions streams: with M the largest logit of a feature so far, Z the sum of exp(K - M) and
 S = exp(K - M)ᵀ · V, a further block of positions gives
 
     M' = max(M, max K)    decay = exp(M - M')    Z' = decay · Z + Σ exp(K - M')    S' = decay · S + exp(K - M')ᵀ · V
 
-and the context is S / Z. The order of blocks does not matter. Blocks are short enough for a processor's cache, and what
-is made for one is forgotten with it.
+and the context is S / Z. The order of blocks does not matter. Blocks are short enough for a processor's cache, and no
+temporary grows with the number of positions.
 
-Shape letters: B batch, H heads, n positions of a piece, Dk key width of a head, Dv value width of a head.
+Shape letters: B batch, H heads, Dk key width of a head, Dv value width of a head, n positions of a block or a piece.
+Blocks are [n, H, width], as models lay out their tokens in memory.
 Source: Shen et al. 2021, arXiv:1812.01243, section 3.2; the streaming softmax is that of Milakov and Gimelshein 2018,
 arXiv:1805.02867, taken over positions.
 """
 
+import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-BLOCK_SIZE = 512
-"""Positions at once: 512 of 768 channels in float32 are 1.5 MiB, which the second-level cache of a core holds."""
+CACHED_ELEMENTS = 2**18
+"""Numbers of a block that one thread works on: 1 MiB in float32, about what a core's second-level cache holds."""
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 256, 1024
+"""In positions: below, calls would take longer than their work; above, float32 sums inside a block lose digits."""
+
+
+class Workspace:
+    """The buffers that all blocks of a pass share, in the accumulator's type: float64 for float64, else float32.
+
+    `like` has the inputs' type and device, and `num_positions` is their length.
+    """
+
+    def __init__(self, like: Tensor, num_positions: int):
+        self.dtype, self.device = accumulator_dtype(like), like.device
+        self.num_positions = num_positions
+        self._buffers: dict[tuple, Tensor] = {}
+
+    def blocks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut tensors [positions, H, width] alike. A block fits the cache and is a sixth of all positions at most."""
+        cached = CACHED_ELEMENTS * torch.get_num_threads() // max(math.prod(tensor.shape[1:]) for tensor in tensors)
+        size = max(SMALLEST_BLOCK, min(cached, LARGEST_BLOCK, self.num_positions // 6))
+        return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        held = self._buffers.get((name, *shape[1:]))
+        if held is None or held.shape[0] < shape[0]:
+            held = self._buffers[name, *shape[1:]] = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return held[: shape[0]]
+
+    def cast(self, name: str, block: Tensor) -> Tensor:
+        return block if block.dtype == self.dtype else self.buffer(name, *block.shape).copy_(block)
+
+    def query_factor(self, block: Tensor, is_softmax: bool) -> Tensor:
+        """softmax(Q) of a block of Q; Q itself for "scaling"."""
+        block = self.cast("factor", block)
+        return torch.softmax(block, -1, out=self.buffer("factor", *block.shape)) if is_softmax else block
+
+    def key_factor(self, block: Tensor, maximum: Tensor | None) -> Tensor:
+        """exp(K - M) of a block of K; K itself for "scaling"."""
+        if maximum is None:
+            return self.cast("factor", block)
+        return torch.sub(block, maximum, out=self.buffer("factor", *block.shape)).exp_()
+
+    def multiply(self, left: Tensor, right: Tensor, target: Tensor) -> Tensor:
+        """Write `left` [n, H, i] times `right` [H, i, j] into `target` [n, H, j], which may have another type."""
+        is_direct = target.dtype == self.dtype
+        result = target if is_direct else self.buffer("product", *target.shape)
+        torch.bmm(left.transpose(0, 1), right, out=result.transpose(0, 1))
+        return target if is_direct else target.copy_(result)
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += leftᵀ right, for `left` [n, H, i], `right` [n, H, j] and `total` [H, i, j].
+
+    Not by `baddbmm_`: for narrow heads that adds each product to the long sum, and digits are lost.
+    """
+    total += torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
+
+
+def accumulate(
+    key: Tensor, value: Tensor, sums: Tensor, maximum: Tensor, total: Tensor, is_softmax: bool, work: Workspace
+) -> None:
+    """Add K and V [positions, H, width] to S [H, Dk, Dv], M and Z [H, Dk]; for "scaling" S is Kᵀ V, the rest unused."""
+    for key_block, value_block in work.blocks(key, value):
+        if is_softmax:
+            higher = torch.maximum(maximum, key_block.amax(dim=0).to(maximum.dtype))
+            # Where nothing came before, exp(-inf - higher) is zero, as it should be.
+            decay = (maximum - higher).exp_()
+            maximum.copy_(higher)
+            sums.mul_(decay[:, :, None])
+        weights = work.key_factor(key_block, maximum if is_softmax else None)
+        if is_softmax:
+            total.mul_(decay).add_(weights.sum(dim=0))
+        add_outer(sums, weights, work.cast("value", value_block))
+
+
+def real_positions(mask: Tensor) -> slice | Tensor:
+    """Where a sample's mask [positions] is true: a slice, or indices if padding lies in between."""
+    first, count = int(mask.view(torch.uint8).argmax()) if len(mask) else 0, int(mask.sum())
+    return slice(first, first + count) if mask[first : first + count].all() else mask.nonzero()[:, 0]
 
 
 class ContextAccumulator:
     """Sum up keys and values of a document, given in pieces, to its context.
 
     "softmax" gives softmax_positions(K)ᵀ · V, "scaling" gives scale · Kᵀ · V. Sums are float32, or float64 for float64
-    inputs, whatever autocast says. The memory is that of the context and of one block of `BLOCK_SIZE` positions.
-    Without gradients: sums are kept in place.
+    inputs, whatever autocast says. The memory is that of the context and of one block. Without gradients: sums are
+    kept in place.
     """
 
     def __init__(self, normalization: str = "softmax"):
@@ -43,14 +125,21 @@ class ContextAccumulator:
             mask: bool [B, n], True where a position is real; what the others hold, NaN included, changes nothing.
         """
         if self._sums is None:
-            self._start(key, value)
+            batch, heads, _, key_width = key.shape
+            self._sums = key.new_zeros(batch, heads, key_width, value.shape[3], dtype=accumulator_dtype(key))
+            self._total = self._sums.new_zeros(batch, heads, key_width)
+            self._maximum = torch.full_like(self._total, -torch.inf)
+            self._counts = [0] * batch
+        work = Workspace(key, key.shape[2])
         with without_autocast(key.device.type):
-            for sample in range(key.shape[0]):  # heads of one sample are one batched product without a copy
-                for start in range(0, key.shape[2], BLOCK_SIZE):
-                    block = slice(start, start + BLOCK_SIZE)
-                    padding = None if mask is None else ~mask[sample, block, None]
-                    self._add_block(sample, key[sample, :, block], value[sample, :, block], padding)
-        self._count += key.shape[2] if mask is None else mask.sum(dim=1)[:, None, None, None]
+            for sample in range(len(key)):
+                place = slice(None) if mask is None else real_positions(mask[sample])
+                keys, values = key[sample].transpose(0, 1)[place], value[sample].transpose(0, 1)[place]
+                if not len(keys):
+                    continue
+                sums = (self._sums[sample], self._maximum[sample], self._total[sample])
+                accumulate(keys, values, *sums, self.normalization == "softmax", work)
+                self._counts[sample] += len(keys)
 
     def context(self, scale: float | None = None) -> Tensor:
         """The context of all positions so far: [B, H, Dk, Dv], zeros for a sample without a real one.
@@ -65,35 +154,9 @@ class ContextAccumulator:
         if self.normalization == "softmax":
             if scale is not None:
                 raise ValueError('`scale` applies to normalization="scaling" only; the softmaxes have no scale.')
-            return self._sums / self._total.clamp(min=torch.finfo(self._sums.dtype).tiny).transpose(2, 3)
-        return self._sums * (1.0 / self._count.clamp(min=1).to(self._sums.dtype) if scale is None else scale)
-
-    def _start(self, key: Tensor, value: Tensor) -> None:
-        batch, heads, _, key_width = key.shape
-        dtype = accumulator_dtype(key)
-        self._sums = key.new_zeros(batch, heads, key_width, value.shape[3], dtype=dtype)
-        self._total = key.new_zeros(batch, heads, 1, key_width, dtype=dtype)
-        # finfo.min instead of -inf: as long as all is padding the weights are finite, and zeroed through V.
-        self._maximum = key.new_full((batch, heads, 1, key_width), torch.finfo(dtype).min, dtype=dtype)
-        self._count = torch.zeros(batch, 1, 1, 1, dtype=torch.long, device=key.device)
-
-    def _add_block(self, sample: int, key: Tensor, value: Tensor, padding: Tensor | None) -> None:
-        """Add [H, n, Dk] and [H, n, Dv] of one sample; `padding` is [n, 1]."""
-        assert self._sums is not None
-        sums = self._sums[sample]
-        key, value = key.to(sums.dtype), value.to(sums.dtype)
-        if padding is not None:
-            lowest = torch.finfo(sums.dtype).min if self.normalization == "softmax" else 0.0
-            key, value = key.masked_fill(padding, lowest), value.masked_fill(padding, 0.0)
-        if self.normalization == "softmax":
-            maximum, total = self._maximum[sample], self._total[sample]
-            largest = torch.maximum(maximum, key.amax(dim=1, keepdim=True))
-            decay = (maximum - largest).exp()  # [H, 1, Dk]
-            key = (key - largest).exp_()
-            total.mul_(decay).add_(key.sum(dim=1, keepdim=True))
-            sums.mul_(decay.transpose(1, 2))
-            maximum.copy_(largest)
-        sums.baddbmm_(key.transpose(1, 2), value)
+            return self._sums / self._total.clamp(min=torch.finfo(self._sums.dtype).tiny)[..., None]
+        factors = [1.0 / max(count, 1) if scale is None else scale for count in self._counts]
+        return self._sums * self._sums.new_tensor(factors)[:, None, None, None]
 
 
 def apply_context(query: Tensor, context: Tensor, normalization: str) -> Tensor:
@@ -109,14 +172,11 @@ def apply_context(query: Tensor, context: Tensor, normalization: str) -> Tensor:
     """
     batch, heads, num_positions, _ = query.shape
     output = query.new_empty(batch, num_positions, heads, context.shape[3])
+    work = Workspace(query, num_positions)
     with without_autocast(query.device.type):
         for sample in range(batch):
-            for start in range(0, num_positions, BLOCK_SIZE):
-                block = slice(start, start + BLOCK_SIZE)
-                weights = query[sample, :, block].to(context.dtype)
-                if normalization == "softmax":
-                    weights = weights.transpose(0, 1).softmax(dim=-1).transpose(0, 1)  # torch wants it contiguous
-                output[sample, block] = (weights @ context[sample]).transpose(0, 1)
+            for block, target in work.blocks(query[sample].transpose(0, 1), output[sample]):
+                work.multiply(work.query_factor(block, normalization == "softmax"), context[sample], target)
     return output.transpose(1, 2)
 
 
