@@ -1,19 +1,21 @@
-"""What a training loop needs besides the loop: parameter groups, freezing, the progress meter, and trackers."""
+"""What a training loop needs besides the loop: loaders, parameter groups, freezing, progress meter, trackers."""
 
 import argparse
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .batching import LengthGroupedBatchSampler, make_loader
 from .checkpointing import TrainingState
 from .data.files import count_cores
 
@@ -123,6 +125,30 @@ def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int
     if accelerator.device.type == "cpu":
         return 0
     return min(4, max(1, count_cores() // count_local_processes(accelerator) - 1))
+
+
+def build_loaders(
+    args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
+) -> tuple[dict[str, DataLoader], LengthGroupedBatchSampler]:
+    """A prepared loader for each split, and the sampler of the train split."""
+    loaders, samplers = {}, {}
+    num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
+    for split, part in examples.items():
+        is_train = split == "train"
+        samplers[split] = LengthGroupedBatchSampler(
+            part.lengths,
+            args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
+            max_tokens=args.max_tokens_per_batch or None,
+            group_by_length=(args.group_by_length or not is_train) and not args.packing,
+            packing=args.packing,
+            shuffle=is_train,
+            seed=args.seed,
+            num_processes=accelerator.num_processes,
+            short_epochs=args.short_epochs if is_train else 0,
+            short_length=args.short_length,
+        )
+        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
+    return loaders, samplers["train"]
 
 
 class ProgressMeter:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
-from fa_transformers.batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches, make_loader
+from fa_transformers.batching import count_update_steps, epoch_batches
 from fa_transformers.checkpointing import (
     StopRequest,
     TrainingState,
@@ -40,7 +40,7 @@ from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
 from fa_transformers.training import (
     ProgressMeter,
-    choose_num_workers,
+    build_loaders,
     freeze_bottom_layers,
     group_parameters,
     make_accelerator,
@@ -140,28 +140,6 @@ def build_optimizer(args: argparse.Namespace, model: PreTrainedModel, max_steps:
     optimizer = torch.optim.AdamW(groups)
     num_warmup_steps = args.warmup_steps or int(args.warmup_ratio * max_steps)
     return optimizer, get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, max_steps)
-
-
-def build_loaders(args: argparse.Namespace, examples: dict, collate, accelerator: Accelerator):
-    """A prepared loader for each split, and the sampler of the train split."""
-    loaders, samplers = {}, {}
-    num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
-    for split, part in examples.items():
-        is_train = split == "train"
-        samplers[split] = LengthGroupedBatchSampler(
-            part.lengths,
-            args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
-            max_tokens=args.max_tokens_per_batch or None,
-            group_by_length=(args.group_by_length or not is_train) and not args.packing,
-            packing=args.packing,
-            shuffle=is_train,
-            seed=args.seed,
-            num_processes=accelerator.num_processes,
-            short_epochs=args.short_epochs if is_train else 0,
-            short_length=args.short_length,
-        )
-        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
-    return loaders, samplers["train"]
 
 
 @torch.no_grad()
@@ -270,7 +248,8 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens")
+    holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
+    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
     model, state = train(args, model, loaders, sampler, accelerator, data, output_dir)
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
