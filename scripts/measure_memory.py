@@ -89,7 +89,10 @@ def run_model(config, num_tokens: int, device: str, run: dict) -> None:
 
 
 def measure_here(name: str, num_tokens: int, options: dict, device: str) -> int:
-    """Peak growth of this process in bytes since before the model is made; freed memory is returned, as in finetune."""
+    """Peak growth of this process in bytes since before the model is made; freed memory is returned.
+
+    As finetune.py does with --gradient_checkpointing.
+    """
     return_freed_memory()
     tiny = FABertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=8)
     run_model(tiny, 16, device, {"training": True})  # loads the libraries
