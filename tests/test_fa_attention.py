@@ -528,6 +528,21 @@ def test_only_inputs_and_contexts_are_kept_for_the_backward_pass():
     assert sorted(tensor.shape for tensor in others) == [(1, 2, 16), (1, 2, 16), (1, 2, 16, 16)]
 
 
+def test_exported_graphs_hold_plain_operators_only():
+    class Attention(torch.nn.Module):
+        def forward(self, query, key, value):
+            return fa_transformers.factorized_attention(query, key, value)
+
+    inputs = make_inputs(dtype=torch.float32)
+    program = torch.export.export(Attention(), inputs)
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    operators = [
+        node.target for graph in graphs for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    ]
+    assert len(operators) > 3 and {operator.namespace for operator in operators} == {"aten"}
+    assert_within_budget(program.module()(*inputs), *inputs)
+
+
 def test_a_second_copy_of_the_code_in_the_process_registers_operators_of_its_own():
     path = Path(fa_attention_blocked.__file__)
     spec = importlib.util.spec_from_file_location(f"{fa_attention_blocked.__package__}.another-copy", path)
