@@ -222,7 +222,7 @@ def plot(results: dict, kind: str, path: Path) -> None:
         figure.text(left, 0.94, f"Batch 1. {results['setting']}", color=SUBTLE)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            figure.savefig(temporary, dpi=150, format="png", facecolor="white")
+            figure.savefig(temporary, dpi=150, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.2)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import torch
 
 from .models import ARCHITECTURES
 from .models.configuration_fa import FactorizedConfig
+from .models.modeling_fa import INFERENCE_CHUNK
 
 MAPPED_BYTES = 2**22
 """From this size on an allocation is a mapping of its own after `return_freed_memory`."""
@@ -89,7 +90,7 @@ def estimate_memory(
 
     and with gradient checkpointing L C for the inputs of the layers and the rest for a single layer. Without gradients
     one layer is there at a time: its input, the embeddings, and the larger one of Q, K, V with the mixed tokens, and of
-    the feed-forward part: mixed tokens, its input, 2 I, or with `chunk_size_feed_forward` 2 I of a chunk and results.
+    the feed-forward part: mixed tokens, its input, and 2 I, of a piece (see `feed_forward_in_pieces`) beside results.
 
     Args:
         config: of an FA model; `softmax_layers` run fused attention, which keeps as much.
@@ -189,8 +190,9 @@ def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -
     mixing = 4 * width * sizes.mapped + 2 * config.num_attention_heads * _num_added_features(config) * sizes.mapped
     if config.local_window:
         mixing += WINDOW_HELD * width * sizes.mapped
-    attended, chunk = width * (sizes.mapped + sizes.residual), config.chunk_size_feed_forward
-    if chunk and chunk < num_tokens:
+    attended = width * (sizes.mapped + sizes.residual)
+    chunk = config.chunk_size_feed_forward or INFERENCE_CHUNK
+    if chunk < num_tokens:
         results = width * sizes.residual
         feed_forward = attended + results + max(intermediate * chunk / num_tokens, results)
     else:

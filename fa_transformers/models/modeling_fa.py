@@ -3,6 +3,7 @@
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel
 from .fa_local import LocalConvolution
 from .fa_mixer import FactorizedMixer, FeatureMap
 from .fa_packed import PackedDocuments
+
+INFERENCE_CHUNK = 4096
+"""Tokens of a sample that a feed-forward part takes at a time without gradients."""
 
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
@@ -120,6 +124,19 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_hole
                 "Move the padding to the left or right."
             )
     return mask
+
+
+def feed_forward_in_pieces(feed_forward: Callable[[Tensor], Tensor], hidden_states: Tensor, chunk_size: int) -> Tensor:
+    """Apply a function of single tokens to `chunk_size` tokens of each sample at a time: [B, N, C] -> [B, N, C].
+
+    0 is all at once, but in eager inference `INFERENCE_CHUNK`: allocating wide temporaries for a long text takes a CPU
+    longer than what is computed in them.
+    """
+    if not chunk_size and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        chunk_size = INFERENCE_CHUNK
+    if not chunk_size or hidden_states.shape[1] <= chunk_size:
+        return feed_forward(hidden_states)
+    return torch.cat([feed_forward(piece) for piece in hidden_states.split(chunk_size, dim=1)], dim=1)
 
 
 def first_real_token(hidden_states: Tensor, mask: Tensor | None) -> Tensor:

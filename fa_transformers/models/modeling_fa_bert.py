@@ -13,7 +13,7 @@ Shape letters: B batch, N tokens, C hidden width, H heads, L labels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GradientCheckpointingLayer, apply_chunking_to_forward
+from transformers import GradientCheckpointingLayer
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -44,6 +44,7 @@ from .modeling_fa import (
     check_mask,
     classification_loss,
     count_choices,
+    feed_forward_in_pieces,
     first_real_token,
     mean_over_real,
     span_loss,
@@ -124,7 +125,7 @@ class FABertLayer(GradientCheckpointingLayer):
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
         attended = self.attention["output"](mixed, hidden_states)
-        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, attended)
+        return feed_forward_in_pieces(self.feed_forward, attended, self.chunk_size_feed_forward)
 
     def feed_forward(self, attended: Tensor) -> Tensor:
         return self.output(self.intermediate(attended), attended)

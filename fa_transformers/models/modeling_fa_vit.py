@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GradientCheckpointingLayer, apply_chunking_to_forward
+from transformers import GradientCheckpointingLayer
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -37,7 +37,7 @@ from .fa_context import apply_context  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .fa_packed import PackedDocuments  # noqa: F401
-from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, mean_over_real
+from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, feed_forward_in_pieces, mean_over_real
 
 
 class FAViTPatchEmbeddings(nn.Module):
@@ -268,7 +268,7 @@ class FAViTLayer(GradientCheckpointingLayer):
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
         hidden_states = hidden_states + self.layer_scale1(self.attention["output"](mixed))
-        return apply_chunking_to_forward(self.feed_forward, self.chunk_size_feed_forward, 1, hidden_states)
+        return feed_forward_in_pieces(self.feed_forward, hidden_states, self.chunk_size_feed_forward)
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.layer_scale2(self.output(self.intermediate(self.layernorm_after(hidden_states))))
