@@ -89,8 +89,12 @@ def main() -> None:
     num_layers = model.config.num_hidden_layers
     print(f"{name}: {num_tokens:,} tokens through {num_layers} layers; {before:.2f} GiB before", flush=True)
     with tqdm(total=num_layers * num_tokens, unit=" tokens", unit_scale=True, desc="all layers") as progress:
-        for layer in model.encoder.layer:  # the last part of a layer, called once for each chunk
-            layer.output.register_forward_hook(lambda part, arguments, chunk: progress.update(chunk.shape[1]))
+
+        def note(part, arguments, chunk) -> None:
+            progress.update(chunk.shape[1])
+
+        for layer in model.encoder.layer:  # the last part of a layer, called for each of its chunks
+            layer.output.register_forward_hook(note)
         started = time.perf_counter()
         with torch.inference_mode():
             output = model(inputs, chunk_size=args.chunk_size)

@@ -3,6 +3,11 @@
 The oracle is the unchanged model; of the streaming context, the float64 attention matrix in `oracles.py`.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from oracles import MemoryMeter, attention, error_budget
@@ -278,3 +283,12 @@ def test_join_holds_one_piece_at_a_time():
         joined = join((torch.full((1, 10, 4), float(index)) for index in range(50)), 500)
     assert torch.equal(joined[0, :, 0], torch.arange(50.0).repeat_interleave(10))
     assert meter.peak_bytes <= (500 + 2 * 10) * 4 * 4
+
+
+def test_the_script_for_long_documents_ends_with_its_figures():
+    script = Path(__file__).parents[1] / "scripts" / "encode_long.py"
+    command = [sys.executable, str(script), "--num_tokens", "3000", "--chunk_size", "512", "--num_threads", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    facts = json.loads(ran.stdout.splitlines()[-1])
+    assert facts["num_tokens"] == 3000 and facts["peak_resident_gib"] > facts["resident_before_gib"]
