@@ -105,8 +105,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return self._cached[1]
 
     def largest_batch(self) -> tuple[int, int]:
-        """Examples and longest one, in tokens, of the batch with most tokens, padding included, of a full epoch."""
+        """Rows and their length, in tokens, of the batch with most tokens of a full epoch, padding included."""
         lengths = self.lengths_in(self.short_epochs)
+        if self.packing:
+            return 1, max(int(lengths[batch].sum()) for batch in self.batches(self.short_epochs))
         shapes = ((len(batch), int(lengths[batch].max())) for batch in self.batches(self.short_epochs))
         return max(shapes, key=math.prod)
 

@@ -5,8 +5,8 @@ python scripts/encode_long.py --model_size bert-base          # 12 layers x 768,
 python scripts/encode_long.py --image_size 8192               # FA-ViT-S/16, random weights, 262,144 patches
 
 The result is exact: every token attends to the whole document. Memory is of this process, its peak resident set, with
-libraries, weights, inputs and outputs: 1.02, 1.13 and 1.33 GiB at 65,536, 131,072 and 262,144 tokens (MiniLM),
-of which 0.64 GiB before encoding. Ends with one line of JSON.
+libraries, weights, inputs and outputs: 1.02, 1.33 and 2.41 GiB at 65,536, 262,144 and 1,048,576 tokens (MiniLM), of
+which 0.64 to 0.69 GiB before encoding. Ends with one line of JSON.
 """
 
 import argparse

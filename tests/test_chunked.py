@@ -291,4 +291,4 @@ def test_the_script_for_long_documents_ends_with_its_figures():
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     facts = json.loads(ran.stdout.splitlines()[-1])
-    assert facts["num_tokens"] == 3000 and facts["peak_resident_gib"] > facts["resident_before_gib"]
+    assert facts["num_tokens"] == 3000 and facts["peak_resident_gib"] >= facts["resident_before_gib"] > 0

@@ -12,6 +12,7 @@ import pytest
 import torch
 from oracles import MemoryMeter, attention, attention_matrix, error_budget
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fa_transformers
 from fa_transformers import factorized_attention
@@ -526,6 +527,29 @@ def test_only_inputs_and_contexts_are_kept_for_the_backward_pass():
         fa_transformers.factorized_attention(*inputs, impl="blocked")
     others = [tensor for tensor in kept if all(tensor.data_ptr() != own.data_ptr() for own in inputs)]
     assert sorted(tensor.shape for tensor in others) == [(1, 2, 16), (1, 2, 16), (1, 2, 16, 16)]
+
+
+def test_auto_knows_forward_mode_derivatives_and_transforms():
+    query, key, value = make_inputs(1, 1, 6, 6, 3, 3)
+    tangent = torch.randn_like(query)
+
+    def attend(tensor, impl="auto"):
+        return fa_transformers.factorized_attention(tensor, key, value, impl=impl)
+
+    (expected,) = torch.autograd.functional.jvp(partial(attend, impl="reference"), query, tangent)[1:]
+    torch.testing.assert_close(torch.func.jvp(attend, (query,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        output = attend(forward_ad.make_dual(query, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, expected)
+        with pytest.raises(RuntimeError, match="no forward-mode derivatives"):
+            attend(forward_ad.make_dual(query, tangent), impl="blocked")
+    leaf = query.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(attend(leaf).sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda tensor: attend(tensor).sum())(query), gradient)
+
+
+def test_no_heads_give_an_empty_output():
+    assert factorized_attention(*torch.randn(3, 1, 0, 8, 4)).shape == (1, 0, 8, 4)
 
 
 def test_exported_graphs_hold_plain_operators_only():

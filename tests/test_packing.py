@@ -146,3 +146,8 @@ def test_the_stock_trainer_trains_and_evaluates_packed_documents(tmp_path):
     assert trainer.train().global_step == 2
     expected = [(loss_of(samples[:3]) + loss_of(samples[3:6])) / 2, loss_of(samples[6:])]
     assert losses.values == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_largest_packed_batch_is_one_row_of_its_real_tokens():
+    sampler = LengthGroupedBatchSampler([3000] + [50] * 20, 32, max_tokens=4096, group_by_length=False, packing=True)
+    assert sampler.largest_batch() == (1, 4000)

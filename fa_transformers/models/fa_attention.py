@@ -14,6 +14,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .fa_attention_blocked import blocked_attention
 from .fa_attention_triton import supports as triton_supports
@@ -56,7 +57,8 @@ def factorized_attention(
             M is N, and each document attends to itself alone, as if it were a sample of its own. None: not packed.
         impl: "reference" (plain PyTorch), "blocked" (for CPUs: over blocks that fit the cache, without temporaries of
             the length of the input), "triton" (fused kernels for NVIDIA GPUs, "softmax" only) or "auto" (the fastest
-            one that can run; the reference in exported graphs). Only the reference has second derivatives.
+            one that can run; the reference in exported graphs and under torch.func's transforms). Only the reference
+            has second and forward-mode derivatives.
 
     Returns:
         [B, H, N, Dv].
@@ -97,20 +99,35 @@ def _choose(
     """The implementation to run; RuntimeError if it was asked for by name and cannot."""
     is_on_cpu = query.device.type == "cpu"
     if impl == "auto":
-        # Exported graphs hold plain operators only, which any runtime knows.
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        # Exported graphs hold plain operators only, which any runtime knows. Not `torch.compiler.is_exporting()`: torch
+        # 2.6 lacks it, and in some later versions it is true while compiling, too.
+        if getattr(torch.compiler, "_is_exporting_flag", False) or torch.jit.is_tracing():
+            return "reference"
+        if _is_transformed(query, key, value):
             return "reference"
         if is_on_cpu:
             return "blocked"
         return "reference" if triton_supports(query, key, value, mask, cu_seqlens, normalization) else "triton"
     reason = None
-    if impl == "blocked" and not is_on_cpu:
+    if impl != "reference" and _is_transformed(query, key, value):
+        reason = "it has no forward-mode derivatives and no rules for torch.func's transforms"
+    elif impl == "blocked" and not is_on_cpu:
         reason = f"it is for CPU tensors, got {query.device}"
     elif impl == "triton":
         reason = triton_supports(query, key, value, mask, cu_seqlens, normalization)
     if reason is not None:
         raise RuntimeError(f'impl="{impl}" cannot run: {reason}. Use "auto" or "reference".')
     return impl
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are at work, which custom operators pass over."""
+    if torch.compiler.is_compiling():
+        return False
+    # There is no public way to ask for transforms.
+    if getattr(torch._C, "_are_functorch_transforms_active", lambda: False)():
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def _reference(

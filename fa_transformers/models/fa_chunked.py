@@ -167,7 +167,5 @@ def _add_local_terms(
 ) -> Tensor:
     """Add window and convolution over a chunk with its halo, [B, H, n, D]; its outermost rows miss neighbours."""
     key, value = (attention.project(part, inputs) for part in (attention.key, attention.value))
-    if mask is not None:
-        value = value.masked_fill(~mask[:, None, :, None], 0.0)
     grid = None if columns is None else (inputs.shape[1] // columns, columns)
     return attention.mixer.add_local_terms(mixed, query, key, value, mask, grid)

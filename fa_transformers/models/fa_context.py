@@ -40,8 +40,12 @@ class Workspace:
         self._buffers: dict[tuple, Tensor] = {}
 
     def blocks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut tensors [positions, H, width] alike. A block fits the cache and is a sixth of all positions at most."""
-        cached = CACHED_ELEMENTS * torch.get_num_threads() // max(math.prod(tensor.shape[1:]) for tensor in tensors)
+        """Cut tensors [positions, H, width] alike into blocks that fit the cache.
+
+        One has a sixth of all positions at most, as buffers are extra memory, but `SMALLEST_BLOCK` at least.
+        """
+        widest = max(1, *(math.prod(tensor.shape[1:]) for tensor in tensors))
+        cached = CACHED_ELEMENTS * torch.get_num_threads() // widest
         size = max(SMALLEST_BLOCK, min(cached, LARGEST_BLOCK, self.num_positions // 6))
         return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 

@@ -58,7 +58,10 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
 
 
 def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
-    """Tiles of all samples in one row, told apart by their segments; a tile's keys are a view, not a copy."""
+    """Tiles of all samples in one row, told apart by their segments; a tile's keys are a view of that row.
+
+    Values must be finite: 0 · NaN would carry a NaN over to a neighbouring segment.
+    """
     batch, heads, length, width = query.shape
     tile = max(window, 16)
     count = (batch * length + tile - 1) // tile
@@ -68,8 +71,9 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
         segments = (segments.long() * batch + sample).where(segments != 0, 0)
 
     def as_row(tensor: Tensor, before: int, after: int) -> Tensor:
-        """[B, H, N, D] -> [positions, H, D], which copies nothing but the padding where heads lie token by token."""
-        return F.pad(tensor.transpose(1, 2).flatten(0, 1), (0, 0, 0, 0, before, after))
+        """[B, H, N, D] -> [positions, H, D]: one copy for padding, and none without where heads lie token by token."""
+        row = tensor.transpose(1, 2).flatten(0, 1)
+        return F.pad(row, (0, 0, 0, 0, before, after)) if before or after else row
 
     def surroundings(tensor: Tensor) -> Tensor:
         """A tile's positions and `window` on each side: [B, H, N, D] -> [tiles, H, tile + 2 · window, D]."""

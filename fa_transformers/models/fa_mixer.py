@@ -122,8 +122,6 @@ class FactorizedMixer(nn.Module):
 
         Of a packed batch (B = 1, no mask), `documents` says where each ends; every term stays inside one.
         """
-        if mask is not None:
-            value = value.masked_fill(~mask[:, None, :, None], 0.0)
         query_features, key_features = self.query_features(query), self.key_features(key)
         # Autocast may have split the dtypes.
         query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
@@ -149,10 +147,12 @@ class FactorizedMixer(nn.Module):
         grid: tuple[int, ...] | None,
         documents: PackedDocuments | None = None,
     ) -> Tensor:
-        """Mix the window into the factorized term and add the convolution; `value` is zero at padding."""
+        """Mix the window into the factorized term and add the convolution."""
         if self.window_gate is None and self.local_convolution is None:
             return mixed
 
+        if mask is not None:
+            value = value.masked_fill(~mask[:, None, :, None], 0.0)
         grid = grid or (query.shape[2],)
         num_prefix = query.shape[2] - math.prod(grid)
         grid_query, grid_key, grid_value = (t[:, :, num_prefix:].unflatten(2, grid) for t in (query, key, value))
