@@ -24,22 +24,14 @@ from transformers import (
 )
 
 from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
-from fa_transformers.batching import count_update_steps, epoch_batches
-from fa_transformers.checkpointing import (
-    StopRequest,
-    TrainingState,
-    list_checkpoints,
-    prepare_output_dir,
-    resume_run,
-    save_checkpoint,
-)
+from fa_transformers.checkpointing import list_checkpoints, prepare_output_dir
 from fa_transformers.convert import load_factorized
+from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
 from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
 from fa_transformers.training import (
-    ProgressMeter,
     build_loaders,
     freeze_bottom_layers,
     group_parameters,
@@ -163,66 +155,6 @@ def evaluate(model: PreTrainedModel, loader: DataLoader, accelerator: Accelerato
     return scores | {"loss": float(losses.mean()), "num_examples": len(rows)}
 
 
-def train(args, model, loaders, sampler, accelerator, data, output_dir: Path) -> tuple[PreTrainedModel, TrainingState]:
-    """Run the loop; a stop by signal saves a checkpoint, says how to resume, and exits with status 130."""
-    max_steps = args.max_steps
-    if max_steps < 0:
-        max_steps = count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
-    optimizer, scheduler = build_optimizer(args, model, max_steps)
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
-    if args.resume_from_checkpoint:
-        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
-    meter = ProgressMeter(accelerator, max_steps, state)
-    model.train()
-    with StopRequest(accelerator, meter.write) as stop:
-        while state.step < max_steps and not state.stopped_early:
-            for batch in meter.waited_for(epoch_batches(loaders["train"], sampler, state.epoch, state.batch)):
-                with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    meter.add_batch(loss.item(), sampler.count_tokens(state.epoch, state.batch))
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients and args.max_grad_norm:
-                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                epoch_ends = accelerator.gradient_state.end_of_dataloader
-                state.finish_batch(epoch_ends)
-                if not accelerator.sync_gradients:
-                    continue
-                if not accelerator.optimizer_step_was_skipped:
-                    scheduler.step()
-                state.step += 1
-                meter.finish_step()
-                done, gained = state.step == max_steps, False
-                if state.step % args.logging_steps == 0 or done:
-                    accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
-                if done or (state.step % args.eval_steps == 0 if args.eval_steps else epoch_ends):
-                    with meter.paused():
-                        scores = evaluate(model, loaders["validation"], accelerator, data)
-                    gained = state.record_score(scores, args.metric_for_best_model or BEST_METRICS[data.problem_type])
-                    state.stopped_early = 0 < args.early_stopping_patience <= state.evaluations_without_gain
-                    numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
-                    accelerator.log(numbers, step=state.step)
-                    meter.write(f"step {state.step}: {results.format_scores(numbers)}")
-                done = done or state.stopped_early
-                must_stop = bool(stop) and not done
-                is_due = state.step % args.save_steps == 0 if args.save_steps else epoch_ends
-                if is_due or done or must_stop or (gained and args.load_best_model_at_end):
-                    with meter.paused():
-                        save_checkpoint(accelerator, output_dir, state, args.save_total_limit or None)
-                if must_stop:
-                    meter.close()
-                    accelerator.print(f"Stopped at step {state.step} of {max_steps}. Resume:\n{args.resume_command}")
-                    raise SystemExit(130)
-                if done:
-                    break
-    meter.close()
-    if args.load_best_model_at_end and state.best_step not in (None, state.step):
-        accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
-    return model, state
-
-
 def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) -> dict:
     """Build, train and score one model; returns it with its processor, scores and the figures of the run."""
     set_seed(args.seed)
@@ -250,7 +182,19 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     )
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
-    model, state = train(args, model, loaders, sampler, accelerator, data, output_dir)
+    steps = plan_steps(args, sampler)
+    model, state = run_training(
+        args,
+        model,
+        *build_optimizer(args, model, steps),
+        loaders["train"],
+        sampler,
+        accelerator,
+        evaluate=lambda trained: evaluate(trained, loaders["validation"], accelerator, data),
+        best_metric=args.metric_for_best_model or BEST_METRICS[data.problem_type],
+        max_steps=steps,
+        output_dir=output_dir,
+    )
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
     accelerator.free_memory()

@@ -1,0 +1,106 @@
+"""The training loop that the scripts share: resumable, evaluated, stopped by signals without loss."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from . import results
+from .batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches
+from .checkpointing import StopRequest, TrainingState, resume_run, save_checkpoint
+from .training import ProgressMeter
+
+
+def plan_steps(args: argparse.Namespace, sampler: LengthGroupedBatchSampler) -> int:
+    """Optimiser steps of a run: `max_steps`, or where that is negative as many as `num_train_epochs` take."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
+
+
+def run_training(
+    args: argparse.Namespace,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    loader: DataLoader,
+    sampler: LengthGroupedBatchSampler,
+    accelerator: Accelerator,
+    *,
+    evaluate: Callable[[nn.Module], dict],
+    best_metric: str,
+    max_steps: int,
+    output_dir: Path,
+) -> tuple[nn.Module, TrainingState]:
+    """Train for `max_steps` optimiser steps; a stop by signal saves a checkpoint, says how to resume, and exits with
+    status 130.
+
+    Args:
+        args: the training flags of `arguments.add_training_arguments`, and `resume_command`.
+        model: `model(**batch).loss` is what is minimised.
+        loader, sampler: a prepared loader and its batch sampler.
+        evaluate: scores of the model by name, among them `loss` and `best_metric`.
+        best_metric: the score that names the best checkpoint.
+        output_dir: folder of the checkpoints.
+
+    Returns:
+        The prepared model, with the best checkpoint's weights where `load_best_model_at_end` asks for them, and the
+        run's state.
+    """
+    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
+    state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
+    if args.resume_from_checkpoint:
+        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
+    meter = ProgressMeter(accelerator, max_steps, state)
+    model.train()
+    with StopRequest(accelerator, meter.write) as stop:
+        while state.step < max_steps and not state.stopped_early:
+            for batch in meter.waited_for(epoch_batches(loader, sampler, state.epoch, state.batch)):
+                with accelerator.accumulate(model):
+                    loss = model(**batch).loss
+                    meter.add_batch(loss.item(), sampler.count_tokens(state.epoch, state.batch))
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and args.max_grad_norm:
+                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                epoch_ends = accelerator.gradient_state.end_of_dataloader
+                state.finish_batch(epoch_ends)
+                if not accelerator.sync_gradients:
+                    continue
+                if not accelerator.optimizer_step_was_skipped:
+                    scheduler.step()
+                state.step += 1
+                meter.finish_step()
+                done, gained = state.step == max_steps, False
+                if state.step % args.logging_steps == 0 or done:
+                    accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
+                if done or (state.step % args.eval_steps == 0 if args.eval_steps else epoch_ends):
+                    with meter.paused():
+                        scores = evaluate(model)
+                    gained = state.record_score(scores, best_metric)
+                    state.stopped_early = 0 < args.early_stopping_patience <= state.evaluations_without_gain
+                    numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+                    accelerator.log(numbers, step=state.step)
+                    meter.write(f"step {state.step}: {results.format_scores(numbers)}")
+                done = done or state.stopped_early
+                must_stop = bool(stop) and not done
+                is_due = state.step % args.save_steps == 0 if args.save_steps else epoch_ends
+                if is_due or done or must_stop or (gained and args.load_best_model_at_end):
+                    with meter.paused():
+                        save_checkpoint(accelerator, output_dir, state, args.save_total_limit or None)
+                if must_stop:
+                    meter.close()
+                    accelerator.print(f"Stopped at step {state.step} of {max_steps}. Resume:\n{args.resume_command}")
+                    raise SystemExit(130)
+                if done:
+                    break
+    meter.close()
+    if args.load_best_model_at_end and state.best_step not in (None, state.step):
+        accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
+    return model, state
