@@ -164,7 +164,9 @@ def describe_replacement(model: PreTrainedModel) -> str:
     replaced = config.num_hidden_layers - len(config.softmax_layers)
     parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
     if config.key_feature_size:
-        parts.append(f"with {config.key_feature_size} key features per head")
+        parts.append(f"with {config.key_feature_size} learned key features per head")
+    if config.learned_temperatures:
+        parts.append("with learned temperatures")
     if config.local_window:
         parts.append(f"mixed with a softmax window over {config.local_window} neighbours to each side")
     if config.local_kernel_size:

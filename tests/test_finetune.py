@@ -19,11 +19,10 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_models import make_tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -63,18 +62,11 @@ def fresh_accelerate(tmp_path, monkeypatch):
 def tiny_bert(tmp_path_factory) -> Path:
     """A stock BERT checkpoint with random weights, 16 positions, and a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special)
-    fast.save_pretrained(folder)
+    tokenizer = make_tokenizer(WORDS, max_length=16)
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,

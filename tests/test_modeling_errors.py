@@ -54,6 +54,8 @@ SHARED_BAD_VALUES = {
     "problem_type": ("classification", 1),
     "attention_normalization": ("Softmax", None, 1, ["softmax"]),
     "key_feature_size": (0, -1, 15, 16.0, "32", True),
+    "key_features": ("nope", "sign_pairs", None, 1),
+    "learned_temperatures": ("yes", None, 1),
     "local_kernel_size": (-1, 2, 3.0, "3", None, True),
     "local_window": (-1, 1.5, "2", None, True),
     "softmax_layers": ([2], [-1], ["0"], [0.0], [True], 0, "0", None),

@@ -9,6 +9,7 @@ from transformers.activations import ACT2FN
 from .fa_checkpoint_names import translate_config
 
 NORMALIZATIONS = ("softmax", "scaling")
+KEY_FEATURES = ("copies", "sign_pairs")
 POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
@@ -21,9 +22,12 @@ class FactorizedConfig(PretrainedConfig):
     Args:
         attention_normalization: "softmax" (softmax over features of Q and over positions of K, as in the paper) or
             "scaling" (Q · (Kᵀ · V) divided by the number of real positions).
-        key_feature_size: features per head that Q and K are compared in. None is the head width, without parameters. A
-            larger integer adds learned maps, which start within noise of standard deviation 0.01 per weight of the
-            plain operator. Smaller than the head width is an error.
+        key_feature_size: features per head that Q and K are compared in. None is the head width, without parameters. An
+            integer adds learned maps, which start within noise of standard deviation 0.01 per weight of the plain
+            operator. Smaller than the head width is an error.
+        key_features: how the learned maps start: "copies" of Q's and K's own features, or "sign_pairs", where every
+            second copy is negative, as in Hedgehog; those need `key_feature_size` and "softmax" normalization.
+        learned_temperatures: whether every head learns the temperature of either softmax; both start at 1.
         local_kernel_size: width of a depthwise convolution over V that is added to the output, in tokens, or in
             patches along each axis of an image. Odd; 0 is off. Starts at zero.
         local_window: reach of a softmax branch over neighbours, in tokens to each side, or in patches along each axis
@@ -44,6 +48,8 @@ class FactorizedConfig(PretrainedConfig):
         *,
         attention_normalization="softmax",
         key_feature_size=None,
+        key_features="copies",
+        learned_temperatures=False,
         local_kernel_size=0,
         local_window=0,
         softmax_layers=(),
@@ -58,6 +64,8 @@ class FactorizedConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.attention_normalization = attention_normalization
         self.key_feature_size = key_feature_size
+        self.key_features = key_features
+        self.learned_temperatures = learned_temperatures
         self.local_kernel_size = local_kernel_size
         self.local_window = local_window
         self.softmax_layers = list(softmax_layers) if isinstance(softmax_layers, tuple) else softmax_layers
@@ -106,6 +114,14 @@ class FactorizedConfig(PretrainedConfig):
         self.check_integer("chunk_size_feed_forward", minimum=0)
         self.check_choice("problem_type", PROBLEM_TYPES)
         self.check_choice("attention_normalization", NORMALIZATIONS)
+        self.check_choice("key_features", KEY_FEATURES)
+        if self.key_features != "copies" and (
+            self.key_feature_size is None or self.attention_normalization != "softmax"
+        ):
+            raise ValueError(
+                f'`key_features` {self.key_features!r} needs a `key_feature_size` and the "softmax" normalization.'
+            )
+        self.check_boolean("learned_temperatures")
         self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self.check_choice("classifier_pooling", POOLINGS)
         self.check_integer("local_kernel_size", minimum=0)
