@@ -4,8 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
 import re
 import statistics
 from collections import Counter
@@ -16,10 +14,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
-from .card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, write_text
+from .card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement, write_text
 from .checkpointing import TrainingState, write_json
 from .data.baselines import tfidf_baseline
-from .measure import measure_speed
+from .measure import describe_hardware, measure_speed
 from .metrics import load_metric
 from .tasks import MINILM_HUB_ID, LabelledData, count_patches, label_tensor, resolve_checkpoint
 
@@ -156,28 +154,6 @@ def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
         return MINILM_HUB_ID, revision
     local_name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
     return args.base_model or f"local/{local_name}", revision
-
-
-def describe_replacement(model: PreTrainedModel) -> str:
-    """One sentence from the model's config."""
-    config = model.config
-    replaced = config.num_hidden_layers - len(config.softmax_layers)
-    parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
-    if config.key_feature_size:
-        parts.append(f"with {config.key_feature_size} learned key features per head")
-    if config.learned_temperatures:
-        parts.append("with learned temperatures")
-    if config.local_window:
-        parts.append(f"mixed with a softmax window over {config.local_window} neighbours to each side")
-    if config.local_kernel_size:
-        parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
-    return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
-
-
-def describe_hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads on {platform.machine()} with {os.cpu_count()} CPU cores"
 
 
 def describe_limits(args: argparse.Namespace, data: LabelledData, fitted: dict) -> list[str]:
