@@ -197,6 +197,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     )
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
+    model.config.recovery = None
     accelerator.free_memory()
     return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state)}
 

@@ -144,6 +144,7 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     assert results["baselines"] and score in results["model"]
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == kind
+    assert config.get("recovery") is None, "trained since it was converted"
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
     code = f"""
 from transformers import pipeline

