@@ -64,15 +64,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_length", type=int, help="longest document in tokens, special ones included; longer ones are cut")
     add("--strict_length", action="store_true", help="a document longer than --max_length is an error")
     add("--image_size", type=int, help="side that images are resized to, in pixels")
+    add_field_arguments(group)
+    add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
+    add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
+    add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
+
+
+def add_field_arguments(group: argparse._ArgumentGroup) -> None:
+    """The fields of an FA model's config that change no stock weight; unset fields stay as they are."""
+    add = group.add_argument
     add("--attention_normalization", choices=("softmax", "scaling"), help="see FABertConfig; unset = the checkpoint's")
     add("--key_feature_size", type=int, help="features per head that Q and K are mapped to; unset = the checkpoint's")
     add("--local_kernel_size", type=int, help="width of the convolution over V, in tokens or patches; odd, 0 = off")
     add("--local_window", type=int, help="reach of the softmax window to each side, in tokens or patches; 0 = off")
     add("--softmax_layers", type=int, nargs="*", help="indices of layers that keep softmax attention")
-    add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
     add("--classifier_pooling", choices=("cls", "mean"), help="what the classifier reads")
-    add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
-    add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +131,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_overrides(args: argparse.Namespace) -> dict:
     """The config fields that the flags set."""
-    return {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) is not None}
+    return {name: value for name in MODEL_FIELDS if (value := getattr(args, name, None)) is not None}
 
 
 def command_line(script: str, flags: Sequence[str]) -> str:
