@@ -17,7 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .card import UNTRAINED, DataFacts, ModelFacts, ScoreFacts, describe_replacement
 from .checkpoint_source import MODULES_FILE, CheckpointSource, describe_source
 from .measure import describe_hardware, measure_speed
-from .publish import SELF_TEST_TEXTS, find_auto_class_of, publish
+from .models import FABertConfig, FABertModel
+from .models.configuration_fa import FactorizedConfig
+from .publish import find_auto_class_of, publish
 
 SENTENCE_FILE = "sentence_bert_config.json"
 PIPELINE_TAGS = {
@@ -29,7 +31,8 @@ PIPELINE_TAGS = {
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForMaskedImageModeling": "image-feature-extraction",
 }
-TIMED_TOKENS = 512
+LONG_INPUTS = {"input_ids": "long texts", "pixel_values": "large images"}
+MEASURED_TOKENS = 512
 
 
 def write_converted_folder(
@@ -57,7 +60,11 @@ def write_converted_folder(
             "pass `processor`."
         )
     extra_files = sentence_transformers_files(source, options.get("max_length"))
-    card = ModelFacts(**{**describe_conversion(model, processor, source, Path(folder), options, extra_files), **facts})
+    described = describe_conversion(model, processor, source, options, is_sentence_model=bool(extra_files))
+    described["repo_id"] = Path(folder).resolve().name
+    base_model = facts.get("base_model", described["base_model"])
+    described["summary"] = f"{base_model} with factorized attention, for {LONG_INPUTS[model.main_input_name]}."
+    card = ModelFacts(**{**described, **facts})
     return publish(model, processor, card, folder, overwrite=overwrite, extra_files=extra_files)
 
 
@@ -87,25 +94,28 @@ def sentence_transformers_files(source: CheckpointSource, max_length: int | None
 
 
 def describe_conversion(
-    model: PreTrainedModel, processor: Any, source: CheckpointSource, folder: Path, options: dict, extra_files: dict
+    model: PreTrainedModel,
+    processor: Any,
+    source: CheckpointSource,
+    options: dict[str, Any],
+    *,
+    is_sentence_model: bool,
 ) -> dict[str, Any]:
-    """The facts of the card, measured where they are figures."""
+    """The card's facts but its name and summary, measured where they are figures."""
     auto_class = find_auto_class_of(model)
     base_model, revision = describe_source(source)
     is_text = isinstance(processor, PreTrainedTokenizerBase)
     inputs, data = sample_inputs(model, processor)
     tag = "feature-extraction" if is_text else "image-feature-extraction"
-    if extra_files:
+    if is_sentence_model:
         tag = "sentence-similarity"
     arguments = ", ".join([repr(source.name), *(f"{name}={value!r}" for name, value in options.items())])
     is_pending = model.config.recovery == "pending"
     timed, num_tokens = timed_inputs(model)
     limits = ["What it is good for was not measured: the score only compares hidden states on one small input."]
-    if extra_files:
+    if is_sentence_model:
         limits.append("sentence-transformers loads it by SentenceTransformer(folder, trust_remote_code=True) only.")
     return {
-        "repo_id": folder.resolve().name,
-        "summary": f"{base_model} with factorized attention, for {'long texts' if is_text else 'large images'}.",
         "pipeline_tag": PIPELINE_TAGS.get(auto_class, tag),
         "auto_class": auto_class,
         "language": None,
@@ -134,9 +144,11 @@ def describe_conversion(
 def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Tensor], DataFacts]:
     """A small input of the encoder, and what the card says of it."""
     if isinstance(processor, PreTrainedTokenizerBase):
-        longest = min(processor.model_max_length, model.config.max_position_embeddings, TIMED_TOKENS)
-        batch = processor(SELF_TEST_TEXTS, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        data = DataFacts(name="two sentences of the MIT licence", license="mit", attribution="The MIT licence.")
+        text = " ".join(str(part.__doc__) for part in (FactorizedConfig, FABertConfig, FABertModel.forward))
+        longest = min(processor.model_max_length, model.config.max_position_embeddings, MEASURED_TOKENS)
+        batch = processor(text, truncation=True, max_length=longest, return_tensors="pt")
+        name = f"the first {longest} tokens of the documentation of FactorizedConfig, FABertConfig and FABertModel"
+        data = DataFacts(name=name, license="apache-2.0", attribution="fa_transformers.")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}, data
     height, width = (model.config.native_grid[axis] * model.config.patch_shape[axis] for axis in range(2))
     ramp = torch.linspace(-2.0, 2.0, height)[:, None] * torch.linspace(0.2, 1.0, width).cos()
@@ -154,7 +166,7 @@ def timed_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], int]:
         height, width = (config.native_grid[axis] * config.patch_shape[axis] for axis in range(2))
         shape = (1, config.num_channels, height, width)
         return {"pixel_values": torch.zeros(shape, dtype=model.dtype)}, config.native_grid[0] * config.native_grid[1]
-    length = min(TIMED_TOKENS, config.max_position_embeddings)
+    length = min(MEASURED_TOKENS, config.max_position_embeddings)
     ids = torch.arange(length)[None] % config.vocab_size
     if find_auto_class_of(model) == "AutoModelForMultipleChoice":
         ids = ids[None]

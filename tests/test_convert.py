@@ -472,6 +472,18 @@ def test_an_encoder_in_a_subfolder_of_an_old_sentence_model_moves_to_the_root(sm
     assert (tmp_path / "new" / "model.safetensors").is_file()
 
 
+def test_an_image_model_and_its_processor_are_written_at_the_new_size(tmp_path):
+    stock = make_stock("ViTForImageClassification", {**VISION, "num_labels": 3}).float()
+    stock.save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    folder = tmp_path / "converted"
+    conversion = convert_checkpoint(tmp_path / "vit", output_dir=folder, image_size=64, key_feature_size=40)
+    image = np.zeros((20, 30, 3), dtype=np.uint8)
+    assert conversion.processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    assert json.loads((folder / "config.json").read_text())["image_size"] == 64
+    assert json.loads((folder / "self_test.json").read_text())["processor_class"] == "AutoImageProcessor"
+
+
 def test_a_folder_needs_a_tokenizer(tmp_path):
     with pytest.raises(ValueError, match="pass `processor`"):
         convert_checkpoint(stock_bert(), output_dir=tmp_path / "converted")
