@@ -1,6 +1,6 @@
 """Convert a pretrained text or image encoder to factorized attention, and write a folder ready to load or distill.
 
-python scripts/convert_checkpoint.py minilm converted --max_length 16384 --local_window 64   # 20 s on 2 CPU cores
+python scripts/convert_checkpoint.py minilm converted --max_length 16384 --local_window 64   # 10 s of CPU time
 python scripts/convert_checkpoint.py roberta-base converted --positions interpolate --max_length 4096
 python scripts/convert_checkpoint.py facebook/dinov2-small converted --image_size 1036 --key_feature_size 128
 
