@@ -122,7 +122,7 @@ def describe_conversion(
         "license": "unknown",
         "base_model": base_model,
         "base_model_revision": revision,
-        "replaced": describe_replacement(model.config),
+        "replaced": describe_replacement(model),
         "trained_after": UNTRAINED if is_pending else "nothing that this conversion knows of",
         "data": [data],
         "command": f"python -c \"import fa_transformers as fa; fa.convert_checkpoint({arguments}, output_dir='...')\"",
