@@ -18,7 +18,7 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -73,12 +73,12 @@ def load_broad_text(
         raise ValueError(f"`heldout_share` must be from 0 to 1, got {heldout_share}.")
     # The versions decide the text, so they decide which cached copy is the right one.
     installed = sorted(f"{found.metadata['Name']} {found.version}" for found in metadata.distributions())
-    rows = datasets.Dataset.from_generator(
-        read_documents, gen_kwargs={"roots": package_roots(), "versions": [platform.python_version(), *installed]}
-    )
+    versions = ", ".join([platform.python_version(), *installed])  # one string: of a list, each item would be a shard
+    rows = datasets.Dataset.from_generator(read_documents, gen_kwargs={"roots": package_roots(), "versions": versions})
+    columns = [rows[name][:] for name in ("kind", "size", "share")]
     wanted = [
         index
-        for index, (kind, size, share) in enumerate(zip(rows["kind"], rows["size"], rows["share"], strict=True))
+        for index, (kind, size, share) in enumerate(zip(*columns, strict=True))
         if kind in kinds and size >= min_characters and (share < heldout_share) == (split == "heldout")
     ]
     return rows.select(wanted).select_columns(["text", "kind", "source"])
@@ -90,7 +90,7 @@ def package_roots() -> dict[str, str]:
     return {paths["stdlib"]: "python"} | {paths[name]: "" for name in ("purelib", "platlib")}
 
 
-def read_documents(roots: dict[str, str], versions: Sequence[str]) -> Iterator[dict]:
+def read_documents(roots: dict[str, str], versions: str) -> Iterator[dict]:
     """Every document of every kind, once, with its size in characters and its file's place between 0 and 1.
 
     `versions`: of what is installed; read by nothing but the cache, which keeps one copy for each.
