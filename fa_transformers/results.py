@@ -19,7 +19,8 @@ from .checkpointing import TrainingState, write_json
 from .data.baselines import tfidf_baseline
 from .measure import describe_hardware, measure_speed
 from .metrics import load_metric
-from .tasks import MINILM_HUB_ID, LabelledData, count_patches, label_tensor, resolve_checkpoint
+from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
+from .tasks import LabelledData, count_patches, label_tensor
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
 CARD_METRICS = {
@@ -150,8 +151,8 @@ def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
         return args.base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
     weights = sorted([*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")])[0]
     revision = f"sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()} of {weights.name}"
-    if args.model_name_or_path == "minilm":
-        return MINILM_HUB_ID, revision
+    if args.model_name_or_path in HUB_IDS:
+        return HUB_IDS[args.model_name_or_path], revision
     local_name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
     return args.base_model or f"local/{local_name}", revision
 

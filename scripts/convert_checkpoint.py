@@ -16,8 +16,8 @@ from pathlib import Path
 
 from fa_transformers import ModelFacts, arguments, convert_checkpoint
 from fa_transformers.convert import POSITIONS
+from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from fa_transformers.publish import FACTS_FILE
-from fa_transformers.tasks import MINILM_HUB_ID, resolve_checkpoint
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,8 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     facts = {name: getattr(args, name) for name in ("base_model", "license", "language") if getattr(args, name)}
-    if args.source == "minilm":
-        facts = {"base_model": MINILM_HUB_ID, "license": "apache-2.0", "language": "en"} | facts
+    if args.source in HUB_IDS:
+        facts = {"base_model": HUB_IDS[args.source], "license": "apache-2.0"} | facts
     conversion = convert_checkpoint(
         resolve_checkpoint(args.source),
         output_dir=args.output_dir,

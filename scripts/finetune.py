@@ -29,8 +29,9 @@ from fa_transformers.convert import load_factorized
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
+from fa_transformers.packaged_checkpoints import resolve_checkpoint
 from fa_transformers.publish import publish, push_folder
-from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
+from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data
 from fa_transformers.training import (
     build_loaders,
     freeze_bottom_layers,
