@@ -11,6 +11,8 @@ from transformers import SchedulerType
 MODEL_FIELDS = (
     "attention_normalization",
     "key_feature_size",
+    "key_features",
+    "learned_temperatures",
     "local_kernel_size",
     "local_window",
     "softmax_layers",
@@ -75,6 +77,12 @@ def add_field_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--attention_normalization", choices=("softmax", "scaling"), help="see FABertConfig; unset = the checkpoint's")
     add("--key_feature_size", type=int, help="features per head that Q and K are mapped to; unset = the checkpoint's")
+    add("--key_features", choices=("copies", "sign_pairs"), help="how the learned maps of Q and K start")
+    add(
+        "--learned_temperatures",
+        action=argparse.BooleanOptionalAction,
+        help="learn the temperature of both softmaxes in every head",
+    )
     add("--local_kernel_size", type=int, help="width of the convolution over V, in tokens or patches; odd, 0 = off")
     add("--local_window", type=int, help="reach of the softmax window to each side, in tokens or patches; 0 = off")
     add("--softmax_layers", type=int, nargs="*", help="indices of layers that keep softmax attention")
@@ -127,6 +135,21 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hub_model_id", help="owner/name to upload to; unset = the folder's name under your account")
     add("--hub_token", help="token for the upload; unset = the one you logged in with")
     add("--hub_private", action="store_true", help="create the Hub repository as private")
+
+
+def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stages of a recovery and what they compare."""
+    group = parser.add_argument_group("distillation (0 steps leave a stage out)")
+    add = group.add_argument
+    add("--teacher_name_or_path", help="softmax checkpoint to learn from; unset = --model_name_or_path, if it is stock")
+    add("--transfer_steps", type=int, help="steps in which every layer learns its teacher layer's attention output")
+    add("--transfer_learning_rate", type=float, help="peak rate of the mixers in these steps")
+    add("--end_to_end_steps", type=int, help="steps in which the whole model learns hidden states and embedding")
+    add("--mixer_learning_rate", type=float, help="peak rate of feature maps, convolutions and gates in these steps")
+    add("--long_steps", type=int, help="steps on documents of up to --long_length, the teacher reading windows of them")
+    add("--long_length", type=int, help="longest document of these steps, in tokens")
+    add("--freeze_embeddings", action=argparse.BooleanOptionalAction, help="keep the table of words as it is")
+    add("--pooling", choices=("mean", "cls"), help="what the embedding of a text or image is")
 
 
 def model_overrides(args: argparse.Namespace) -> dict:
