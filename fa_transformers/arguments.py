@@ -117,6 +117,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite_output_dir", action="store_true", help="replace an earlier run's checkpoints and files")
     add("--report_to", help="any tracker of Accelerate by name, or 'none'")
     add("--logging_steps", type=int, help="optimiser steps between entries in the tracker")
+    add("--profile", action="store_true", help="write a torch profiler trace of 3 early steps to OUTPUT_DIR/profile")
     add("--push_to_hub", action="store_true", help="upload the finished folder")
     add("--hub_model_id", help="owner/name to upload to; unset = the folder's name under your account")
     add("--hub_token", help="token for the upload; unset = the one you logged in with")

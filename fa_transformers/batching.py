@@ -87,12 +87,39 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
+    def epoch_batches(self, loader: DataLoaderShard, epoch: int, first_batch: int = 0) -> DataLoader:
+        """The prepared `loader` of these batches, set to `epoch`, starting at batch `first_batch` of this process."""
+        if first_batch:
+            loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
+        # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
+        loader.set_epoch(epoch)
+        self.set_epoch(epoch)
+        return loader
+
     def count_tokens(self, epoch: int, batch: int) -> int:
         """Real tokens of the batches that all processes together hold at position `batch` of each one's epoch."""
         first = batch * self.num_processes
         together = self.batches(epoch)[first : first + self.num_processes]
         lengths = self.lengths_in(epoch)
         return int(sum(lengths[indices].sum() for indices in together))
+
+    def count_examples(self, epoch: int, batch: int) -> int:
+        """Examples of the same batches."""
+        first = batch * self.num_processes
+        return sum(map(len, self.batches(epoch)[first : first + self.num_processes]))
+
+    def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
+        """Factor for the mean loss of this process's batch that makes every example of an optimiser step count alike.
+
+        A step adds up the gradients of its batches and divides by gradient_accumulation_steps x processes. That is the
+        mean over the step's examples only where all batches hold equally many and the step is complete, so each loss is
+        multiplied by examples of the batch x gradient_accumulation_steps x processes / examples of the step.
+        """
+        batches, first = self.batches(epoch), batch * self.num_processes
+        per_step = self.num_processes * gradient_accumulation_steps
+        start = first - first % per_step
+        in_step = sum(map(len, batches[start : start + per_step]))
+        return len(batches[first + process_index]) * per_step / in_step
 
     def lengths_in(self, epoch: int) -> np.ndarray:
         """Length of each example in `epoch`, in tokens."""
@@ -196,15 +223,3 @@ def count_update_steps(
         micro_batches = len(sampler.batches(epoch)) // sampler.num_processes
         steps += math.ceil(micro_batches / gradient_accumulation_steps) * min(1.0, num_epochs - epoch)
     return max(1, math.ceil(steps))
-
-
-def epoch_batches(
-    loader: DataLoaderShard, sampler: LengthGroupedBatchSampler, epoch: int, first_batch: int = 0
-) -> DataLoader:
-    """The prepared `loader`, set to `epoch`, starting at batch `first_batch` of this process."""
-    if first_batch:
-        loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
-    # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
-    loader.set_epoch(epoch)
-    sampler.set_epoch(epoch)
-    return loader

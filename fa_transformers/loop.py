@@ -11,9 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from . import results
-from .batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches
+from .batching import LengthGroupedBatchSampler, count_update_steps
 from .checkpointing import StopRequest, TrainingState, resume_run, save_checkpoint
-from .training import ProgressMeter
+from .flops import training_flops_per_token
+from .progress import ProgressMeter, StepProfiler
 
 
 def plan_steps(args: argparse.Namespace, sampler: LengthGroupedBatchSampler) -> int:
@@ -36,13 +37,14 @@ def run_training(
     best_metric: str,
     max_steps: int,
     output_dir: Path,
-) -> tuple[nn.Module, TrainingState]:
+) -> tuple[nn.Module, TrainingState, dict]:
     """Train for `max_steps` optimiser steps; a stop by signal saves a checkpoint, says how to resume, and exits with
     status 130.
 
     Args:
         args: the training flags of `arguments.add_training_arguments`, and `resume_command`.
-        model: `model(**batch).loss` is what is minimised.
+        model: `model(**batch).loss`, the mean over the examples of a batch, is what is minimised, in the mean over all
+            examples of a step, however they are spread over processes and batches.
         loader, sampler: a prepared loader and its batch sampler.
         evaluate: scores of the model by name, among them `loss` and `best_metric`.
         best_metric: the score that names the best checkpoint.
@@ -50,25 +52,32 @@ def run_training(
 
     Returns:
         The prepared model, with the best checkpoint's weights where `load_best_model_at_end` asks for them, and the
-        run's state.
+        run's state, and the figures of `ProgressMeter.figures` and of `--profile`.
     """
+    flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
     if args.resume_from_checkpoint:
         state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
-    meter = ProgressMeter(accelerator, max_steps, state)
+    meter = ProgressMeter(accelerator, max_steps, state, flops_per_token)
     model.train()
-    with StopRequest(accelerator, meter.write) as stop:
+    profiler = StepProfiler(args.profile, output_dir / "profile", accelerator)
+    with StopRequest(accelerator, meter.write) as stop, profiler:
         while state.step < max_steps and not state.stopped_early:
-            for batch in meter.waited_for(epoch_batches(loader, sampler, state.epoch, state.batch)):
+            for batch in meter.waited_for(sampler.epoch_batches(loader, state.epoch, state.batch)):
+                position = (state.epoch, state.batch)
                 with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    meter.add_batch(loss.item(), sampler.count_tokens(state.epoch, state.batch))
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients and args.max_grad_norm:
-                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    with meter.times.timed("forward"):
+                        loss = model(**batch).loss
+                    meter.add_batch(loss.item(), sampler.count_tokens(*position), sampler.count_examples(*position))
+                    weight = sampler.loss_weight(*position, accelerator.process_index, args.gradient_accumulation_steps)
+                    with meter.times.timed("backward"):
+                        accelerator.backward(loss * weight)
+                    with meter.times.timed("optimizer"):
+                        if accelerator.sync_gradients and args.max_grad_norm:
+                            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                        optimizer.step()
+                        optimizer.zero_grad()
                 epoch_ends = accelerator.gradient_state.end_of_dataloader
                 state.finish_batch(epoch_ends)
                 if not accelerator.sync_gradients:
@@ -77,6 +86,7 @@ def run_training(
                     scheduler.step()
                 state.step += 1
                 meter.finish_step()
+                profiler.finish_step()
                 done, gained = state.step == max_steps, False
                 if state.step % args.logging_steps == 0 or done:
                     accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
@@ -101,6 +111,7 @@ def run_training(
                 if done:
                     break
     meter.close()
+    figures = meter.figures() | profiler.figures
     if args.load_best_model_at_end and state.best_step not in (None, state.step):
         accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
-    return model, state
+    return model, state, figures

@@ -1,29 +1,17 @@
-"""What a training loop needs besides the loop: loaders, parameter groups, freezing, progress meter, trackers."""
+"""What a training loop needs besides the loop: loaders, parameter groups, freezing, trackers."""
 
 import argparse
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from .batching import LengthGroupedBatchSampler, make_loader
-from .checkpointing import TrainingState
 from .data.files import count_cores
-
-Batch = TypeVar("Batch")
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the message says at which step and what to change."""
 
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
@@ -149,87 +137,6 @@ def build_loaders(
         )
         loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
     return loaders, samplers["train"]
-
-
-class ProgressMeter:
-    """Progress bar over optimiser steps with loss, tokens per second, the share of the time that was spent waiting for
-    data, and remaining time; silent off the main process.
-
-    Keeps `tokens`, `seconds` and `data_wait_seconds` of the run's state, which go on where a resumed run stopped. The
-    loss shown is a running mean over about the last 20 batches of this process.
-    """
-
-    def __init__(self, accelerator: Accelerator, max_steps: int, state: TrainingState):
-        self.bar = tqdm(
-            total=max_steps,
-            initial=state.step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not accelerator.is_main_process,
-        )
-        self.state = state
-        self.loss: float | None = None
-        self._started = time.perf_counter() - state.seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep what the block takes out of the seconds."""
-        paused_at = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - paused_at
-
-    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each is there, on this process's device, counts as waiting."""
-        iterator = iter(batches)
-        while True:
-            asked_at = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.state.data_wait_seconds += time.perf_counter() - asked_at
-            yield batch
-
-    def add_batch(self, loss: float, num_tokens: int) -> None:
-        """Note a batch. `num_tokens`: real tokens over all processes.
-
-        Raises:
-            TrainingDiverged: the loss is not finite; no update was made from it.
-        """
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
-                "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
-            )
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        self.state.tokens += num_tokens
-
-    def finish_step(self) -> None:
-        self.state.seconds = time.perf_counter() - self._started
-        figures = {"loss": f"{self.loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
-        self.bar.set_postfix(figures | {"data_wait": f"{self.state.data_wait_share:.1%}"}, refresh=False)
-        self.bar.update(1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.state.tokens / max(self.state.seconds, 1e-9)
-
-    @property
-    def values(self) -> dict[str, float | None]:
-        """For the tracker."""
-        return {
-            "loss": self.loss,
-            "tokens_per_second": self.tokens_per_second,
-            "data_wait_share": self.state.data_wait_share,
-        }
-
-    def write(self, line: str) -> None:
-        if not self.bar.disable:
-            self.bar.write(line)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:

@@ -183,7 +183,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
     steps = plan_steps(args, sampler)
-    model, state = run_training(
+    model, state, figures = run_training(
         args,
         model,
         *build_optimizer(args, model, steps),
@@ -198,7 +198,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
     accelerator.free_memory()
-    return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state)}
+    return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state) | figures}
 
 
 def main(args: argparse.Namespace) -> dict:
