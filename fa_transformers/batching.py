@@ -6,13 +6,36 @@ The batches of an epoch are a pure function of (lengths, settings, seed, epoch),
 import math
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import skip_first_batches
-from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class BatchSource(Protocol):
+    """What `run_training` draws batches from: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
+
+    `batch` counts batches of one process within `epoch`; a stream speaks of the batch in hand, whatever they say.
+    """
+
+    @property
+    def settings(self) -> dict: ...
+
+    @property
+    def extent(self) -> str: ...
+
+    def epoch_batches(self, loader: DataLoader, epoch: int, first_batch: int = 0) -> Iterable[dict]: ...
+
+    def count_tokens(self, epoch: int, batch: int) -> int: ...
+
+    def count_examples(self, epoch: int, batch: int) -> int: ...
+
+    def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float: ...
+
+    def largest_batch(self) -> tuple[int, int]: ...
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -87,12 +110,17 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
-    def epoch_batches(self, loader: DataLoaderShard, epoch: int, first_batch: int = 0) -> DataLoader:
+    @property
+    def extent(self) -> str:
+        """For a message: how much there is."""
+        return f"{len(self.lengths)} examples, {len(self) // self.num_processes} batches an epoch"
+
+    def epoch_batches(self, loader: DataLoader, epoch: int, first_batch: int = 0) -> DataLoader:
         """The prepared `loader` of these batches, set to `epoch`, starting at batch `first_batch` of this process."""
         if first_batch:
             loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
         # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
-        loader.set_epoch(epoch)
+        loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loaders have it
         self.set_epoch(epoch)
         return loader
 

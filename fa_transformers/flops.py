@@ -1,6 +1,7 @@
 """Floating-point operations of training, counted from the model, and what devices can do at most."""
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .models.configuration_fa import FactorizedConfig
@@ -38,7 +39,7 @@ def training_flops_per_token(model: PreTrainedModel) -> tuple[float, float] | No
     """Operations of forward and backward pass per token, 6 P + 3 A, as (a, b) for documents of N tokens: a + b N.
 
     P is the number of weights that multiply every token: those of the encoder's linear maps, feature maps and
-    convolutions, of the patch projection, and of the decoder of masked language models. Pooler and classifiers, which
+    convolutions, of the patch projection, and of the head of masked language models. Pooler and classifiers, which
     see one token of a document, are left out. A is what the mixers do beside, forward, per layer with hidden width C:
 
         factorized   4 C F            context and its application; F is `key_feature_size` or the head width
@@ -57,9 +58,11 @@ def training_flops_per_token(model: PreTrainedModel) -> tuple[float, float] | No
         for name, parameter in model.base_model.encoder.named_parameters()
         if parameter.dim() > 1 and not name.endswith("bias")
     ]
-    maps = [module for module in model.base_model.embeddings.modules() if isinstance(module, torch.nn.Conv2d)]
-    decoder = model.get_output_embeddings()
-    weights += [module.weight for module in (*maps, *([] if decoder is None else [decoder]))]
+    weights += [module.weight for module in model.base_model.embeddings.modules() if isinstance(module, nn.Conv2d)]
+    if model.get_output_embeddings() is not None:
+        inside = set(model.base_model.modules())
+        outside = [module for module in model.modules() if module not in inside and isinstance(module, nn.Linear)]
+        weights += [module.weight for module in outside]
     features = config.key_feature_size or config.hidden_size // config.num_attention_heads
     is_image = hasattr(config, "patch_shape")
     window = (2 * config.local_window + 1) ** (2 if is_image else 1) if config.local_window else 0

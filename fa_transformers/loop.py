@@ -11,16 +11,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from . import results
-from .batching import LengthGroupedBatchSampler, count_update_steps
+from .batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
 from .checkpointing import StopRequest, TrainingState, resume_run, save_checkpoint
 from .flops import training_flops_per_token
 from .progress import ProgressMeter, StepProfiler
 
 
-def plan_steps(args: argparse.Namespace, sampler: LengthGroupedBatchSampler) -> int:
+def plan_steps(args: argparse.Namespace, sampler: BatchSource) -> int:
     """Optimiser steps of a run: `max_steps`, or where that is negative as many as `num_train_epochs` take."""
     if args.max_steps > 0:
         return args.max_steps
+    if not isinstance(sampler, LengthGroupedBatchSampler):
+        raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
     return count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
 
 
@@ -30,7 +32,7 @@ def run_training(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     loader: DataLoader,
-    sampler: LengthGroupedBatchSampler,
+    sampler: BatchSource,
     accelerator: Accelerator,
     *,
     evaluate: Callable[[nn.Module], dict],
@@ -45,7 +47,7 @@ def run_training(
         args: the training flags of `arguments.add_training_arguments`, and `resume_command`.
         model: `model(**batch).loss`, the mean over the examples of a batch, is what is minimised, in the mean over all
             examples of a step, however they are spread over processes and batches.
-        loader, sampler: a prepared loader and its batch sampler.
+        loader, sampler: a prepared loader and its batch sampler, or a stream's loader and its `StreamedBatches`.
         evaluate: scores of the model by name, among them `loss` and `best_metric`.
         best_metric: the score that names the best checkpoint.
         output_dir: folder of the checkpoints.
@@ -86,7 +88,8 @@ def run_training(
                     scheduler.step()
                 state.step += 1
                 meter.finish_step()
-                profiler.finish_step()
+                with meter.paused():
+                    profiler.finish_step()
                 done, gained = state.step == max_steps, False
                 if state.step % args.logging_steps == 0 or done:
                     accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)

@@ -20,7 +20,9 @@ from .flops import device_peak_flops
 Batch = TypeVar("Batch")
 STEP_PARTS = ("data", "forward", "backward", "optimizer")
 PROFILED_STEPS = 3
-"""Optimiser steps in a trace, after one that is passed over and one that warms the profiler up."""
+"""Optimiser steps in a trace."""
+NUM_UNRECORDED = 2
+"""Steps before them: one that is passed over, and one that warms the profiler up."""
 COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
 """How the profiler's names of communication between processes begin."""
 
@@ -210,7 +212,7 @@ class ProgressMeter:
         return {
             "step_shares": {part: round(share, 4) for part, share in self.step_shares.items()},
             "peak_memory_gib": None if memory is None else round(int(peaks.max()) / 2**30, 3),
-            "model_tflops_per_second": None if flops is None else round(flops / 1e12, 4),
+            "model_tflops_per_second": None if flops is None else float(f"{flops / 1e12:.4g}"),
             "mfu": None if mfu is None else round(mfu, 4),
         }
 
@@ -224,27 +226,27 @@ class ProgressMeter:
 
 class StepProfiler:
     """With `is_on`, a profiler's trace of `PROFILED_STEPS` optimiser steps in `folder`/rank-R.json, one file for each
-    process, for Perfetto or chrome://tracing; call `finish_step` after each step. Inside a `with` block.
+    process, for Perfetto or chrome://tracing; a run of fewer steps than it takes leaves fewer or none. For a `with`
+    block, with a call of `finish_step` after each step.
 
     `figures` then holds "communication_ms_per_step": the milliseconds in which collective operations of this process
     were under way. They overlap with the backward pass and include the wait for slower processes, so they are no part
-    of the step's split. None for a single process.
+    of the step's split. A single process has no such figure.
 
     Raises:
         OSError: the folder can't be written.
     """
 
     def __init__(self, is_on: bool, folder: Path, accelerator: Accelerator):
-        self.figures: dict[str, float | None] = {}
+        self.figures: dict[str, float] = {}
         self.path = folder / f"rank-{accelerator.process_index}.json"
         self._num_processes = accelerator.num_processes
         self._profiler: profile | None = None
         if is_on:
-            folder.mkdir(parents=True, exist_ok=True)
             activities = [ProfilerActivity.CPU]
             if accelerator.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-            steps = schedule(wait=1, warmup=1, active=PROFILED_STEPS, repeat=1)
+            steps = schedule(wait=NUM_UNRECORDED - 1, warmup=1, active=PROFILED_STEPS, repeat=1)
             self._profiler = profile(
                 activities=activities, schedule=steps, on_trace_ready=self._write, record_shapes=True, acc_events=True
             )
@@ -263,10 +265,14 @@ class StepProfiler:
             self._profiler.step()
 
     def _write(self, profiler: profile) -> None:
+        num_steps = profiler.step_num - NUM_UNRECORDED
+        if num_steps == 0:
+            return  # the run was too short
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         profiler.export_chrome_trace(str(temporary))
         temporary.replace(self.path)
-        collectives = [event for event in profiler.events() or [] if event.name.startswith(COLLECTIVES)]
-        milliseconds = sum(event.time_range.elapsed_us() for event in collectives) / 1000
-        per_step = round(milliseconds / PROFILED_STEPS, 3)
-        self.figures = {"communication_ms_per_step": per_step if self._num_processes > 1 else None}
+        if self._num_processes > 1:
+            collectives = [event for event in profiler.events() or [] if event.name.startswith(COLLECTIVES)]
+            milliseconds = sum(event.time_range.elapsed_us() for event in collectives) / 1000
+            self.figures = {"communication_ms_per_step": round(milliseconds / num_steps, 3)}

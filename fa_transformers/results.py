@@ -53,7 +53,11 @@ def constant_scores(data: LabelledData) -> dict:
 
 
 def score_baselines(data: LabelledData) -> dict[str, dict]:
-    """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression."""
+    """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression;
+    none for a stream, whose training rows nobody has at once.
+    """
+    if data.stream is not None:
+        return {}
     constant = "mean of the training labels" if data.problem_type == "regression" else "majority class"
     scores = {constant: constant_scores(data)}
     if data.problem_type == "single_label_classification" and "text" in data.dataset["train"].column_names:

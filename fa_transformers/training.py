@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from .batching import LengthGroupedBatchSampler, make_loader
+from .batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from .data.files import count_cores
+from .data.streams import DocumentStream
+from .streaming import StreamedBatches, StreamedExamples, make_stream_loader
 
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
@@ -117,13 +119,29 @@ def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int
 
 def build_loaders(
     args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
-) -> tuple[dict[str, DataLoader], LengthGroupedBatchSampler]:
-    """A prepared loader for each split, and the sampler of the train split."""
-    loaders, samplers = {}, {}
+) -> tuple[dict[str, DataLoader], BatchSource]:
+    """A prepared loader for each split, and what decides the batches of the train split."""
+    loaders: dict[str, DataLoader] = {}
+    samplers: dict[str, BatchSource] = {}
     num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
     for split, part in examples.items():
+        if isinstance(part, DocumentStream):
+            batching = {"batch_size": args.per_device_train_batch_size, "max_tokens": args.max_tokens_per_batch or None}
+            batching |= {"group_by_length": args.group_by_length and not args.packing, "packing": args.packing}
+            stream = StreamedExamples(
+                part,
+                collate,
+                batching | {"seed": args.seed},
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+            loaders[split], samplers[split] = (
+                make_stream_loader(stream, num_workers),
+                StreamedBatches(stream, accelerator),
+            )
+            continue
         is_train = split == "train"
-        samplers[split] = LengthGroupedBatchSampler(
+        sampler = LengthGroupedBatchSampler(
             part.lengths,
             args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
             max_tokens=args.max_tokens_per_batch or None,
@@ -135,7 +153,8 @@ def build_loaders(
             short_epochs=args.short_epochs if is_train else 0,
             short_length=args.short_length,
         )
-        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
+        samplers[split] = sampler
+        loaders[split] = accelerator.prepare(make_loader(part, sampler, collate, num_workers))
     return loaders, samplers["train"]
 
 

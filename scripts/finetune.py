@@ -168,7 +168,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
-        f"{len(examples['train'])} examples, {len(loaders['train'])} batches an epoch"
+        f"{sampler.extent}"
     )
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
