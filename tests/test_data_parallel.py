@@ -120,3 +120,26 @@ def test_two_processes_report_their_communication_and_both_trace_it(trained_by_t
     for rank in (0, 1):
         trace = json.loads((trained_by_two / "padded" / "profile" / f"rank-{rank}.json").read_text())
         assert any(event["name"].startswith("gloo:") for event in trace["traceEvents"] if "name" in event)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> list[dict]:
+    folder, script = tmp_path_factory.mktemp("reports"), Path(__file__).with_name("shard_in_processes.py")
+    subprocess.run([*TORCHRUN, str(script), str(folder)], check=True, env=ENVIRONMENT, timeout=240)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_every_parameter_of_every_head_has_a_gradient_under_plain_ddp(reports):
+    assert [report["without gradient"] for report in reports] == [[], []]
+
+
+@pytest.mark.slow
+def test_a_fully_sharded_model_trains_as_the_whole_one_does(reports):
+    assert reports[0]["sharded"] == reports[1]["sharded"]
+    for model, errors in reports[0]["sharded"].items():
+        print(f"{model}: largest error {max(row[1] for row in errors):.1e}, plain {max(row[2] for row in errors):.1e}")
+        assert len(errors) > 20
+        for name, sharded, plain in errors:
+            # Both are float32 with another order of sums.
+            assert sharded <= 4 * plain + 2.0**-22, (model, name)
