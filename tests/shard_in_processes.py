@@ -81,8 +81,8 @@ def compare_sharded_with_whole(rank: int) -> dict[str, list[tuple[str, float, fl
         errors[model_class.__name__] = [
             (
                 name,
-                float((parameter.full_tensor() - wanted[name]).abs().max()),
-                float((plainly[name] - wanted[name]).abs().max()),
+                float((parameter.full_tensor().detach() - wanted[name]).abs().max()),
+                float((plainly[name].detach() - wanted[name]).abs().max()),
             )
             for name, parameter in sharded.named_parameters()
         ]
