@@ -2,9 +2,8 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from .models.configuration_fa import FactorizedConfig
+from .models.modeling_fa import FAPreTrainedModel
 
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -35,7 +34,7 @@ def device_peak_flops(device: torch.device) -> float | None:
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
-def training_flops_per_token(model: PreTrainedModel) -> tuple[float, float] | None:
+def training_flops_per_token(model: nn.Module) -> tuple[float, float] | None:
     """Operations of forward and backward pass per token, 6 P + 3 A, as (a, b) for documents of N tokens: a + b N.
 
     P is the number of weights that multiply every token: those of the encoder's linear maps, feature maps and
@@ -50,9 +49,9 @@ def training_flops_per_token(model: PreTrainedModel) -> tuple[float, float] | No
     of its weight. Recomputation by gradient checkpointing and padding are not counted; frozen layers are, as if they
     trained. None where `model` is no FA model.
     """
-    config = model.config
-    if not isinstance(config, FactorizedConfig):
+    if not isinstance(model, FAPreTrainedModel):
         return None
+    config = model.config
     weights = [
         parameter
         for name, parameter in model.base_model.encoder.named_parameters()

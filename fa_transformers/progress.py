@@ -165,8 +165,9 @@ class ProgressMeter:
     def step_shares(self) -> dict[str, float]:
         """Fraction of this start's seconds by part of a step, without evaluation and checkpoints.
 
-        "data" is the time that this process waited for batches. "backward" holds the communication of gradients, which
-        overlaps with it, and the wait for slower processes; `write_trace` gives the communication.
+        "data" is the time that this process waited for batches, with a stream also for those of the others. "backward"
+        holds the communication of gradients, which overlaps with it, and the wait for slower processes; `StepProfiler`
+        gives the communication.
         """
         seconds = max(self.state.seconds - self._seconds_before, 1e-9)
         return {part: self.times.seconds[part] / seconds for part in STEP_PARTS}

@@ -47,6 +47,7 @@ def test_operations_are_those_that_pytorch_counts_in_products(config_class, mode
     # Left out: pooler and classifier of one token a document. Counted but not done: the gradient of the patches, and
     # for the class token the patch projection.
     print(f"{ours / counter.get_total_flops():.4f}")
+    assert training_flops_per_token(torch.nn.Linear(2, 2)) is None
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.03 if is_text else 0.15)
 
 
