@@ -3,7 +3,7 @@
 from .attention_interface import supports
 from .block import FactorizedAttentionBlock
 from .card import ModelFacts
-from .convert import extend_positions, load_factorized
+from .convert import Conversion, convert_checkpoint, extend_positions, load_factorized
 from .memory import MemoryEstimate, estimate_memory
 from .models import (
     FABertConfig,
@@ -25,6 +25,7 @@ from .publish import publish
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conversion",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -40,6 +41,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelFacts",
     "PackingCollator",
+    "convert_checkpoint",
     "estimate_memory",
     "extend_positions",
     "factorized_attention",

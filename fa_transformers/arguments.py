@@ -11,6 +11,8 @@ from transformers import SchedulerType
 MODEL_FIELDS = (
     "attention_normalization",
     "key_feature_size",
+    "key_features",
+    "learned_temperatures",
     "local_kernel_size",
     "local_window",
     "softmax_layers",
@@ -70,15 +72,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_length", type=int, help="longest document in tokens, special ones included; longer ones are cut")
     add("--strict_length", action="store_true", help="a document longer than --max_length is an error")
     add("--image_size", type=int, help="side that images are resized to, in pixels")
+    add_field_arguments(group)
+    add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
+    add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
+    add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
+
+
+def add_field_arguments(group: argparse._ArgumentGroup) -> None:
+    """The fields of an FA model's config that change no stock weight; unset fields stay as they are."""
+    add = group.add_argument
     add("--attention_normalization", choices=("softmax", "scaling"), help="see FABertConfig; unset = the checkpoint's")
     add("--key_feature_size", type=int, help="features per head that Q and K are mapped to; unset = the checkpoint's")
+    add("--key_features", choices=("copies", "sign_pairs"), help="how the learned maps of Q and K start")
+    add(
+        "--learned_temperatures",
+        action=argparse.BooleanOptionalAction,
+        help="learn the temperature of both softmaxes in every head",
+    )
     add("--local_kernel_size", type=int, help="width of the convolution over V, in tokens or patches; odd, 0 = off")
     add("--local_window", type=int, help="reach of the softmax window to each side, in tokens or patches; 0 = off")
     add("--softmax_layers", type=int, nargs="*", help="indices of layers that keep softmax attention")
-    add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
     add("--classifier_pooling", choices=("cls", "mean"), help="what the classifier reads")
-    add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
-    add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +144,24 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hub_private", action="store_true", help="create the Hub repository as private")
 
 
+def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stages of a recovery and what they compare."""
+    group = parser.add_argument_group("distillation (0 steps leave a stage out)")
+    add = group.add_argument
+    add("--teacher_name_or_path", help="softmax checkpoint to learn from; unset = --model_name_or_path, if it is stock")
+    add("--transfer_steps", type=int, help="steps in which every layer learns its teacher layer's attention output")
+    add("--transfer_learning_rate", type=float, help="peak rate of the mixers in these steps")
+    add("--end_to_end_steps", type=int, help="steps in which the whole model learns hidden states and embedding")
+    add("--mixer_learning_rate", type=float, help="peak rate of feature maps, convolutions and gates in these steps")
+    add("--long_steps", type=int, help="steps on documents of up to --long_length, the teacher reading windows of them")
+    add("--long_length", type=int, help="longest document of these steps, in tokens")
+    add("--freeze_embeddings", action=argparse.BooleanOptionalAction, help="keep the table of words as it is")
+    add("--pooling", choices=("mean", "cls"), help="what the embedding of a text or image is")
+
+
 def model_overrides(args: argparse.Namespace) -> dict:
     """The config fields that the flags set."""
-    return {name: getattr(args, name) for name in MODEL_FIELDS if getattr(args, name) is not None}
+    return {name: value for name in MODEL_FIELDS if (value := getattr(args, name, None)) is not None}
 
 
 def command_line(script: str, flags: Sequence[str]) -> str:

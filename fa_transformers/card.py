@@ -223,6 +223,22 @@ def render_card(facts: ModelFacts) -> str:
     )
 
 
+def describe_replacement(model: Any) -> str:
+    """One sentence on what an FA model has in the place of softmax attention, from its configuration."""
+    config = model.config
+    replaced = config.num_hidden_layers - len(config.softmax_layers)
+    parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
+    if config.key_feature_size:
+        parts.append(f"with {config.key_feature_size} learned key features per head")
+    if config.learned_temperatures:
+        parts.append("with learned temperatures")
+    if config.local_window:
+        parts.append(f"mixed with a softmax window over {config.local_window} neighbours to each side")
+    if config.local_kernel_size:
+        parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
+    return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write UTF-8 `text` to `path` by rename, so that a reader never sees half a file."""
     path = Path(path)

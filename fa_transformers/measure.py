@@ -1,6 +1,8 @@
 """Time and peak memory of one forward pass: a factorized model beside itself with softmax attention."""
 
 import copy
+import os
+import platform
 import statistics
 import time
 import weakref
@@ -92,3 +94,10 @@ def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: 
         softmax_milliseconds=None if softmax_milliseconds is None else round(softmax_milliseconds, 1),
         softmax_mebibytes=None if softmax_mebibytes is None else round(softmax_mebibytes, 1),
     )
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The GPU's name, or threads and cores of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads on {platform.machine()} with {os.cpu_count()} CPU cores"

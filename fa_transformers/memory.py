@@ -173,9 +173,11 @@ def _kept_by_layer(config: FactorizedConfig, sizes: _Sizes) -> dict[str, float]:
 
 
 def _num_added_features(config: FactorizedConfig) -> int:
-    """Features per head of the learned maps of Q and K; 0 without such maps."""
+    """Features per head of what is made of Q and K by learned maps and temperatures; 0 without either."""
     features = config.key_feature_size or 0
-    return features if features > config.hidden_size // config.num_attention_heads else 0
+    if config.learned_temperatures:
+        features += features or config.hidden_size // config.num_attention_heads
+    return features
 
 
 def _held_around_layers(config: FactorizedConfig, sizes: _Sizes) -> float:

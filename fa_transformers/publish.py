@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,15 @@ class PushError(RuntimeError):
     """An upload did not complete; the message names the step, the cause and how to go on."""
 
 
-def publish(model: PreTrainedModel, processor: Any, facts: ModelFacts, folder: str | os.PathLike, *, overwrite=False):
+def publish(
+    model: PreTrainedModel,
+    processor: Any,
+    facts: ModelFacts,
+    folder: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write a model folder that loads anywhere with `trust_remote_code=True`, without this package.
 
     It holds the weights, the configuration with its complete `auto_map`, the model's code files, the tokenizer or
@@ -62,6 +70,7 @@ def publish(model: PreTrainedModel, processor: Any, facts: ModelFacts, folder: s
         facts: what the card says.
         folder: where to; must be new or empty.
         overwrite: replace what an earlier `publish` wrote there. Other files in the folder are kept.
+        extra_files: further files by their path inside the folder, such as those of sentence-transformers.
 
     Returns:
         The folder's path.
@@ -71,25 +80,35 @@ def publish(model: PreTrainedModel, processor: Any, facts: ModelFacts, folder: s
         FileExistsError: the folder is not empty and `overwrite` is False.
         OSError: the folder cannot be written; nothing of it remains.
     """
-    auto_class = _find_auto_class(model)
+    auto_class = find_auto_class_of(model)
     _check_processor(model, processor)
     if facts.auto_class != auto_class:
         raise PublishError(
             f"`facts.auto_class` is {facts.auto_class!r}, but {type(model).__name__} loads with {auto_class!r}"
         )
+    folder = check_target(folder, overwrite)
+    with _written_beside(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        for name, content in (extra_files or {}).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+        paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        files = {path.relative_to(partial).as_posix(): self_test.compute_sha256(path) for path in paths}
+        test = _make_self_test(model, processor, auto_class) | {"files": files}
+        write_text(partial / SELF_TEST_FILE, json.dumps(test, indent=1, allow_nan=False) + "\n")
+        facts.save(partial / FACTS_FILE)
+        write_text(partial / CARD_FILE, render_card(facts))
+    return folder
+
+
+def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
+    """The absolute path; FileExistsError if it is a file, or not empty and not to be overwritten."""
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} is a file; choose another name")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass overwrite=True")
-    with _written_beside(folder) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        files = {path.name: self_test.compute_sha256(path) for path in sorted(partial.iterdir())}
-        content = _make_self_test(model, processor, auto_class) | {"files": files}
-        write_text(partial / SELF_TEST_FILE, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        facts.save(partial / FACTS_FILE)
-        write_text(partial / CARD_FILE, render_card(facts))
     return folder
 
 
@@ -169,7 +188,8 @@ def push_folder(
     return result | {"repo_id": repo_id, "branch": branch, "commit": commit, "card_commit": card_commit}
 
 
-def _find_auto_class(model: Any) -> str:
+def find_auto_class_of(model: Any) -> str:
+    """The name of the Auto class that loads an FA model; PublishError if it isn't one."""
     if not isinstance(model, PreTrainedModel):
         raise PublishError(
             f"`model` is a {type(model).__name__}; pass the plain model, for example accelerator.unwrap_model(model), "
@@ -225,7 +245,8 @@ def _replace_published(folder: Path, partial: Path) -> None:
     previous = folder.with_name(f".{folder.name}.previous-{os.getpid()}")
     ours = {SELF_TEST_FILE, FACTS_FILE, CARD_FILE}
     if (folder / SELF_TEST_FILE).is_file():
-        ours.update(json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))["files"])
+        files = json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))["files"]
+        ours.update(name.split("/")[0] for name in files)
     folder.rename(previous)
     partial.rename(folder)
     for path in previous.iterdir():

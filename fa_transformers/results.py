@@ -4,8 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
 import re
 import statistics
 from collections import Counter
@@ -16,12 +14,13 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
-from .card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, write_text
+from .card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement, write_text
 from .checkpointing import TrainingState, write_json
 from .data.baselines import tfidf_baseline
-from .measure import measure_speed
+from .measure import describe_hardware, measure_speed
 from .metrics import load_metric
-from .tasks import MINILM_HUB_ID, LabelledData, count_patches, label_tensor, resolve_checkpoint
+from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
+from .tasks import LabelledData, count_patches, label_tensor
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
 CARD_METRICS = {
@@ -158,30 +157,10 @@ def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
         return args.base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
     weights = sorted([*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")])[0]
     revision = f"sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()} of {weights.name}"
-    if args.model_name_or_path == "minilm":
-        return MINILM_HUB_ID, revision
+    if args.model_name_or_path in HUB_IDS:
+        return HUB_IDS[args.model_name_or_path], revision
     local_name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
     return args.base_model or f"local/{local_name}", revision
-
-
-def describe_replacement(model: PreTrainedModel) -> str:
-    """One sentence from the model's config."""
-    config = model.config
-    replaced = config.num_hidden_layers - len(config.softmax_layers)
-    parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
-    if config.key_feature_size:
-        parts.append(f"with {config.key_feature_size} key features per head")
-    if config.local_window:
-        parts.append(f"mixed with a softmax window over {config.local_window} neighbours to each side")
-    if config.local_kernel_size:
-        parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
-    return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
-
-
-def describe_hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads on {platform.machine()} with {os.cpu_count()} CPU cores"
 
 
 def describe_limits(args: argparse.Namespace, data: LabelledData, fitted: dict) -> list[str]:

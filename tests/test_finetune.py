@@ -19,11 +19,10 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_models import make_tokenizer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -63,18 +62,11 @@ def fresh_accelerate(tmp_path, monkeypatch):
 def tiny_bert(tmp_path_factory) -> Path:
     """A stock BERT checkpoint with random weights, 16 positions, and a word-level tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=16, **special)
-    fast.save_pretrained(folder)
+    tokenizer = make_tokenizer(WORDS, max_length=16)
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -152,6 +144,7 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     assert results["baselines"] and score in results["model"]
     config = json.loads((out / "config.json").read_text())
     assert config["problem_type"] == kind
+    assert config.get("recovery") is None, "trained since it was converted"
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
     code = f"""
 from transformers import pipeline
@@ -392,7 +385,9 @@ def test_a_signal_saves_a_checkpoint_that_the_printed_flag_resumes(num_workers, 
 def test_two_real_processes_train_one_model_and_score_every_example_once(packing, tmp_path, tiny_bert):
     flags = [*text_flags(tmp_path, tiny_bert), "--max_steps", 3, "--classifier_pooling", "mean", *packing]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    output, errors = finish(start_script(*flags, launcher=launcher), 240)
+    process = start_script(*flags, launcher=launcher)
+    output, errors = finish(process, 240)
+    assert process.returncode == 0, errors
     results = json.loads(output.splitlines()[-1])
     assert "2 processes" in output, errors
     assert results["num_examples"] == 9 and results["steps"] == 3

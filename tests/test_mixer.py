@@ -316,3 +316,32 @@ def test_gradients_of_the_whole_mixer_equal_finite_differences(length, normaliza
     with torch.no_grad():
         difference = (value_after(step) - value_after(-2 * step)) / (2 * step)
     torch.testing.assert_close(slope, difference, rtol=1e-6, atol=1e-6)
+
+
+def test_sign_pairs_start_as_hedgehogs_features_and_count_their_copies():
+    module = FeatureMap(2, 16, 37, "softmax", sign_pairs=True).double()
+    nn.init.zeros_(module.query_weight)
+    nn.init.zeros_(module.key_weight)
+    query, key, _ = tensors(2, 2, 11, 16)
+    mapped_query, mapped_key = module(query, key)
+    expected = torch.cat((query, -query, query[..., :5]), dim=-1)
+    copies = torch.ones(37, dtype=torch.float64)
+    copies[:5], copies[32:] = 2.0, 2.0  # the third turn repeats the first five features, and none of the negative ones
+    torch.testing.assert_close(mapped_query, expected - copies.log(), **EXACT)
+    torch.testing.assert_close(mapped_key, torch.cat((key, -key, key[..., :5]), dim=-1), **EXACT)
+
+
+@pytest.mark.parametrize("fields", [{}, {"key_feature_size": 24}])
+def test_learned_temperatures_divide_the_logits_of_either_softmax(fields):
+    config = tiny_config(FABertConfig, learned_temperatures=True, **fields)
+    mixer = FactorizedMixer(config, spatial_rank=1).double()
+    query, key, value = tensors(2, 2, 11, 16)
+    plain = FactorizedMixer(tiny_config(FABertConfig, **fields), spatial_rank=1).double()
+    plain.load_state_dict({name: w for name, w in mixer.state_dict().items() if name != "log_sharpness"})
+    torch.testing.assert_close(mixer(query, key, value), plain(query, key, value), **EXACT)
+    temperatures = torch.tensor([[0.5, 2.0], [3.0, 0.25]], dtype=torch.float64)
+    with torch.no_grad():
+        mixer.log_sharpness.copy_(-temperatures.log())
+    features = (plain.query_features(query), plain.key_features(key))
+    cooled = [part / temperature[:, None, None] for part, temperature in zip(features, temperatures, strict=True)]
+    torch.testing.assert_close(mixer(query, key, value), factorized_attention(*cooled, value), **EXACT)

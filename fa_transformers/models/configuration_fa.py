@@ -9,8 +9,10 @@ from transformers.activations import ACT2FN
 from .fa_checkpoint_names import translate_config
 
 NORMALIZATIONS = ("softmax", "scaling")
+KEY_FEATURES = ("copies", "sign_pairs")
 POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
+RECOVERIES = (None, "pending", "distilled")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 DECODER_FIELDS = ("is_decoder", "add_cross_attention")
 
@@ -21,9 +23,12 @@ class FactorizedConfig(PretrainedConfig):
     Args:
         attention_normalization: "softmax" (softmax over features of Q and over positions of K, as in the paper) or
             "scaling" (Q · (Kᵀ · V) divided by the number of real positions).
-        key_feature_size: features per head that Q and K are compared in. None is the head width, without parameters. A
-            larger integer adds learned maps, which start within noise of standard deviation 0.01 per weight of the
-            plain operator. Smaller than the head width is an error.
+        key_feature_size: features per head that Q and K are compared in. None is the head width, without parameters. An
+            integer adds learned maps, which start within noise of standard deviation 0.01 per weight of the plain
+            operator. Smaller than the head width is an error.
+        key_features: how the learned maps start: "copies" of Q's and K's own features, or "sign_pairs", where every
+            second copy is negative, as in Hedgehog; those need `key_feature_size` and "softmax" normalization.
+        learned_temperatures: whether every head learns the temperature of either softmax; both start at 1.
         local_kernel_size: width of a depthwise convolution over V that is added to the output, in tokens, or in
             patches along each axis of an image. Odd; 0 is off. Starts at zero.
         local_window: reach of a softmax branch over neighbours, in tokens to each side, or in patches along each axis
@@ -34,6 +39,9 @@ class FactorizedConfig(PretrainedConfig):
             (position modulo the table's length, so any length runs) or "none".
         classifier_pooling: what a sequence or image classifier reads: "cls" (the first real token) or "mean" (the mean
             over the real tokens; for images, over the patches).
+        recovery: where the weights stand after softmax attention was replaced: "pending" (converted, not trained since,
+            so worse than the checkpoint they come from), "distilled" (recovered by distillation from it) or None
+            (trained as they are, by fine-tuning or from scratch).
     """
 
     AUTO_MAP: ClassVar[dict[str, str]] = {}
@@ -44,11 +52,14 @@ class FactorizedConfig(PretrainedConfig):
         *,
         attention_normalization="softmax",
         key_feature_size=None,
+        key_features="copies",
+        learned_temperatures=False,
         local_kernel_size=0,
         local_window=0,
         softmax_layers=(),
         position_embedding_type="absolute",
         classifier_pooling="cls",
+        recovery=None,
         **kwargs,
     ):
         self.refuse_decoders(kwargs)
@@ -58,11 +69,19 @@ class FactorizedConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.attention_normalization = attention_normalization
         self.key_feature_size = key_feature_size
+        self.key_features = key_features
+        self.learned_temperatures = learned_temperatures
         self.local_kernel_size = local_kernel_size
         self.local_window = local_window
         self.softmax_layers = list(softmax_layers) if isinstance(softmax_layers, tuple) else softmax_layers
         self.position_embedding_type = position_embedding_type
         self.classifier_pooling = classifier_pooling
+        self.recovery = recovery
+
+    @property
+    def factorized_layers(self):
+        """Indices of the layers whose softmax attention is replaced."""
+        return [index for index in range(self.num_hidden_layers) if index not in self.softmax_layers]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -106,8 +125,17 @@ class FactorizedConfig(PretrainedConfig):
         self.check_integer("chunk_size_feed_forward", minimum=0)
         self.check_choice("problem_type", PROBLEM_TYPES)
         self.check_choice("attention_normalization", NORMALIZATIONS)
+        self.check_choice("key_features", KEY_FEATURES)
+        if self.key_features != "copies" and (
+            self.key_feature_size is None or self.attention_normalization != "softmax"
+        ):
+            raise ValueError(
+                f'`key_features` {self.key_features!r} needs a `key_feature_size` and the "softmax" normalization.'
+            )
+        self.check_boolean("learned_temperatures")
         self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
         self.check_choice("classifier_pooling", POOLINGS)
+        self.check_choice("recovery", RECOVERIES)
         self.check_integer("local_kernel_size", minimum=0)
         if self.local_kernel_size and self.local_kernel_size % 2 == 0:
             raise ValueError(f"`local_kernel_size` must be odd or 0, got {self.local_kernel_size}.")

@@ -43,7 +43,8 @@ def translate_vit_name(name: str) -> str:
 
 
 def translate_config(config_dict: dict, model_type: str, stock_model_types: tuple[str, ...]) -> dict:
-    """The configuration of a stock checkpoint as one of `model_type`; one of `model_type` itself comes back unchanged.
+    """The configuration of a stock checkpoint as one of `model_type`, marked as converted and not trained; one of
+    `model_type` itself comes back unchanged.
 
     Raises ValueError if the configuration is of an architecture that cannot be translated.
     """
@@ -57,6 +58,7 @@ def translate_config(config_dict: dict, model_type: str, stock_model_types: tupl
         )
     translated = {name: value for name, value in config_dict.items() if name not in _CHECKPOINT_FIELDS}
     translated["model_type"] = model_type
+    translated.setdefault("recovery", "pending")
     return _translate_dinov2(translated, source) if source.startswith("dinov2") else translated
 
 

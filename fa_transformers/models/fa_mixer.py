@@ -2,7 +2,7 @@
 
     output = (1 - g) · factorized(φq(Q), φk(K), V) + g · window(Q, K, V) + convolution(V)
 
-φq, φk     learned maps to `key_feature_size` features, absent when that equals the head width
+φq, φk     learned maps to `key_feature_size` features and learned temperatures per head, each absent by default
 window     softmax attention over the ±`local_window` neighbours, absent at 0; g is a learned gate per head
 convolution depthwise, `local_kernel_size` wide, zero-initialised, absent at 0
 
@@ -38,11 +38,16 @@ class FeatureMap(nn.Module):
     ones for any F: a query bias of -log(copies) under the softmax, a factor 1/sqrt(copies) in "scaling". The parameters
     hold the departure from these copies, so weight decay pulls towards the plain operator. Keys need no bias: the
     softmax over positions removes it.
+
+    With `sign_pairs` the second D features start as the negative ones, the third as positive ones again, and so on: the
+    start of Hedgehog's maps (Zhang et al. 2024, arXiv:2402.04347), whose features are exp(±Wx). It is not the plain
+    operator then.
     """
 
-    def __init__(self, num_heads: int, head_size: int, num_features: int, normalization: str):
+    def __init__(self, num_heads: int, head_size: int, num_features: int, normalization: str, sign_pairs: bool = False):
         super().__init__()
         self.head_size, self.num_features, self.normalization = head_size, num_features, normalization
+        self.sign_pairs = sign_pairs
         self.query_weight = nn.Parameter(torch.empty(num_heads, head_size, num_features))
         self.query_bias = nn.Parameter(torch.empty(num_heads, num_features))
         self.key_weight = nn.Parameter(torch.empty(num_heads, head_size, num_features))
@@ -55,9 +60,13 @@ class FeatureMap(nn.Module):
 
     def _copies(self) -> tuple[Tensor, Tensor]:
         """The copying matrix [D, F] and the number of copies that share each feature [F]."""
-        source = torch.arange(self.num_features, device=self.query_weight.device) % self.head_size
+        feature = torch.arange(self.num_features, device=self.query_weight.device)
+        source, turn = feature % self.head_size, feature // self.head_size
+        kind = source + self.head_size * (turn % 2) if self.sign_pairs else source  # equal where features are copies
         copying = F.one_hot(source, self.head_size).T.to(self.query_weight.dtype)
-        counts = copying.sum(dim=1)[source]
+        if self.sign_pairs:
+            copying = copying * (1 - 2 * (turn % 2))
+        counts = (kind[:, None] == kind).sum(dim=1).to(copying.dtype)
         return copying, counts
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,11 +95,15 @@ class FactorizedMixer(nn.Module):
         super().__init__()
         num_heads = config.num_attention_heads
         head_size = config.hidden_size // num_heads
-        num_features = config.key_feature_size or head_size
         self.normalization, self.window = config.attention_normalization, config.local_window
         self.feature_map = (
-            FeatureMap(num_heads, head_size, num_features, self.normalization) if num_features > head_size else None
+            FeatureMap(
+                num_heads, head_size, config.key_feature_size, self.normalization, config.key_features == "sign_pairs"
+            )
+            if config.key_feature_size
+            else None
         )
+        self.log_sharpness = nn.Parameter(torch.empty(2, num_heads)) if config.learned_temperatures else None
         self.local_convolution = (
             LocalConvolution(config.hidden_size, config.local_kernel_size, spatial_rank)
             if config.local_kernel_size
@@ -100,6 +113,8 @@ class FactorizedMixer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.log_sharpness is not None:
+            nn.init.zeros_(self.log_sharpness)
         if self.window_gate is not None:
             nn.init.constant_(self.window_gate, math.log(INITIAL_GATE / (1.0 - INITIAL_GATE)))
 
@@ -132,10 +147,16 @@ class FactorizedMixer(nn.Module):
 
     def query_features(self, query: Tensor) -> Tensor:
         """What the factorized term takes the softmax over features of: [B, H, N, D] -> [B, H, N, F]."""
-        return query if self.feature_map is None else self.feature_map.map_query(query)
+        return self.sharpen(query if self.feature_map is None else self.feature_map.map_query(query), which=0)
 
     def key_features(self, key: Tensor) -> Tensor:
-        return key if self.feature_map is None else self.feature_map.map_key(key)
+        return self.sharpen(key if self.feature_map is None else self.feature_map.map_key(key), which=1)
+
+    def sharpen(self, features: Tensor, which: int) -> Tensor:
+        """Divide the features of queries (0) or keys (1) by their head's temperature, kept as -log: [B, H, N, F]."""
+        if self.log_sharpness is None:
+            return features
+        return features * self.log_sharpness[which].exp().to(features.dtype)[:, None, None]
 
     def add_local_terms(
         self,

@@ -9,14 +9,21 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, logging
 
 from .fa_local import LocalConvolution
 from .fa_mixer import FactorizedMixer, FeatureMap
 from .fa_packed import PackedDocuments
 
+logger = logging.get_logger(__name__)
+
 INFERENCE_CHUNK = 4096
 """Tokens of a sample that a feed-forward part takes at a time without gradients."""
+
+NOT_RECOVERED = (
+    "This model was converted from softmax to factorized attention and not trained since (`recovery` in its config is "
+    "'pending'): expect it to be worse than the checkpoint it comes from until it is distilled or fine-tuned."
+)
 
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
@@ -49,7 +56,11 @@ class FAPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         if cls.CHECKPOINT_NAME_PATTERNS and kwargs.get("key_mapping") is None:
             kwargs["key_mapping"] = dict(cls.CHECKPOINT_NAME_PATTERNS)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if pretrained_model_name_or_path is not None and config.recovery == "pending" and config.factorized_layers:
+            logger.warning_once(NOT_RECOVERED)
+        return loaded
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         # Always our names on disk: by default names that were mapped while loading would be mapped back.

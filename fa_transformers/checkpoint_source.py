@@ -1,0 +1,130 @@
+"""Read a checkpoint to convert: configuration, tensors under the names on disk, tokenizer or image processor."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from .self_test import compute_sha256
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MODULES_FILE = "modules.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint as it was found.
+
+    Args:
+        name: what messages and the card call it: the path, the Hub name or the class.
+        config: its configuration.
+        architecture: the name of its model class, "" where it isn't stated.
+        tensors: by the names that they have there.
+        dtype: what the result is to have; "auto" is as the configuration or the tensors say.
+        folder: where its files are; None for a model in memory.
+        model_folder: the same, or the folder inside it that an old sentence-transformers model keeps its encoder in.
+    """
+
+    name: str
+    config: PretrainedConfig
+    architecture: str
+    tensors: dict[str, Tensor]
+    dtype: torch.dtype | str = "auto"
+    folder: Path | None = None
+    model_folder: Path | None = None
+
+
+def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> CheckpointSource:
+    """A model in memory, a folder, or a repository of the Hub, which is downloaded, weights included.
+
+    Raises:
+        FileNotFoundError: the folder has no weights.
+        OSError: there is no such folder or repository, or it has no configuration.
+    """
+    if isinstance(model_or_path, PreTrainedModel):
+        model = model_or_path
+        tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        class_name = type(model).__name__
+        return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
+    name = os.fspath(model_or_path)
+    folder = Path(name) if Path(name).is_dir() else _download(name)
+    model_folder = _find_encoder(folder)
+    config = AutoConfig.from_pretrained(model_folder)
+    architecture = (config.architectures or [""])[0]
+    return CheckpointSource(name, config, architecture, read_tensors(model_folder), "auto", folder, model_folder)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, in one file or several, preferably safetensors.
+
+    Raises FileNotFoundError if there are none.
+    """
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elif (folder / name).is_file():
+            files = [name]
+        else:
+            continue
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            tensors |= (
+                load_file(folder / file)
+                if file.endswith(".safetensors")
+                else torch.load(folder / file, map_location="cpu", weights_only=True)
+            )
+        return tensors
+    raise FileNotFoundError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}, whole or in parts.")
+
+
+def load_processor(source: CheckpointSource, main_input_name: str, **options: Any) -> Any:
+    """The tokenizer or image processor beside a checkpoint; None where there is none.
+
+    `options` are for an image processor.
+    """
+    folder = source.model_folder
+    if folder is None:
+        return None
+    if main_input_name == "pixel_values":
+        has_processor = (folder / "preprocessor_config.json").is_file()
+        return AutoImageProcessor.from_pretrained(folder, **options) if has_processor else None
+    has_tokenizer = any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
+    return AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+
+
+def describe_source(source: CheckpointSource) -> tuple[str, str]:
+    """What a model card calls the checkpoint, and what fixes exactly which weights those were."""
+    if source.model_folder is None:
+        return f"local/{source.name}", "a model in memory"
+    if not Path(source.name).is_dir():
+        return source.name, source.model_folder.resolve().name  # the cache names each revision's folder by its commit
+    weights = sorted(
+        path for name in WEIGHT_FILES for path in source.model_folder.glob(f"{Path(name).stem}*{Path(name).suffix}")
+    )[0]
+    local_name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(source.name).resolve().name)
+    return f"local/{local_name}", f"sha256 {compute_sha256(weights)} of {weights.name}"
+
+
+def _download(repo_id: str) -> Path:
+    texts = ["*.json", "*.txt", "*.model"]
+    folder = Path(snapshot_download(repo_id, allow_patterns=[*texts, "*.safetensors"]))
+    if not any(folder.rglob("*.safetensors")):
+        folder = Path(snapshot_download(repo_id, allow_patterns=[*texts, "*.bin"]))
+    return folder
+
+
+def _find_encoder(folder: Path) -> Path:
+    """The folder of the first module of a sentence-transformers model; any other folder itself."""
+    modules = folder / MODULES_FILE
+    if not modules.is_file():
+        return folder
+    return folder / json.loads(modules.read_text(encoding="utf-8"))[0]["path"]

@@ -1,0 +1,273 @@
+"""Recovery of a converted model: the factorized student learns from the softmax model that its weights came from.
+
+Two objectives, each a module whose `forward(**batch).loss` the training loop minimises:
+
+`AttentionTransfer`     every layer's mixer learns to reproduce its teacher layer's attention output, all layers at
+                        once, each from the teacher's own queries, keys and values; only the mixers train.
+`EndToEndDistillation`  the student reads the batch on its own and learns the teacher's hidden states, its embedding
+                        and, where both have a head, its logits; all weights train.
+
+Sources: attention transfer as in LoLCATs (Zhang et al. 2024, arXiv:2410.10254), hidden states and logits as in
+DistilBERT (Sanh et al. 2019, arXiv:1910.01108) and TinyBERT (Jiao et al. 2020, arXiv:1909.10351).
+
+Teacher and student are models of this package with equal parameter names, the teacher with all layers in
+`softmax_layers`, which computes what the stock model does (`load_teacher`). The teacher is no sub-module: it is neither
+trained, nor saved, nor moved with the student.
+
+Shape letters: B batch, N tokens, C hidden width, L layers.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .convert import load_factorized
+from .models.fa_mixer import FactorizedMixer, SoftmaxMixer
+from .models.modeling_fa import first_real_token, mean_over_real
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass
+class DistillationOutput(ModelOutput):
+    """`loss` is what is minimised; `layer_errors` [L] one error per layer, NaN at softmax layers, without gradients."""
+
+    loss: Tensor | None = None
+    layer_errors: Tensor | None = None
+
+
+def load_teacher(model_name_or_path: str, auto_class: str, student: PreTrainedModel) -> PreTrainedModel:
+    """The softmax model that `student` came from, in evaluation mode and frozen.
+
+    Raises:
+        ValueError: it has another architecture, other widths or another number of layers than the student.
+    """
+    config = type(student.config).from_pretrained(model_name_or_path)
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
+        found, wanted = getattr(config, name, None), getattr(student.config, name, None)
+        if found != wanted:
+            raise ValueError(
+                f"The teacher {model_name_or_path!r} has {name} {found}, the student {wanted}; the teacher must be the "
+                "checkpoint that the student was converted from, or one of the same shape."
+            )
+    # It keeps its own positions: the student's table may be longer, or absent.
+    teacher = load_factorized(model_name_or_path, auto_class, softmax_layers=list(range(config.num_hidden_layers)))
+    return teacher.eval().requires_grad_(False)
+
+
+def mixers(model: nn.Module) -> list[nn.Module]:
+    """The token mixers of a model's layers, in order."""
+    return [module for module in model.modules() if isinstance(module, (FactorizedMixer, SoftmaxMixer))]
+
+
+def relative_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean squared difference over real tokens, divided by the target's variance over them: [B, N, C] twice -> [].
+
+        mean (output - target)² / mean (target - mean over tokens of target)²
+
+    1 is what the best constant vector reaches. Computed in float32.
+    """
+    output, target = output.float(), target.float()
+    if mask is None:
+        output, target = output.flatten(0, 1), target.flatten(0, 1)
+    else:
+        output, target = output[mask.bool()], target[mask.bool()]
+    return (output - target).square().mean() / target.var(dim=0, correction=0).mean()
+
+
+class AttentionTransfer(nn.Module):
+    """Attention output of each layer: mean over layers of `relative_error` after the output projection.
+
+    The student's mixers get what the teacher's got; its other weights, equal to the teacher's at the start, are frozen.
+    """
+
+    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel):
+        super().__init__()
+        self.student = student.requires_grad_(False)
+        for mixer in mixers(student):
+            mixer.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError(
+                "The student's mixers have nothing to train: set `key_feature_size`, `local_kernel_size`, "
+                "`local_window` or `learned_temperatures` in its config, or leave attention transfer out."
+            )
+        self._teacher = (teacher,)
+
+    def forward(self, **batch: Tensor) -> DistillationOutput:
+        (teacher,) = self._teacher
+        with torch.no_grad(), self.watching(batch.get("attention_mask")) as errors:
+            teacher(**{name: value for name, value in batch.items() if name != "labels"})
+        layer_errors = torch.stack(errors)
+        return DistillationOutput(loss=layer_errors.nanmean(), layer_errors=layer_errors.detach())
+
+    @contextlib.contextmanager
+    def watching(self, mask: Tensor | None) -> Iterator[list[Tensor]]:
+        """While the teacher runs inside the block, a list that gets the error of each layer in turn."""
+        (teacher,) = self._teacher
+        errors: list[Tensor] = []
+
+        def hook_of(project: nn.Module, mixer: nn.Module) -> Callable:
+            def hook(module: nn.Module, arguments: tuple, options: dict, target: Tensor) -> None:
+                if isinstance(mixer, SoftmaxMixer):
+                    errors.append(target.new_tensor(math.nan, dtype=torch.float32))
+                    return
+                with torch.enable_grad():
+                    both = (mixer(*arguments, **options), target)
+                    output, target = (project(mixed.transpose(1, 2).flatten(2)) for mixed in both)
+                    errors.append(relative_error(output, target, mask))
+
+            return hook
+
+        triples = zip(teacher.base_model.encoder.layer, mixers(teacher), mixers(self.student), strict=True)
+        handles = [
+            teacher_mixer.register_forward_hook(hook_of(layer.attention["output"].dense, mixer), with_kwargs=True)
+            for layer, teacher_mixer, mixer in triples
+        ]
+        try:
+            yield errors
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class EndToEndDistillation(nn.Module):
+    """Hidden states, embedding and logits of the whole model.
+
+        loss = mean over layers of relative_error(hidden states) + (1 - cosine(embeddings)) + KL(logits)
+
+    The hidden states are those after each layer and the last one as the model returns it; the embedding is their mean
+    over real tokens ("mean") or the first real one ("cls"); the logits are there where the models have a head with
+    class logits. Documents longer than `teacher_length` tokens reach the teacher in windows of that length, whose
+    hidden states the student learns while it reads the document whole.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel, pooling: str, teacher_length: int | None = None
+    ):
+        super().__init__()
+        self.student = student
+        self.pooling, self.teacher_length = pooling, teacher_length
+        self._teacher = (teacher,)
+
+    def forward(self, **batch: Tensor) -> DistillationOutput:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        mask = inputs.get("attention_mask")
+        with torch.no_grad():
+            expected = self.ask_teacher(inputs)
+        found = self.student(**inputs, output_hidden_states=True)
+        pairs = list(zip(_hidden_states(found), _hidden_states(expected), strict=True))
+        layer_errors = torch.stack([relative_error(output, target, mask) for output, target in pairs])
+        output, target = (pool(tensor, mask, self.pooling).float() for tensor in pairs[-1])
+        loss = layer_errors.mean() + 1.0 - F.cosine_similarity(output, target).mean()
+        if getattr(expected, "logits", None) is not None:
+            expected_logits, logits = (F.log_softmax(output.logits.float(), dim=-1) for output in (expected, found))
+            loss = loss + F.kl_div(
+                logits.flatten(0, -2), expected_logits.flatten(0, -2), log_target=True, reduction="batchmean"
+            )
+        return DistillationOutput(loss=loss, layer_errors=layer_errors.detach())
+
+    def ask_teacher(self, inputs: Batch) -> ModelOutput:
+        """What the teacher makes of the batch, of long documents window by window."""
+        (teacher,) = self._teacher
+        ids = inputs.get("input_ids")
+        if self.teacher_length is None or ids is None or ids.shape[1] <= self.teacher_length:
+            return teacher(**inputs, output_hidden_states=True)
+        batch, length = ids.shape
+        windows = {name: _cut(tensor, self.teacher_length) for name, tensor in inputs.items()}
+        if "attention_mask" not in windows:
+            windows["attention_mask"] = _cut(torch.ones_like(ids), self.teacher_length)
+        encoded = teacher.base_model(**windows, output_hidden_states=True)
+        joined = [tensor.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length] for tensor in encoded.hidden_states]
+        last = encoded.last_hidden_state.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+        return ModelOutput(last_hidden_state=last, hidden_states=tuple(joined))
+
+
+def _cut(tensor: Tensor, window: int) -> Tensor:
+    """Rows cut into windows, the last one filled up with zeros: [B, N] -> [B · ceil(N / window), window]."""
+    return F.pad(tensor, (0, -tensor.shape[1] % window)).unflatten(1, (-1, window)).flatten(0, 1)
+
+
+def _hidden_states(output: ModelOutput) -> tuple[Tensor, ...]:
+    """The state after each layer and, where it is another one, the last state as the model returns it."""
+    last = getattr(output, "last_hidden_state", None)
+    return output.hidden_states[1:] if last is None else (*output.hidden_states[1:], last)
+
+
+def pool(hidden_states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """One vector per sample, by "mean" or "cls": [B, N, C] -> [B, C]."""
+    mask = None if mask is None else mask.bool()
+    return mean_over_real(hidden_states, mask) if pooling == "mean" else first_real_token(hidden_states, mask)
+
+
+def group_student_parameters(
+    module: nn.Module, learning_rate: float, mixer_learning_rate: float, weight_decay: float
+) -> list[dict]:
+    """AdamW parameter groups: old weights and mixers apart, with and without decay; frozen ones are left out."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".mixer." in name, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": mixer_learning_rate if is_mixer else learning_rate,
+            # Mixers hold departures from the plain operator: decay would pull them back to it.
+            "weight_decay": weight_decay if decays and not is_mixer else 0.0,
+        }
+        for (is_mixer, decays), parameters in groups.items()
+    ]
+
+
+@torch.no_grad()
+def evaluate_objective(module: nn.Module, loader: Iterable[Batch], accelerator: Accelerator) -> dict:
+    """Mean loss and mean error of every layer over the batches of `loader`, on every process the same."""
+    was_training = module.training
+    module.eval()
+    rows = []
+    for batch in loader:
+        output = module(**batch)
+        rows.append([output.loss.item(), *output.layer_errors.tolist()])
+    module.train(was_training)
+    rows = accelerator.gather_for_metrics(rows, use_gather_object=True)
+    means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
+    return {"loss": means[0], "layer_errors": [None if math.isnan(error) else error for error in means[1:]]}
+
+
+@torch.inference_mode()
+def embed_batches(model: nn.Module, loader: Iterable[Batch], accelerator: Accelerator, pooling: str) -> Tensor:
+    """The embeddings of all samples of `loader`, in its order, on every process the same: float32 [samples, C]."""
+    was_training = model.training
+    model.eval()
+    rows: list[Tensor] = []
+    for batch in loader:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        hidden_states = getattr(accelerator.unwrap_model(model), "base_model", model)(**inputs).last_hidden_state
+        pooled = pool(hidden_states, inputs.get("attention_mask"), pooling).float().cpu()
+        rows += accelerator.gather_for_metrics(list(pooled), use_gather_object=True)
+    model.train(was_training)
+    return torch.stack(rows)
+
+
+def similarity(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """How alike the embeddings of the same samples are: [samples, C] twice.
+
+    `cosine` is the mean cosine of student and teacher, `cosine_p5` its 5th percentile, and `correlation` that of the
+    cosines of all pairs of samples among the student's embeddings with those among the teacher's (Pearson).
+    """
+    cosines = F.cosine_similarity(student, teacher)
+    above = torch.triu_indices(len(student), len(student), offset=1)
+    pairs = [(F.normalize(rows) @ F.normalize(rows).T)[above[0], above[1]] for rows in (student, teacher)]
+    return {
+        "cosine": cosines.mean().item(),
+        "cosine_p5": cosines.quantile(0.05).item(),
+        "correlation": torch.corrcoef(torch.stack(pairs))[0, 1].item(),
+        "num_samples": len(student),
+    }

@@ -1,0 +1,144 @@
+"""The receipt of a recovery: what a converted model was trained on, and how near it came to its teacher."""
+
+import argparse
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .arguments import check_arguments as check_training_arguments
+from .card import DataFacts, ModelFacts, ScoreFacts
+from .checkpoint_source import read_source
+from .converted_folder import PIPELINE_TAGS, sentence_transformers_files
+from .measure import measure_speed
+from .packaged_checkpoints import resolve_checkpoint
+from .publish import find_auto_class_of, publish
+from .results import describe_base_model, describe_hardware, describe_replacement, format_table
+from .tasks import count_patches
+
+RECEIPT_FILE = "recovery.json"
+SIMILARITIES = ("cosine", "cosine_p5", "correlation")
+LENGTHS_TIMED = (512, 4096)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError, naming the flag, for values that no distillation can use."""
+    like = {"text": "text-classification", "images": "image-classification"}[args.task]
+    check_training_arguments(argparse.Namespace(**vars(args) | {"task": like, "full_recipe": False}))
+    for name in ("transfer_steps", "end_to_end_steps", "long_steps"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+    for name in ("transfer_learning_rate", "mixer_learning_rate"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
+    if not args.transfer_steps + args.end_to_end_steps + args.long_steps:
+        raise ValueError("--transfer_steps, --end_to_end_steps and --long_steps are all 0: there is nothing to train.")
+    if args.long_steps and (args.task != "text" or args.long_length <= args.max_length):
+        raise ValueError("--long_steps is for text and needs a --long_length above --max_length.")
+
+
+def build_receipt(
+    args: argparse.Namespace, model: PreTrainedModel, stages: list[dict], before: dict, after: dict, seconds: float
+) -> dict[str, Any]:
+    """What `recovery.json` and the JSON line say.
+
+    `before` and `after`: `distillation.similarity` of student and teacher by kind of held-out data.
+    """
+    fields = ("key_feature_size", "key_features", "learned_temperatures", "local_kernel_size", "local_window")
+    config = model.config
+    return {
+        "student": {name: getattr(config, name) for name in (*fields, "softmax_layers", "position_embedding_type")},
+        "teacher": args.teacher_name_or_path or args.model_name_or_path,
+        "parameters": model.num_parameters(),
+        "tokens": sum(stage["train_tokens"] for stage in stages),
+        "seconds": round(seconds, 1),
+        "stages": stages,
+        "similarity": {kind: {"before": before[kind], "after": after[kind]} for kind in after},
+        "seed": args.seed,
+        "hardware": describe_hardware(model.device),
+        "torch": torch.__version__,
+        "command": args.command,
+        "output_dir": str(args.output_dir),
+    }
+
+
+def print_receipt(receipt: dict[str, Any]) -> None:
+    rows = [
+        {"held-out data": kind, "when": when} | {name: figures[name] for name in SIMILARITIES}
+        for kind, both in receipt["similarity"].items()
+        for when, figures in both.items()
+    ]
+    print("\nStudent and teacher, their embeddings compared:\n")
+    print(format_table(rows, ["held-out data", "when", *SIMILARITIES]))
+    for stage in receipt["stages"]:
+        rows = [
+            {"error": when, "mean": stage[when]["loss"]}
+            | {str(index): error for index, error in enumerate(stage[when]["layer_errors"])}
+            for when in ("before", "after")
+        ]
+        print(
+            f"\n{stage['stage']}: {stage['steps']} steps, {stage['train_tokens']:,} tokens, loss and error by layer:\n"
+        )
+        print(format_table(rows, list(rows[0])))
+
+
+def publish_student(
+    args: argparse.Namespace, model: PreTrainedModel, processor: Any, receipt: dict[str, Any], data: list[DataFacts]
+) -> None:
+    """Write the model with its code, card and self-test to `--output_dir`."""
+    base_model, revision = describe_base_model(args)
+    minutes = receipt["seconds"] / 60
+    stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
+    is_text = args.task == "text"
+    model.config.recovery = "distilled"
+    auto_class = find_auto_class_of(model)
+    facts = ModelFacts(
+        repo_id=args.hub_model_id or args.output_dir.resolve().name,
+        summary=f"{base_model} with factorized attention, distilled from the softmax model.",
+        pipeline_tag=PIPELINE_TAGS.get(auto_class, "feature-extraction" if is_text else "image-feature-extraction"),
+        auto_class=auto_class,
+        language=args.language,
+        license=args.license,
+        base_model=base_model,
+        base_model_revision=revision,
+        replaced=describe_replacement(model),
+        trained_after=f"{stages}; {receipt['tokens']:,} tokens, seed {args.seed}.",
+        data=data,
+        command=args.command,
+        hardware=f"{receipt['hardware']}; distilled for {minutes:.1f} minutes",
+        scores=[
+            ScoreFacts(
+                dataset=data[min(index, len(data) - 1)].name,
+                split=f"held out, {kind}",
+                metric=f"{name} with the teacher",
+                value=both["after"][name],
+                baselines={"before recovery": both["before"][name]},
+            )
+            for index, (kind, both) in enumerate(receipt["similarity"].items())
+            for name in ("cosine", "correlation")
+        ],
+        speed=time_student(args, model),
+        limits=[
+            f"It was compared with its teacher on {'texts' if is_text else 'images'} of the sizes it was distilled on.",
+            "Its embeddings are near the teacher's, not equal: check thresholds that were tuned on it.",
+        ],
+    )
+    source = read_source(resolve_checkpoint(args.model_name_or_path))
+    files = sentence_transformers_files(source, args.long_length if args.long_steps else None)
+    publish(model.eval(), processor, facts, args.output_dir, overwrite=True, extra_files=files)
+
+
+def time_student(args: argparse.Namespace, model: PreTrainedModel) -> list:
+    """Time and memory beside softmax attention: of short and long text, or of one image."""
+    generator = torch.Generator().manual_seed(0)
+    if args.task == "images":
+        shape = (1, model.config.num_channels, args.image_size, args.image_size)
+        pixel_values = torch.rand(shape, generator=generator).to(model.device, model.dtype)
+        return [measure_speed(model, {"pixel_values": pixel_values}, count_patches(args.image_size, model.config))]
+    config = model.config
+    limit = config.max_position_embeddings if config.position_embedding_type == "absolute" else max(LENGTHS_TIMED)
+    speed = []
+    for length in sorted({min(length, limit) for length in LENGTHS_TIMED}):
+        tokens = torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
+        speed.append(measure_speed(model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, length))
+    return speed

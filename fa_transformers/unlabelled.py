@@ -1,0 +1,249 @@
+"""Unlabelled text and images to distil on, cut into pieces that a teacher can read, and how they become a batch."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from .batching import LengthGroupedBatchSampler, make_loader
+from .card import DataFacts
+from .data import broad_text, license_documents
+from .data.tables import DataError
+from .tasks import ImageExamples
+
+SHORTEST_PIECE = 32
+"""Tokens below which the rest of a document is left out."""
+
+VALIDATION_SHARE = 0.02
+MAX_VALIDATION_PIECES = 64
+FEWEST_HELDOUT = 3
+"""Pieces of a kind: two have one pair of similarities, which correlates with nothing."""
+
+LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def load_unlabelled_text(
+    args: argparse.Namespace,
+) -> tuple[datasets.Dataset, dict[str, datasets.Dataset], list[DataFacts]]:
+    """Documents to train on, held-out ones by the name of their kind, all with a column "text", and what they are.
+
+    Of `--train_file` (and `--validation_file`) or `--dataset_name`; without either, prose that comes with installed
+    Python packages, and the licence documents as a kind that is never trained on.
+
+    Raises:
+        DataError: a file's type is unknown, or the text column is missing.
+    """
+    if not (args.train_file or args.dataset_name):
+        heldout = broad_text.load_broad_text(split="heldout").shuffle(seed=args.seed)
+        unseen = license_documents.load_license_documents()["test"].select_columns("text")
+        parts = {"same kinds": heldout.select_columns("text"), "licences": unseen}
+        facts = [
+            DataFacts(name="Prose of installed Python packages", license="various", attribution=broad_text.ATTRIBUTION),
+            DataFacts(
+                name="ScanCode licence documents (held out)",
+                license=license_documents.LICENSE,
+                attribution=license_documents.ATTRIBUTION,
+            ),
+        ]
+        return broad_text.load_broad_text(), parts, facts
+    if args.train_file:
+        files = {"train": args.train_file, "validation": args.validation_file}
+        kinds = {LOADERS.get(path.suffix.lower()) for path in files.values() if path}
+        if len(kinds) != 1 or None in kinds:
+            raise DataError(f"--train_file {args.train_file}: give one of {', '.join(LOADERS)}, the same for all files")
+        loaded = datasets.load_dataset(
+            kinds.pop(), data_files={name: str(path) for name, path in files.items() if path}
+        )
+    else:
+        loaded = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+    if args.text_column_name not in loaded["train"].column_names:
+        raise DataError(f"no column {args.text_column_name!r}, only {loaded['train'].column_names}: --text_column_name")
+    if "validation" not in loaded:
+        parts = loaded["train"].train_test_split(VALIDATION_SHARE, seed=args.seed)
+        loaded = {"train": parts["train"], "validation": parts["test"]}
+    parts = {name: _only_text(loaded[name], args.text_column_name) for name in ("train", "validation")}
+    name = args.data_name or (args.train_file.name if args.train_file else args.dataset_name)
+    facts = [DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)]
+    return parts["train"], {"same kinds": parts["validation"]}, facts
+
+
+def _only_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    rows = rows.select_columns(column)
+    return rows if column == "text" else rows.rename_column(column, "text")
+
+
+class TextPieces(torch.utils.data.Dataset):
+    """Documents cut into pieces of at most `max_length` tokens, each between the tokenizer's special tokens.
+
+    `lengths` in tokens. Pieces shorter than `SHORTEST_PIECE` are left out; `limit` keeps only so many pieces, drawn by
+    `seed`.
+
+    Raises:
+        DataError: nothing is left.
+    """
+
+    def __init__(
+        self,
+        documents: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        limit: int | None = None,
+        seed: int = 0,
+    ):
+        def cut(batch: dict[str, list]) -> dict[str, list]:
+            pieces = tokenizer(batch["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True)[
+                "input_ids"
+            ]
+            rows = [piece for piece in pieces if len(piece) >= SHORTEST_PIECE]
+            return {"input_ids": rows, "length": [len(row) for row in rows]}
+
+        # Small batches: a document can be long.
+        rows = documents.select_columns("text").map(
+            cut, batched=True, batch_size=64, remove_columns="text", desc="cutting"
+        )
+        if not len(rows):
+            raise DataError(f"no document has {SHORTEST_PIECE} tokens: there is not enough text to distil on")
+        if limit is not None and limit < len(rows):
+            rows = rows.shuffle(seed=seed).select(range(limit)).flatten_indices()
+        self.lengths = rows.with_format("numpy")["length"][:]
+        self._rows = rows.remove_columns("length")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._rows[index]
+
+
+class PadText:
+    """Pads the pieces of a batch to the longest one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        return dict(self.tokenizer.pad(rows, return_tensors="pt"))
+
+
+Pieces = TextPieces | ImageExamples
+
+
+@dataclass(frozen=True)
+class UnlabelledData:
+    """What a student is distilled on.
+
+    `train(length)` gives pieces of at most so many tokens (images: all of one size, `length` is ignored); `heldout` has
+    pieces that are never trained on, by the name of their kind; `validation` are some of the first kind, for the errors
+    of the layers.
+    """
+
+    train: Callable[[int], Pieces]
+    validation: Pieces
+    heldout: dict[str, Pieces]
+    collate: Callable[[list[dict]], dict[str, Tensor]]
+    facts: list[DataFacts]
+
+    def __post_init__(self) -> None:
+        for kind, pieces in self.heldout.items():
+            if len(pieces) < FEWEST_HELDOUT:
+                raise DataError(
+                    f"{len(pieces)} held-out pieces of {kind!r} are too few to compare by, at least {FEWEST_HELDOUT} "
+                    "are needed: there is not enough data, or --max_eval_samples is too small"
+                )
+
+    def heldout_loaders(self, args: argparse.Namespace, accelerator: Accelerator) -> dict[str, DataLoader]:
+        """A prepared loader of each kind of held-out pieces, which gives every piece once."""
+        loaders = {}
+        for kind, pieces in self.heldout.items():
+            sampler = LengthGroupedBatchSampler(
+                pieces.lengths,
+                args.per_device_eval_batch_size,
+                max_tokens=args.max_tokens_per_batch or None,
+                shuffle=False,
+                num_processes=accelerator.num_processes,
+            )
+            loaders[kind] = accelerator.prepare(make_loader(pieces, sampler, self.collate, num_workers=0))
+        return loaders
+
+
+def build_text_pieces(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> UnlabelledData:
+    """The text that the flags name, in pieces of `--max_length` tokens.
+
+    Raises:
+        DataError: as in `load_unlabelled_text` and `TextPieces`.
+    """
+    documents, heldout, facts = load_unlabelled_text(args)
+    if args.max_train_samples:
+        documents = documents.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(documents))))
+    limit = min(args.max_eval_samples, MAX_VALIDATION_PIECES)
+    return UnlabelledData(
+        train=lambda length: TextPieces(documents, tokenizer, length),
+        validation=TextPieces(next(iter(heldout.values())), tokenizer, args.max_length, limit, args.seed),
+        heldout={
+            kind: TextPieces(part, tokenizer, args.max_length, args.max_eval_samples, args.seed)
+            for kind, part in heldout.items()
+        },
+        collate=PadText(tokenizer),
+        facts=facts,
+    )
+
+
+def build_image_pieces(args: argparse.Namespace, processor: BaseImageProcessor, num_patches: int) -> UnlabelledData:
+    """The images below `--image_folder`; held out are those in its folder "validation", or else a share of all.
+
+    Raises:
+        DataError: there is no image, or only one.
+    """
+    if args.image_folder is None:
+        raise DataError("--task images needs an --image_folder: no images come with the package")
+    paths = find_images(args.image_folder)
+    heldout = [path for path in paths if path.relative_to(args.image_folder).parts[0] == "validation"]
+    if not heldout:
+        shuffled = np.random.default_rng(args.seed).permutation(len(paths))
+        heldout = [paths[index] for index in sorted(shuffled[: max(1, int(VALIDATION_SHARE * len(paths)))])]
+    chosen = [path for path in paths if path not in set(heldout)]
+    if not chosen:
+        raise DataError(f"--image_folder {args.image_folder} has {len(paths)} images: not enough to train and hold out")
+    if args.max_train_samples:
+        chosen = chosen[: args.max_train_samples]
+    augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
+    train = ImageExamples(as_image_rows(chosen), processor, num_patches, **augment)
+    same_kinds, validation = (
+        ImageExamples(as_image_rows(heldout[:limit]), processor, num_patches)
+        for limit in (args.max_eval_samples, MAX_VALIDATION_PIECES)
+    )
+    name = args.data_name or args.image_folder.resolve().name
+    facts = DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)
+    return UnlabelledData(lambda length: train, validation, {"same kinds": same_kinds}, stack_images, [facts])
+
+
+def find_images(folder: Path) -> list[Path]:
+    """All images below `folder`, sorted.
+
+    Raises:
+        DataError: there is none.
+    """
+    endings = Image.registered_extensions()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    if not found:
+        raise DataError(f"--image_folder {folder} holds no file with the ending of an image")
+    return found
+
+
+def stack_images(rows: list[dict]) -> dict[str, Tensor]:
+    return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
+
+
+def as_image_rows(paths: list[Path]) -> datasets.Dataset:
+    """Rows as `tasks.ImageExamples` takes them, with one label for all."""
+    rows = {"image": [str(path) for path in paths], "label": [0] * len(paths)}
+    return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())

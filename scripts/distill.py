@@ -1,0 +1,214 @@
+"""Recover the quality of a converted model: it learns from the softmax model that its weights came from.
+
+accelerate launch scripts/distill.py --recipe quick                  # FA-MiniLM, 15 minutes on 2 CPU cores
+accelerate launch scripts/distill.py --recipe full                   # FA-MiniLM, 2 hours on 2 CPU cores
+accelerate launch scripts/distill.py --model_name_or_path converted/ --teacher_name_or_path bert/ --train_file my.jsonl
+accelerate launch scripts/distill.py --task images --image_folder photos/     # FA-DINOv2-S
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
+
+from fa_transformers import arguments, recovery
+from fa_transformers.checkpointing import list_checkpoints, prepare_output_dir, write_json
+from fa_transformers.convert import load_factorized
+from fa_transformers.distillation import (
+    AttentionTransfer,
+    EndToEndDistillation,
+    embed_batches,
+    evaluate_objective,
+    group_student_parameters,
+    load_teacher,
+    similarity,
+)
+from fa_transformers.loop import plan_steps, run_training
+from fa_transformers.models.configuration_fa import FactorizedConfig
+from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.results import describe_run
+from fa_transformers.stock_checkpoints import find_auto_class
+from fa_transformers.tasks import count_patches
+from fa_transformers.training import build_loaders, make_accelerator, start_trackers
+from fa_transformers.unlabelled import build_image_pieces, build_text_pieces
+
+# Every default that is a matter of tuning stands here. A later table wins over an earlier one, a flag over all.
+COMMON = dict(
+    per_device_train_batch_size=64, per_device_eval_batch_size=32, gradient_accumulation_steps=1, num_train_epochs=1.0,
+    max_steps=-1, weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
+    seed=0, short_epochs=0, short_length=512, eval_steps=0, save_steps=500, save_total_limit=1,
+    early_stopping_patience=0, load_best_model_at_end=False, group_by_length=True, num_threads=0,
+    report_to="tensorboard", logging_steps=10, output_dir=Path("distilled"), license="apache-2.0",
+    mixed_precision="auto", freeze_layers=0, max_eval_samples=200, transfer_learning_rate=1e-2, learning_rate=2e-4,
+    mixer_learning_rate=2e-3, long_length=0, long_steps=0, freeze_embeddings=True,
+)  # fmt: skip
+TASKS = {
+    "text": dict(
+        model_name_or_path="minilm", max_length=512, max_tokens_per_batch=2048, pooling="mean", language="en",
+    ),
+    "images": dict(
+        model_name_or_path="dinov2-small", image_size=224, max_tokens_per_batch=2048, pooling="cls",
+    ),
+}  # fmt: skip
+# Of students that are made here from a stock checkpoint; a converted one has its own.
+FIELDS = {
+    "text": dict(position_embedding_type="periodic", key_feature_size=64, local_kernel_size=15, local_window=64),
+    "images": dict(key_feature_size=128, local_kernel_size=5, local_window=3),
+}
+RECIPES = {
+    "quick": dict(transfer_steps=300, end_to_end_steps=400),
+    "full": dict(transfer_steps=1000, end_to_end_steps=4000),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--task", choices=list(TASKS), default="text", help="what the model reads")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="quick", help="how long to train")
+    parser.add_argument("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
+    arguments.add_data_arguments(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_training_arguments(parser)
+    arguments.add_distillation_arguments(parser)
+    flags = sys.argv[1:] if argv is None else argv
+    known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
+    parser.set_defaults(**COMMON | TASKS[known.task] | RECIPES[known.recipe])
+    args = parser.parse_args(flags)
+    args.command = arguments.command_line("scripts/distill.py", flags)
+    args.resume_command = args.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
+    return args
+
+
+def build_student(args: argparse.Namespace, source: str):
+    """The model to train, the Auto class of its head, and its tokenizer or image processor.
+
+    A stock checkpoint is converted on the way.
+    """
+    config = AutoConfig.from_pretrained(source)
+    overrides = arguments.model_overrides(args)
+    if not isinstance(config, FactorizedConfig):
+        overrides = FIELDS[args.task] | overrides
+    elif other := [name for name, value in overrides.items() if getattr(config, name) != value]:
+        raise ValueError(
+            f"--{other[0]} {overrides[other[0]]}: {source} was converted with {getattr(config, other[0])!r}. "
+            "Leave the flag out, or convert the stock checkpoint again."
+        )
+    auto_class = find_auto_class((config.architectures or ["Model"])[0]) or "AutoModel"
+    student = load_factorized(source, auto_class, **overrides)
+    if args.task == "text":
+        return student, auto_class, AutoTokenizer.from_pretrained(source)
+    size = {"height": args.image_size, "width": args.image_size}
+    return student, auto_class, AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
+
+
+def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, accelerator: Accelerator, **changes):
+    """Train one objective to its end, or go on with it; returns what the receipt says of it."""
+    folder = args.output_dir / name
+    folder.mkdir(exist_ok=True)
+    resume = "last" if args.resume_from_checkpoint and list_checkpoints(folder) else None
+    args = argparse.Namespace(**vars(args) | changes | {"resume_from_checkpoint": resume})
+    loaders, sampler = build_loaders(args, pieces, collate, accelerator)
+    accelerator.print(f"{name}: {len(pieces['train'])} pieces, {args.max_steps} steps")
+
+    latest: dict = {}
+
+    def evaluate(trained: torch.nn.Module) -> dict:
+        latest.update(evaluate_objective(trained, loaders["validation"], accelerator))
+        return dict(latest)
+
+    before = evaluate(module.to(accelerator.device))
+    latest.clear()
+    groups = group_student_parameters(module, args.learning_rate, args.mixer_learning_rate, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
+    steps = plan_steps(args, sampler)
+    num_warmup_steps = args.warmup_steps or int(args.warmup_ratio * steps)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, steps)
+    trained, state = run_training(
+        args, module, optimizer, schedule, loaders["train"], sampler, accelerator,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder,
+    )  # fmt: skip
+    after = latest or evaluate(trained)  # a stage that had ended before the run was resumed has not been evaluated
+    accelerator.free_memory()
+    rates = {"learning_rate": args.learning_rate, "mixer_learning_rate": args.mixer_learning_rate}
+    return {"stage": name, **describe_run(state), **rates, "before": before, "after": after}
+
+
+def distill(args, student: PreTrainedModel, teacher: PreTrainedModel, data, accelerator: Accelerator) -> list[dict]:
+    """All stages that have steps, in order."""
+    stages = []
+    pieces = {"train": data.train(args.max_length), "validation": data.validation}
+    if args.transfer_steps:
+        changes = {"max_steps": args.transfer_steps, "mixer_learning_rate": args.transfer_learning_rate}
+        module = AttentionTransfer(student, teacher)
+        stages.append(run_stage(args, "transfer", module, pieces, data.collate, accelerator, **changes))
+    student.requires_grad_(True)
+    if args.freeze_embeddings:
+        student.get_input_embeddings().requires_grad_(False)
+    if args.end_to_end_steps:
+        module = EndToEndDistillation(student, teacher, args.pooling)
+        changes = {"max_steps": args.end_to_end_steps}
+        stages.append(run_stage(args, "end_to_end", module, pieces, data.collate, accelerator, **changes))
+    if args.long_steps:
+        pieces = {"train": data.train(args.long_length), "validation": pieces["validation"]}
+        module = EndToEndDistillation(student, teacher, args.pooling, teacher_length=args.max_length)
+        changes = {
+            "max_steps": args.long_steps,
+            "max_tokens_per_batch": max(args.max_tokens_per_batch, args.long_length),
+        }
+        stages.append(run_stage(args, "long", module, pieces, data.collate, accelerator, **changes))
+    return stages
+
+
+def main(args: argparse.Namespace) -> dict:
+    recovery.check_arguments(args)
+    accelerator = make_accelerator(args)
+    set_seed(args.seed)
+    source = resolve_checkpoint(args.model_name_or_path)
+    teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
+    student, auto_class, processor = build_student(args, source)
+    with accelerator.main_process_first():
+        if args.task == "text":
+            data = build_text_pieces(args, processor)
+        else:
+            data = build_image_pieces(args, processor, count_patches(args.image_size, student.config))
+        if accelerator.is_main_process:
+            is_resumed = args.resume_from_checkpoint is not None
+            prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
+    accelerator.wait_for_everyone()
+    start_trackers(accelerator, args.report_to, "distill", vars(args))
+    teacher = load_teacher(teacher_source, auto_class, student).to(accelerator.device)
+    student.to(accelerator.device)
+    loaders = data.heldout_loaders(args, accelerator)
+    expected = {kind: embed_batches(teacher, loader, accelerator, args.pooling) for kind, loader in loaders.items()}
+
+    def compare() -> dict:
+        return {
+            kind: similarity(embed_batches(student, loader, accelerator, args.pooling), expected[kind])
+            for kind, loader in loaders.items()
+        }
+
+    before = compare()
+    started = time.perf_counter()
+    stages = distill(args, student, teacher, data, accelerator)
+    seconds = time.perf_counter() - started
+    receipt = recovery.build_receipt(args, student, stages, before, compare(), seconds)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        recovery.publish_student(args, student, processor, receipt, data.facts)
+        write_json(args.output_dir / recovery.RECEIPT_FILE, receipt)
+        recovery.print_receipt(receipt)
+        print(json.dumps(receipt, ensure_ascii=False))
+    accelerator.wait_for_everyone()
+    return receipt
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,326 @@
+"""Protects the recovery of converted models: objectives that see what they should, stages that help, a true receipt."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tiny_models import as_float64, build, image_inputs, make_tokenizer, randomize, text_inputs, tiny_config
+from torch import nn
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+
+from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel, FAViTConfig, FAViTModel
+from fa_transformers.data.tables import DataError
+from fa_transformers.distillation import (
+    AttentionTransfer,
+    EndToEndDistillation,
+    evaluate_objective,
+    group_student_parameters,
+    load_teacher,
+    mixers,
+    relative_error,
+    similarity,
+)
+
+ROOT = Path(__file__).parents[1]
+WORDS = ["red", "blue", "green", "one", "two", "three", "alpha", "beta", "gamma", "delta"]
+LOCAL = {"local_window": 2, "local_kernel_size": 3, "key_feature_size": 32}
+ARCHITECTURES = [(FABertConfig, FABertModel, text_inputs), (FAViTConfig, FAViTModel, image_inputs)]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pair(config_class, model_class, **fields):
+    """A student, and the softmax model with the same weights."""
+    teacher = build(config_class, model_class, softmax_layers=[0, 1]).double().requires_grad_(False)
+    student = build(config_class, model_class, **fields).double()
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert not unexpected and all(".mixer." in name for name in missing)
+    return student, teacher
+
+
+def inputs_of(make) -> dict:
+    return as_float64(make("AutoModel") if make is text_inputs else make())
+
+
+def test_relative_error_is_zero_for_the_target_and_one_for_its_mean_and_leaves_padding_out():
+    target = torch.randn(3, 7, 5, dtype=torch.float64)
+    mask = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
+    real = target[mask]
+    constant = real.mean(dim=0).expand_as(target)
+    poisoned = target.masked_fill(~mask[:, :, None], 1e6)
+    assert relative_error(poisoned, target, mask) == 0.0
+    # float32 keeps 24 bits, and sums of 60 terms lose at most six of them.
+    assert relative_error(constant, poisoned, mask).item() == pytest.approx(1.0, rel=2.0**-18)
+    assert relative_error(target + 1.0, target, None).item() == pytest.approx(
+        1.0 / target.flatten(0, 1).var(dim=0, correction=0).mean().item(), rel=2.0**-18
+    )
+
+
+@pytest.mark.parametrize(("config_class", "model_class", "make"), ARCHITECTURES)
+def test_transfer_compares_each_layer_with_its_teacher_given_the_teachers_inputs(config_class, model_class, make):
+    student, teacher = pair(config_class, model_class, **LOCAL)
+    inputs = inputs_of(make)
+    output = AttentionTransfer(student, teacher)(**inputs)
+
+    # By hand: run the teacher, and swap the student's mixer in at one layer only.
+    base = teacher.base_model
+    expected = []
+    for index, layer in enumerate(base.encoder.layer):
+        seen = {}
+
+        def keep(module, arguments, result, seen=seen):
+            seen["result"] = result
+
+        name = "self" if model_class is FABertModel else "attention"
+        attention = layer.attention[name]
+        handle = attention.register_forward_hook(keep)
+        base(**inputs)
+        target = layer.attention["output"].dense(seen["result"])
+        own, attention.mixer = attention.mixer, mixers(student)[index]
+        base(**inputs)
+        found = layer.attention["output"].dense(seen["result"])
+        attention.mixer = own
+        handle.remove()
+        expected.append(relative_error(found, target, inputs.get("attention_mask")))
+    torch.testing.assert_close(output.layer_errors, torch.stack(expected), rtol=2.0**-18, atol=0.0)
+    torch.testing.assert_close(output.loss, torch.stack(expected).mean(), rtol=2.0**-18, atol=0.0)
+
+
+@pytest.mark.parametrize(("config_class", "model_class", "make"), ARCHITECTURES)
+def test_transfer_trains_mixers_only_and_leaves_no_hook_behind(config_class, model_class, make):
+    student, teacher = pair(config_class, model_class, **LOCAL)
+    objective = AttentionTransfer(student, teacher)
+    objective(**inputs_of(make)).loss.backward()
+    with_gradient = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {name for name, _ in student.named_parameters() if ".mixer." in name}
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(mixer._forward_hooks for mixer in mixers(teacher))
+    assert not any(name.startswith("_teacher") for name in objective.state_dict())
+
+
+def test_layers_that_keep_softmax_have_no_error_and_do_not_count():
+    student, teacher = pair(FABertConfig, FABertModel, softmax_layers=[1], **LOCAL)
+    output = AttentionTransfer(student, teacher)(**inputs_of(text_inputs))
+    assert output.layer_errors.isnan().tolist() == [False, True]
+    assert output.loss == output.layer_errors[0]
+
+
+def test_transfer_refuses_a_student_whose_mixers_have_nothing_to_train():
+    student, teacher = pair(FABertConfig, FABertModel)
+    with pytest.raises(ValueError, match="key_feature_size"):
+        AttentionTransfer(student, teacher)
+
+
+@pytest.mark.parametrize(("config_class", "model_class", "make"), ARCHITECTURES)
+def test_a_student_equal_to_its_teacher_has_no_end_to_end_loss(config_class, model_class, make):
+    student, teacher = pair(config_class, model_class, softmax_layers=[0, 1])
+    output = EndToEndDistillation(student, teacher, "mean")(**inputs_of(make))
+    assert output.loss.abs() < 2.0**-20 and output.layer_errors.abs().max() == 0.0
+    worse = randomize(pair(config_class, model_class, softmax_layers=[0, 1])[0], seed=5)
+    assert EndToEndDistillation(worse, teacher, "cls")(**inputs_of(make)).loss > 0.5
+
+
+@pytest.mark.parametrize("objective_class", [AttentionTransfer, EndToEndDistillation])
+def test_padding_changes_no_objective(objective_class):
+    student, teacher = pair(FABertConfig, FABertModel, **LOCAL)
+    options = () if objective_class is AttentionTransfer else ("mean",)
+    objective = objective_class(student, teacher, *options)
+    inputs = inputs_of(text_inputs)
+    padded = {name: nn.functional.pad(tensor, (3, 4)) for name, tensor in inputs.items()}
+    torch.testing.assert_close(objective(**padded).loss, objective(**inputs).loss, rtol=2.0**-18, atol=0.0)
+
+
+def test_logits_of_a_head_count_and_labels_are_no_input():
+    student, teacher = pair(FABertConfig, FABertForSequenceClassification, softmax_layers=[0, 1])
+    inputs = inputs_of(text_inputs) | {"labels": torch.tensor([0, 1])}
+    objective = EndToEndDistillation(student, teacher, "mean")
+    assert objective(**inputs).loss.abs() < 2.0**-20
+    with torch.no_grad():
+        student.classifier.weight.neg_()
+    assert objective(**inputs).loss > 1e-3
+
+
+def test_long_documents_reach_the_teacher_in_windows_that_it_reads_as_it_would_alone():
+    student, teacher = pair(FABertConfig, FABertModel, max_position_embeddings=64, **LOCAL)
+    objective = EndToEndDistillation(student, teacher, "mean", teacher_length=8)
+    ids = torch.randint(1, 60, (2, 21))
+    mask = torch.arange(21) < torch.tensor([21, 10])[:, None]
+    joined = objective.ask_teacher({"input_ids": ids * mask, "attention_mask": mask.long()})
+    for row, length in ((0, 21), (1, 10)):
+        for start in range(0, length, 8):
+            alone = teacher(ids[row : row + 1, start : min(start + 8, length)], output_hidden_states=True)
+            stop = min(start + 8, length)
+            torch.testing.assert_close(
+                joined.hidden_states[1][row, start:stop], alone.hidden_states[1][0], rtol=0.0, atol=2.0**-40
+            )
+            torch.testing.assert_close(
+                joined.last_hidden_state[row, start:stop], alone.last_hidden_state[0], rtol=0.0, atol=2.0**-40
+            )
+
+
+def test_old_weights_and_mixers_have_rates_of_their_own_and_mixers_no_decay():
+    student, teacher = pair(FABertConfig, FABertModel, **LOCAL)
+    groups = group_student_parameters(EndToEndDistillation(student, teacher, "mean"), 1e-4, 1e-3, 0.1)
+    mixed = {id(p) for name, p in student.named_parameters() if ".mixer." in name}
+    for group in groups:
+        for parameter in group["params"]:
+            assert (group["lr"] == 1e-3) == (id(parameter) in mixed)
+            assert (group["weight_decay"] > 0) == (parameter.ndim > 1 and id(parameter) not in mixed)
+    assert sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
+
+
+def test_similarity_of_equal_embeddings_is_one_and_a_rotation_keeps_only_the_pairs():
+    embeddings = torch.randn(20, 8)
+    same = similarity(embeddings, embeddings)
+    assert same["cosine"] == pytest.approx(1.0) and same["correlation"] == pytest.approx(1.0)
+    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
+    rotated = similarity(embeddings @ rotation, embeddings)
+    assert rotated["correlation"] == pytest.approx(1.0, abs=1e-5) and rotated["cosine"] < 0.9
+
+
+def test_the_mean_over_batches_is_what_evaluation_reports():
+    student, teacher = pair(FABertConfig, FABertModel, softmax_layers=[1], **LOCAL)
+    objective = AttentionTransfer(student, teacher)
+    batches = [text_inputs("AutoModel", seed=seed) for seed in range(3)]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    report = evaluate_objective(objective, batches, Accelerator(cpu=True))
+    losses = [objective(**batch).loss.item() for batch in batches]
+    assert report["loss"] == pytest.approx(sum(losses) / 3)
+    assert report["layer_errors"][1] is None and report["layer_errors"][0] == pytest.approx(report["loss"])
+
+
+@pytest.fixture
+def stock(tmp_path, monkeypatch) -> Path:
+    """A stock BERT with random weights whose attention is not flat, and a word-level tokenizer."""
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path / "stock"
+    tokenizer = make_tokenizer(WORDS, max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = tiny_config(BertConfig, vocab_size=len(tokenizer))
+    randomize(BertModel(config)).save_pretrained(folder)
+    return folder
+
+
+def write_texts(path: Path, num: int, words: int = 80) -> Path:
+    random = torch.Generator().manual_seed(num)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(num):
+            text = " ".join(WORDS[i] for i in torch.randint(10, (words,), generator=random).tolist())
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def distill_flags(tmp_path: Path, stock: Path, output: str, *more) -> list[str]:
+    flags = ["--model_name_or_path", stock, "--train_file", write_texts(tmp_path / "texts.jsonl", 60)]
+    flags += ["--validation_file", write_texts(tmp_path / "heldout.jsonl", 12)]
+    flags += ["--max_length", 64, "--transfer_steps", 6, "--end_to_end_steps", 6, "--max_tokens_per_batch", 256]
+    flags += ["--local_window", 2, "--local_kernel_size", 3, "--key_feature_size", 32, "--mixed_precision", "no"]
+    flags += ["--report_to", "none", "--use_cpu", "--num_threads", 1, "--logging_steps", 1]
+    return [str(flag) for flag in [*flags, "--output_dir", tmp_path / output, *more]]
+
+
+def test_script_leaves_a_loadable_model_nearer_to_its_teacher_with_a_receipt(tmp_path, stock):
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, stock, "out", "--long_steps", 2, "--long_length", 80)
+    receipt = distill.main(distill.parse_args(flags))
+    figures = receipt["similarity"]["same kinds"]
+    # Random weights embed all texts nearly alike, so that the cosine says little here; the errors tell.
+    assert figures["after"]["cosine"] > 0.99
+    assert [stage["stage"] for stage in receipt["stages"]] == ["transfer", "end_to_end", "long"]
+    assert all(stage["after"]["loss"] < stage["before"]["loss"] for stage in receipt["stages"][:2])
+    assert receipt["tokens"] == sum(stage["train_tokens"] for stage in receipt["stages"]) > 0
+    assert json.loads((tmp_path / "out" / "recovery.json").read_text()) == json.loads(json.dumps(receipt))
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    assert loaded.config.local_window == 2
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{figures['after']['cosine']:.4g}" in card and "before recovery" in card
+    converted = load_script("distill").main(
+        load_script("distill").parse_args(
+            distill_flags(tmp_path, tmp_path / "out", "again", "--teacher_name_or_path", str(stock))
+        )
+    )
+    assert converted["similarity"]["same kinds"]["before"]["cosine"] == pytest.approx(figures["after"]["cosine"])
+
+
+def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_been(tmp_path, stock, monkeypatch):
+    distill = load_script("distill")
+    whole = distill.main(distill.parse_args(distill_flags(tmp_path, stock, "whole")))
+    from fa_transformers import loop
+
+    def cut(accelerator, output_dir, state, *rest, saved=loop.save_checkpoint):
+        if output_dir.name == "end_to_end" and state.step == 4:
+            raise KeyboardInterrupt
+        return saved(accelerator, output_dir, state, *rest)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(loop, "save_checkpoint", cut)
+    flags = distill_flags(tmp_path, stock, "cut", "--save_steps", "2")
+    with pytest.raises(KeyboardInterrupt):
+        distill.main(distill.parse_args(flags))
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    resumed = distill.main(distill.parse_args([*flags, "--resume_from_checkpoint", "last"]))
+    assert resumed["similarity"] == whole["similarity"]
+    assert [stage["after"] for stage in resumed["stages"]] == [stage["after"] for stage in whole["stages"]]
+
+
+def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
+    student = build(FABertConfig, FABertModel, hidden_size=48, num_attention_heads=3)
+    with pytest.raises(ValueError, match="hidden_size 32, the student 48"):
+        load_teacher(str(stock), "AutoModel", student)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--transfer_steps", "0", "--end_to_end_steps", "0"], "nothing to train"),
+        (["--long_steps", "3"], "--long_length"),
+        (["--transfer_learning_rate", "0"], "--transfer_learning_rate"),
+    ],
+)
+def test_newcomers_mistakes_are_named(tmp_path, stock, more, message):
+    distill = load_script("distill")
+    with pytest.raises(ValueError, match=message):
+        distill.main(distill.parse_args(distill_flags(tmp_path, stock, "out", *more)))
+
+
+def test_too_little_text_and_fields_other_than_the_converted_ones_are_refused(tmp_path, stock):
+    distill = load_script("distill")
+    write_texts(tmp_path / "short.jsonl", 20, words=5)
+    flags = distill_flags(tmp_path, stock, "out", "--train_file", str(tmp_path / "short.jsonl"))
+    with pytest.raises(DataError, match="not enough text"):
+        distill.main(distill.parse_args(flags))
+    model = build(FABertConfig, FABertModel, local_window=3)
+    model.save_pretrained(tmp_path / "converted")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="--key_feature_size 32: .* was converted with None"):
+        distill.main(distill.parse_args(distill_flags(tmp_path, tmp_path / "converted", "out")))
+
+
+def test_too_few_held_out_pieces_are_refused(tmp_path, stock):
+    distill = load_script("distill")
+    few = write_texts(tmp_path / "few.jsonl", 1, words=60)
+    with pytest.raises(DataError, match="1 held-out pieces"):
+        distill.main(distill.parse_args(distill_flags(tmp_path, stock, "out", "--validation_file", str(few))))
+
+
+def test_a_head_is_kept_through_distillation(tmp_path, stock):
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(stock)
+    randomize(BertForSequenceClassification(config)).save_pretrained(stock)
+    distill = load_script("distill")
+    distill.main(distill.parse_args(distill_flags(tmp_path, stock, "out")))
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert saved["architectures"] == ["FABertForSequenceClassification"]
