@@ -35,6 +35,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset_name", help="data set on the Hub, owner/name, or a local data set folder")
     add("--dataset_config_name", help="configuration of --dataset_name")
+    add(
+        "--streaming",
+        action="store_true",
+        help="text: read --train_file, a file or a quoted pattern such as 'shards/*.parquet', or --dataset_name while "
+        "training, for data larger than memory; labels are those of the validation data; needs --max_steps",
+    )
     add("--text_column_name", default="text", help="column with the documents")
     add("--image_column_name", default="image", help="column with the images of --dataset_name")
     add("--label_column_name", default="label", help="column with the labels")
@@ -135,6 +141,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite_output_dir", action="store_true", help="replace an earlier run's checkpoints and files")
     add("--report_to", help="any tracker of Accelerate by name, or 'none'")
     add("--logging_steps", type=int, help="optimiser steps between entries in the tracker")
+    add("--profile", action="store_true", help="write a torch profiler trace of 3 early steps to OUTPUT_DIR/profile")
     add("--push_to_hub", action="store_true", help="upload the finished folder")
     add("--hub_model_id", help="owner/name to upload to; unset = the folder's name under your account")
     add("--hub_token", help="token for the upload; unset = the one you logged in with")
@@ -220,6 +227,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
     if (args.validation_file or args.test_file) and not args.train_file:
         raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
+    if args.streaming:
+        check_streaming(args)
     if args.image_folder and args.task != "image-classification":
         raise ValueError("--image_folder needs --task image-classification.")
     if args.train_file and args.task != "text-classification":
@@ -239,3 +248,16 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.resume_from_checkpoint and args.overwrite_output_dir:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")
+
+
+def check_streaming(args: argparse.Namespace) -> None:
+    """Raise ValueError, naming the flag, for what a stream can't do."""
+    if args.task != "text-classification" or not (args.train_file or args.dataset_name):
+        raise ValueError("--streaming is for text from --train_file or --dataset_name.")
+    if args.train_file and not args.validation_file:
+        raise ValueError("--streaming needs a --validation_file, which is read whole and names the labels.")
+    if args.max_steps < 1:
+        raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
+    for name in ("short_epochs", "max_train_samples"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} is not for --streaming; leave it out.")

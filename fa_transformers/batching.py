@@ -6,13 +6,39 @@ The batches of an epoch are a pure function of (lengths, settings, seed, epoch),
 import math
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import skip_first_batches
-from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class BatchSource(Protocol):
+    """What `run_training` draws batches from: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
+
+    `batch` counts batches of all processes together within `epoch`; a stream speaks of the batch in hand, whatever they
+    say.
+    """
+
+    @property
+    def settings(self) -> dict: ...
+
+    @property
+    def extent(self) -> str: ...
+
+    def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> Iterable[dict]: ...
+
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None: ...
+
+    def count_tokens(self, epoch: int, batch: int) -> int: ...
+
+    def count_examples(self, epoch: int, batch: int) -> int: ...
+
+    def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float: ...
+
+    def largest_batch(self) -> tuple[int, int]: ...
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -101,11 +127,45 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
+    @property
+    def extent(self) -> str:
+        """For a message: how much there is."""
+        return f"{len(self.lengths)} examples, {len(self) // self.num_processes} batches an epoch"
+
+    def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> DataLoader:
+        """The prepared `loader`, set to `epoch`, after the `num_finished` first batches of all processes together.
+
+        Those batches are left out of the sampler's list of indices: no example of theirs is loaded.
+        """
+        if num_finished:
+            # A new loader, which counts its epochs from 0.
+            loader = skip_first_batches(loader, num_finished // self.num_processes)
+        # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
+        loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loaders have it
+        self.set_epoch(epoch)
+        return loader
+
     def count_tokens(self, epoch: int, batch: int) -> int:
         """Real tokens of the batches that all processes hold at once, the first of them being number `batch`."""
         together = self.batches(epoch)[batch : batch + self.num_processes]
         lengths = self.lengths_in(epoch)
         return int(sum(lengths[indices].sum() for indices in together))
+
+    def count_examples(self, epoch: int, batch: int) -> int:
+        """Examples of the same batches."""
+        return sum(map(len, self.batches(epoch)[batch : batch + self.num_processes]))
+
+    def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
+        """Factor for the mean loss of this process's batch that makes every example of an optimiser step count alike.
+
+        A step adds up the gradients of its batches and divides by gradient_accumulation_steps x processes. That is the
+        mean over the step's examples only where all batches hold equally many and the step is complete, so each loss is
+        multiplied by examples of the batch x gradient_accumulation_steps x processes / examples of the step.
+        """
+        batches, per_step = self.batches(epoch), self.num_processes * gradient_accumulation_steps
+        start = batch - batch % per_step
+        in_step = sum(map(len, batches[start : start + per_step]))
+        return len(batches[batch + process_index]) * per_step / in_step
 
     def lengths_in(self, epoch: int) -> np.ndarray:
         """Length of each example in `epoch`, in tokens."""
@@ -222,20 +282,3 @@ def count_update_steps(
         micro_batches = len(sampler.batches(epoch)) // sampler.num_processes
         steps += math.ceil(micro_batches / gradient_accumulation_steps) * min(1.0, num_epochs - epoch)
     return max(1, math.ceil(steps))
-
-
-def epoch_batches(
-    loader: DataLoaderShard, sampler: LengthGroupedBatchSampler, epoch: int, num_finished: int = 0
-) -> DataLoader:
-    """The prepared `loader`, set to `epoch`, from where all processes together have finished `num_finished` batches.
-
-    Those batches are left out of the sampler's list of indices: no example of theirs is loaded.
-    """
-    if num_finished:
-        loader = skip_first_batches(
-            loader, num_finished // sampler.num_processes
-        )  # a new loader, which counts its epochs from 0
-    # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
-    loader.set_epoch(epoch)
-    sampler.set_epoch(epoch)
-    return loader

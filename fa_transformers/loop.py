@@ -11,15 +11,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from . import results
-from .batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches
+from .batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
 from .checkpointing import StopRequest, TrainingState, load_best, resume_run, save_checkpoint
-from .training import ProgressMeter
+from .flops import training_flops_per_token
+from .progress import ProgressMeter, StepProfiler
 
 
-def plan_steps(args: argparse.Namespace, sampler: LengthGroupedBatchSampler) -> int:
+def plan_steps(args: argparse.Namespace, sampler: BatchSource) -> int:
     """Optimiser steps of a run: `max_steps`, or where that is negative as many as `num_train_epochs` take."""
     if args.max_steps > 0:
         return args.max_steps
+    if not isinstance(sampler, LengthGroupedBatchSampler):
+        raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
     return count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
 
 
@@ -29,48 +32,56 @@ def run_training(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     loader: DataLoader,
-    sampler: LengthGroupedBatchSampler,
+    sampler: BatchSource,
     accelerator: Accelerator,
     *,
     evaluate: Callable[[nn.Module], dict],
     best_metric: str,
     max_steps: int,
     output_dir: Path,
-) -> tuple[nn.Module, TrainingState]:
+) -> tuple[nn.Module, TrainingState, dict]:
     """Train for `max_steps` optimiser steps; a stop by signal saves a checkpoint, says how to resume, and exits with
     status 130.
 
     Args:
         args: the training flags of `arguments.add_training_arguments`, and `resume_command`.
-        model: `model(**batch).loss` is what is minimised.
-        loader, sampler: a prepared loader and its batch sampler.
+        model: `model(**batch).loss`, the mean over the examples of a batch, is what is minimised, in the mean over all
+            examples of a step, however they are spread over processes and batches.
+        loader, sampler: a prepared loader and its batch sampler, or a stream's loader and its `StreamedBatches`.
         evaluate: scores of the model by name, among them `loss` and `best_metric`.
         best_metric: the score that names the best checkpoint.
         output_dir: folder of the checkpoints.
 
     Returns:
         The prepared model, with the best checkpoint's weights where `load_best_model_at_end` asks for them, and the
-        run's state.
+        run's state, and the figures of `ProgressMeter.figures` and of `--profile`.
     """
+    flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
     state = TrainingState(settings, accelerator.num_processes)
     if args.resume_from_checkpoint:
         state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, settings)
         sampler.keep_plan(state.settings["num_processes"], state.num_processes * args.gradient_accumulation_steps)
-    meter = ProgressMeter(accelerator, max_steps, state)
+    meter = ProgressMeter(accelerator, max_steps, state, flops_per_token)
     model.train()
-    with StopRequest(accelerator, meter.write) as stop:
+    profiler = StepProfiler(args.profile, output_dir / "profile", accelerator)
+    with StopRequest(accelerator, meter.write) as stop, profiler:
         while state.step < max_steps and not state.stopped_early:
-            for batch in meter.waited_for(epoch_batches(loader, sampler, state.epoch, state.batch)):
+            for batch in meter.waited_for(sampler.epoch_batches(loader, state.epoch, state.batch)):
+                position = (state.epoch, state.batch)
                 with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    meter.add_batch(loss.item(), sampler.count_tokens(state.epoch, state.batch))
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients and args.max_grad_norm:
-                        accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    with meter.times.timed("forward"):
+                        loss = model(**batch).loss
+                    meter.add_batch(loss.item(), sampler.count_tokens(*position), sampler.count_examples(*position))
+                    weight = sampler.loss_weight(*position, accelerator.process_index, args.gradient_accumulation_steps)
+                    with meter.times.timed("backward"):
+                        accelerator.backward(loss * weight)
+                    with meter.times.timed("optimizer"):
+                        if accelerator.sync_gradients and args.max_grad_norm:
+                            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                        optimizer.step()
+                        optimizer.zero_grad()
                 epoch_ends = accelerator.gradient_state.end_of_dataloader
                 state.finish_batch(epoch_ends)
                 if not accelerator.sync_gradients:
@@ -79,6 +90,8 @@ def run_training(
                     scheduler.step()
                 state.step += 1
                 meter.finish_step()
+                with meter.paused():
+                    profiler.finish_step()
                 done, gained = state.step == max_steps, False
                 if state.step % args.logging_steps == 0 or done:
                     accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
@@ -103,6 +116,7 @@ def run_training(
                 if done:
                     break
     meter.close()
+    figures = meter.figures() | profiler.figures
     if args.load_best_model_at_end and state.best_step not in (None, state.step):
         load_best(accelerator, output_dir / f"checkpoint-{state.best_step}")
-    return model, state
+    return model, state, figures

@@ -52,8 +52,14 @@ def constant_scores(data: LabelledData) -> dict:
 
 
 def score_baselines(data: LabelledData) -> dict[str, dict]:
-    """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression."""
-    constant = "mean of the training labels" if data.problem_type == "regression" else "majority class"
+    """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression.
+
+    Nobody has all rows of a stream at once: its constant answer is that of the validation data, and there is no second.
+    """
+    part = "training" if data.stream is None else "validation"
+    constant = f"mean of the {part} labels" if data.problem_type == "regression" else "majority class"
+    if data.stream is not None:
+        return {constant: constant_scores(data)}
     scores = {constant: constant_scores(data)}
     if data.problem_type == "single_label_classification" and "text" in data.dataset["train"].column_names:
         scores["TF-IDF + logistic regression"] = tfidf_baseline(data.dataset, data.score_split)

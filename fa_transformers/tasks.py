@@ -26,6 +26,7 @@ from .data.files import (
     tokenize_documents,
 )
 from .data.images import convert_image, load_image_folder
+from .data.streams import DocumentStream, open_files, open_named
 from .models import FAViTConfig
 from .packing import pack_tokens
 
@@ -35,7 +36,8 @@ class LabelledData:
     """Checked raw data, as `fa_transformers.data` gives it, and what the labels are.
 
     `dataset` has the splits train and validation, and perhaps test, with the columns "label" and "text" or "image";
-    `label_names` is None for regression.
+    `label_names` is None for regression. With `stream`, the rows to train on come from there, raw, and the split train
+    is the validation data once more.
     """
 
     dataset: datasets.DatasetDict
@@ -43,6 +45,7 @@ class LabelledData:
     label_names: list[str] | None
     facts: DataFacts
     is_demo: bool
+    stream: datasets.IterableDataset | None = None
 
     @property
     def num_labels(self) -> int:
@@ -78,6 +81,7 @@ def load_data(args: argparse.Namespace) -> LabelledData:
     """
     is_text = args.task == "text-classification"
     is_demo = not (args.train_file or args.image_folder or args.dataset_name)
+    stream = None
     columns = {"label_column": args.label_column_name, "problem_type": args.problem_type, "seed": args.seed}
     if is_demo and is_text:
         dataset = encode_dataset(license_documents.load_license_documents())
@@ -85,6 +89,17 @@ def load_data(args: argparse.Namespace) -> LabelledData:
     elif is_demo:
         dataset = digit_canvas.load_digit_canvas(**args.canvas)
         facts = _demo_facts("Digit canvas (generated)", digit_canvas)
+    elif args.streaming:
+        columns |= {"text_column": args.text_column_name, "label_separator": args.label_separator}
+        if args.train_file:
+            stream = open_files(str(args.train_file))
+            dataset = load_text_files(args.validation_file, args.validation_file, args.test_file, **columns)
+            facts = _user_facts(args, args.train_file.name)
+        else:
+            stream, others = open_named(args.dataset_name, args.dataset_config_name)
+            loaded = datasets.DatasetDict({"train": others["validation"]} | others)
+            dataset = encode_dataset(loaded, **columns)
+            facts = _named_facts(args)
     elif args.train_file:
         columns |= {"text_column": args.text_column_name, "label_separator": args.label_separator}
         dataset = load_text_files(args.train_file, args.validation_file, args.test_file, **columns)
@@ -99,15 +114,14 @@ def load_data(args: argparse.Namespace) -> LabelledData:
             dataset = encode_dataset(loaded, **columns)
         else:
             dataset = encode_images(loaded, args.image_column_name, args.label_column_name, args.seed)
-        hub_id = None if Path(args.dataset_name).exists() else args.dataset_name
-        facts = _user_facts(args, args.dataset_name, hub_id)
+        facts = _named_facts(args)
     limits = {"train": args.max_train_samples, "validation": args.max_eval_samples, "test": args.max_eval_samples}
     kept = {}
     for split, part in dataset.items():
         limit = limits[split] or len(part)
         kept[split] = part if limit >= len(part) else part.shuffle(seed=args.seed).select(range(limit))
     names = label_names(dataset)
-    return LabelledData(datasets.DatasetDict(kept), problem_type_of(dataset), names, facts, is_demo)
+    return LabelledData(datasets.DatasetDict(kept), problem_type_of(dataset), names, facts, is_demo, stream)
 
 
 def _load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
@@ -156,6 +170,10 @@ def _user_facts(args: argparse.Namespace, name: str, hub_id: str | None = None) 
     return DataFacts(
         name=args.data_name or name, license=args.data_license, attribution=args.data_attribution, hub_id=hub_id
     )
+
+
+def _named_facts(args: argparse.Namespace) -> DataFacts:
+    return _user_facts(args, args.dataset_name, None if Path(args.dataset_name).exists() else args.dataset_name)
 
 
 def _demo_facts(name: str, module: ModuleType) -> DataFacts:
@@ -281,15 +299,16 @@ def build_examples(
     processor: PreTrainedTokenizerBase | BaseImageProcessor,
     num_tokens: int,
     args: argparse.Namespace,
-) -> tuple[dict[str, torch.utils.data.Dataset], TextCollator | ImageCollator]:
+) -> tuple[dict[str, torch.utils.data.Dataset | DocumentStream], TextCollator | ImageCollator]:
     """The examples of each split and the collator for them.
 
     `num_tokens`: for text the longest document in tokens, for images the number of patches of one.
     """
-    examples: dict[str, torch.utils.data.Dataset]
+    examples: dict[str, torch.utils.data.Dataset | DocumentStream]
     if args.task == "text-classification":
+        splits = {split: part for split, part in data.dataset.items() if split != "train" or data.stream is None}
         tokenized = tokenize_documents(
-            data.dataset,
+            datasets.DatasetDict(splits),
             processor,
             num_tokens,
             strict_length=args.strict_length,
@@ -300,6 +319,19 @@ def build_examples(
         examples = {
             split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
         }
+        if data.stream is not None:
+            examples["train"] = DocumentStream(
+                data.stream,
+                processor,
+                num_tokens,
+                data.problem_type,
+                data.label_names,
+                source=str(args.train_file or args.dataset_name),
+                text_column=args.text_column_name,
+                label_column=args.label_column_name,
+                label_separator=args.label_separator,
+                strict_length=args.strict_length,
+            )
         return examples, TextCollator(processor, data, args.packing)
     augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
     examples = {

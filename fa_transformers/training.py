@@ -1,32 +1,22 @@
-"""What a training loop needs besides the loop: loaders, parameter groups, freezing, progress meter, trackers."""
+"""What a training loop needs besides the loop: loaders, parameter groups, freezing, trackers."""
 
 import argparse
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .batching import LengthGroupedBatchSampler, make_loader
-from .checkpointing import TrainingState
+from .batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from .data.files import count_cores
+from .data.streams import DocumentStream
 from .processes import meet_after_restart
-
-Batch = TypeVar("Batch")
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer finite; the message says at which step and what to change."""
+from .streaming import StreamedBatches, StreamedExamples, make_stream_loader
 
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
@@ -135,13 +125,29 @@ def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int
 
 def build_loaders(
     args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
-) -> tuple[dict[str, DataLoader], LengthGroupedBatchSampler]:
-    """A prepared loader for each split, and the sampler of the train split."""
-    loaders, samplers = {}, {}
+) -> tuple[dict[str, DataLoader], BatchSource]:
+    """A prepared loader for each split, and what decides the batches of the train split."""
+    loaders: dict[str, DataLoader] = {}
+    samplers: dict[str, BatchSource] = {}
     num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
     for split, part in examples.items():
+        if isinstance(part, DocumentStream):
+            batching = {"batch_size": args.per_device_train_batch_size, "max_tokens": args.max_tokens_per_batch or None}
+            batching |= {"group_by_length": args.group_by_length and not args.packing, "packing": args.packing}
+            stream = StreamedExamples(
+                part,
+                collate,
+                batching | {"seed": args.seed},
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+            loaders[split], samplers[split] = (
+                make_stream_loader(stream, num_workers),
+                StreamedBatches(stream, accelerator),
+            )
+            continue
         is_train = split == "train"
-        samplers[split] = LengthGroupedBatchSampler(
+        sampler = LengthGroupedBatchSampler(
             part.lengths,
             args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
             max_tokens=args.max_tokens_per_batch or None,
@@ -153,89 +159,9 @@ def build_loaders(
             short_epochs=args.short_epochs if is_train else 0,
             short_length=args.short_length,
         )
-        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
+        samplers[split] = sampler
+        loaders[split] = accelerator.prepare(make_loader(part, sampler, collate, num_workers))
     return loaders, samplers["train"]
-
-
-class ProgressMeter:
-    """Progress bar over optimiser steps with loss, tokens per second, the share of the time that was spent waiting for
-    data, and remaining time; silent off the main process.
-
-    Keeps `tokens`, `seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where a resumed run
-    stopped.
-    """
-
-    def __init__(self, accelerator: Accelerator, max_steps: int, state: TrainingState):
-        self.bar = tqdm(
-            total=max_steps,
-            initial=state.step,
-            desc="train",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not accelerator.is_main_process,
-        )
-        self.state = state
-        self._started = time.perf_counter() - state.seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep what the block takes out of the seconds."""
-        paused_at = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - paused_at
-
-    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each is there, on this process's device, counts as waiting."""
-        iterator = iter(batches)
-        while True:
-            asked_at = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.state.data_wait_seconds += time.perf_counter() - asked_at
-            yield batch
-
-    def add_batch(self, loss: float, num_tokens: int) -> None:
-        """Note a batch. `num_tokens`: real tokens over all processes.
-
-        Raises:
-            TrainingDiverged: the loss is not finite; no update was made from it.
-        """
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
-                "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
-            )
-        mean = self.state.mean_loss
-        self.state.mean_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
-        self.state.tokens += num_tokens
-
-    def finish_step(self) -> None:
-        self.state.seconds = time.perf_counter() - self._started
-        figures = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
-        self.bar.set_postfix(figures | {"data_wait": f"{self.state.data_wait_share:.1%}"}, refresh=False)
-        self.bar.update(1)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.state.tokens / max(self.state.seconds, 1e-9)
-
-    @property
-    def values(self) -> dict[str, float | None]:
-        """For the tracker."""
-        return {
-            "loss": self.state.mean_loss,
-            "tokens_per_second": self.tokens_per_second,
-            "data_wait_share": self.state.data_wait_share,
-        }
-
-    def write(self, line: str) -> None:
-        if not self.bar.disable:
-            self.bar.write(line)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:

@@ -170,7 +170,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
-        f"{len(examples['train'])} examples, {len(loaders['train'])} batches an epoch"
+        f"{sampler.extent}"
     )
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
@@ -185,7 +185,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
     steps = plan_steps(args, sampler)
-    model, state = run_training(
+    model, state, figures = run_training(
         args,
         model,
         *build_optimizer(args, model, steps),
@@ -201,7 +201,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
     model.config.recovery = None
     accelerator.free_memory()
-    return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state)}
+    return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state) | figures}
 
 
 def main(args: argparse.Namespace) -> dict:

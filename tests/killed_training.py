@@ -41,6 +41,7 @@ from fa_transformers.training import make_accelerator
 
 NUM_STEPS, NUM_EXAMPLES = 12, 22
 FLAGS = dict(
+    profile=False,
     resume_from_checkpoint="auto", gradient_accumulation_steps=1, max_grad_norm=1.0, logging_steps=1, eval_steps=3,
     save_steps=2, save_total_limit=1, early_stopping_patience=0, load_best_model_at_end=True, resume_command="",
     use_cpu=True, mixed_precision="no", report_to="none", num_threads=1, ddp_timeout=60,
@@ -128,7 +129,7 @@ def train(
         )  # fmt: skip
         loader = make_loader(split, samplers[-1], pack if packing else pad, num_workers if shuffle else 0)
         loaders.append(accelerator.prepare(loader))
-    model, state = run_training(
+    model, state, _ = run_training(
         args, model, optimizer, scheduler, loaders[0], samplers[0], accelerator,
         evaluate=lambda trained: evaluate(trained, loaders[1], accelerator), best_metric="accuracy",
         max_steps=NUM_STEPS, output_dir=output_dir,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fa_transformers.batching import LengthGroupedBatchSampler, epoch_batches
+from fa_transformers.batching import LengthGroupedBatchSampler
 from fa_transformers.checkpointing import (
     CheckpointError,
     TrainingState,
@@ -98,7 +98,7 @@ def test_a_resumed_epoch_loads_no_example_of_the_batches_before():
     lengths = np.random.default_rng(0).integers(1, 900, 40).tolist()
     sampler = LengthGroupedBatchSampler(lengths, 4, seed=1)
     loader = Accelerator(cpu=True).prepare(DataLoader(Watched(), batch_sampler=sampler, collate_fn=torch.tensor))
-    rest = list(epoch_batches(loader, sampler, 2, num_finished=7))
+    rest = list(sampler.epoch_batches(loader, 2, num_finished=7))
     assert len(rest) == 3
     assert loaded == [index for batch in sampler.batches(2)[7:] for index in batch]
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification
-from fa_transformers.batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches
+from fa_transformers.batching import LengthGroupedBatchSampler, count_update_steps
 from fa_transformers.checkpointing import (
     STATE_FILE,
     CheckpointError,
@@ -31,10 +31,9 @@ from fa_transformers.checkpointing import (
     save_checkpoint,
     write_json,
 )
+from fa_transformers.progress import ProgressMeter, TrainingDiverged
 from fa_transformers.results import format_table, plot_confusion_matrix
 from fa_transformers.training import (
-    ProgressMeter,
-    TrainingDiverged,
     choose_num_workers,
     freeze_bottom_layers,
     group_parameters,
@@ -96,11 +95,11 @@ def test_an_epoch_continues_at_any_batch():
     accelerator = Accelerator(cpu=True)
     sampler = LengthGroupedBatchSampler(lengths, 4, seed=1)
     loader = accelerator.prepare(DataLoader(range(40), batch_sampler=sampler, collate_fn=torch.tensor))
-    whole = [batch.tolist() for batch in epoch_batches(loader, sampler, 2)]
+    whole = [batch.tolist() for batch in sampler.epoch_batches(loader, 2)]
     assert whole == sampler.batches(2)
-    rest = [batch.tolist() for batch in epoch_batches(loader, sampler, 2, num_finished=3)]
+    rest = [batch.tolist() for batch in sampler.epoch_batches(loader, 2, num_finished=3)]
     assert rest == whole[3:]
-    assert list(epoch_batches(loader, sampler, 2, num_finished=len(whole))) == []
+    assert list(sampler.epoch_batches(loader, 2, num_finished=len(whole))) == []
 
 
 def test_update_steps_count_partial_accumulation_and_fractions_of_epochs():
@@ -333,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     accelerator, _ = prepared()
     meter = ProgressMeter(accelerator, 10, TrainingState({}, step=3))
     with pytest.raises(TrainingDiverged, match="loss is nan at step 3. Lower --learning_rate"):
-        meter.add_batch(float("nan"), 5)
+        meter.add_batch(float("nan"), 5, 1)
     meter.close()
 
 
@@ -348,7 +347,7 @@ def test_the_waiting_share_counts_the_time_until_a_batch_is_there_but_no_pause()
 
     for _ in meter.waited_for(slow_batches()):
         time.sleep(0.1)
-        meter.add_batch(1.0, 5)
+        meter.add_batch(1.0, 5, 1)
         with meter.paused():
             time.sleep(0.3)
         meter.finish_step()

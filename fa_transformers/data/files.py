@@ -178,12 +178,7 @@ def tokenize_documents(
         tokenizer.backend_tokenizer.no_padding()
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(batch["text"], truncation=False, padding=False, verbose=False)
-        full_length = [len(token_ids) for token_ids in encoded["input_ids"]]
-        if max(full_length) > max_length:
-            encoded = tokenizer(batch["text"], truncation=True, max_length=max_length, padding=False, verbose=False)
-        length = [len(token_ids) for token_ids in encoded["input_ids"]]
-        return {**encoded, "length": length, "full_length": full_length}
+        return tokenize_texts(tokenizer, batch["text"], max_length)
 
     tokenized = {}
     for split, part in dataset.items():
@@ -217,6 +212,16 @@ def tokenize_documents(
             )
         tokenized[split] = result.remove_columns("full_length")
     return datasets.DatasetDict(tokenized)
+
+
+def tokenize_texts(tokenizer: Callable, texts: list[str], max_length: int) -> dict[str, list]:
+    """The tokenizer's columns, "length" (tokens kept, at most `max_length`) and "full_length" (without truncation)."""
+    encoded = tokenizer(texts, truncation=False, padding=False, verbose=False)
+    full_length = [len(token_ids) for token_ids in encoded["input_ids"]]
+    if max(full_length) > max_length:
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False, verbose=False)
+    length = [len(token_ids) for token_ids in encoded["input_ids"]]
+    return {**encoded, "length": length, "full_length": full_length}
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -261,7 +266,7 @@ def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | 
     try:
         with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
             for number, text, label in rows:
-                document = _check_text(text, f"{source}, {unit} {number}")
+                document = check_text(text, f"{source}, {unit} {number}")
                 digest.update(len(document).to_bytes(8, "little"))
                 digest.update(document)
                 labels.append(label)
@@ -283,7 +288,7 @@ def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | 
     return Table(source, datasets.Dataset.from_file(str(stored)), labels, unit, numbers)
 
 
-def _check_text(text: Any, where: str) -> bytes:
+def check_text(text: Any, where: str) -> bytes:
     """The document in UTF-8."""
     if text is None or (isinstance(text, str) and not text.strip()):
         raise DataError(f"{where}: the document is empty; remove the row or give it a text")
@@ -357,7 +362,7 @@ def _split_labels(table: Table, separator: str) -> Table:
 def _infer_problem_type(labels: Sequence[Any]) -> str:
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
-    values = [_as_number(label) for label in labels]
+    values = [as_number(label) for label in labels]
     if all(value is not None for value in values) and not all(value.is_integer() for value in values if value):
         return "regression"
     return "single_label_classification"
@@ -368,7 +373,7 @@ def _type_of_named(table: Table) -> str:
     return "multi_label_classification" if several else "single_label_classification"
 
 
-def _as_number(label: Any) -> float | None:
+def as_number(label: Any) -> float | None:
     """The number that a label stands for, or None if there is none that float32 can hold."""
     if isinstance(label, bool) or not isinstance(label, int | float | str):
         return None
@@ -382,7 +387,7 @@ def _as_number(label: Any) -> float | None:
 def _parse_numbers(table: Table, label_column: str) -> list[Any]:
     numbers = []
     for index, label in enumerate(table.labels):
-        number = _as_number(label)
+        number = as_number(label)
         if number is None:
             raise DataError(
                 f"{table.where(index)}, column {label_column!r}: {label!r} is not a finite float32 number, which "
@@ -402,11 +407,12 @@ def _parse_names(table: Table, label_column: str, several: bool) -> list[list[st
                 f"{table.where(index)}, column {label_column!r}: expected {wanted}, got {label!r}; mend the row or "
                 "choose another problem_type"
             )
-        rows.append([_as_name(value, table.where(index), label_column) for value in (label if several else [label])])
+        rows.append([as_name(value, table.where(index), label_column) for value in (label if several else [label])])
     return rows
 
 
-def _as_name(value: Any, where: str, label_column: str) -> str:
+def as_name(value: Any, where: str, label_column: str) -> str:
+    """The name of a class: integers become their digits."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str | int):

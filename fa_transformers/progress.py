@@ -1,0 +1,278 @@
+"""What is seen of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch.profiler import ProfilerActivity, profile, schedule
+from tqdm import tqdm
+
+from .checkpointing import TrainingState
+from .flops import device_peak_flops
+
+Batch = TypeVar("Batch")
+STEP_PARTS = ("data", "forward", "backward", "optimizer")
+PROFILED_STEPS = 3
+"""Optimiser steps in a trace."""
+NUM_UNRECORDED = 2
+"""Steps before them: one that is passed over, and one that warms the profiler up."""
+COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
+"""How the profiler's names of communication between processes begin."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer finite; the message says at which step and what to change."""
+
+
+class StepTimes:
+    """Seconds of each of `STEP_PARTS`, on the device: on CUDA between events, which are read once they have passed."""
+
+    def __init__(self, device: torch.device):
+        self.seconds = dict.fromkeys(STEP_PARTS, 0.0)
+        self._is_cuda = device.type == "cuda"
+        self._pending: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        if not self._is_cuda:
+            started = time.perf_counter()
+            yield
+            self.seconds[part] += time.perf_counter() - started
+            return
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        yield
+        end.record()
+        self._pending.append((part, start, end))
+
+    def collect(self) -> None:
+        """Add up what the device has finished, without waiting for it."""
+        while self._pending and self._pending[0][2].query():
+            part, start, end = self._pending.popleft()
+            self.seconds[part] += start.elapsed_time(end) / 1000
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Largest memory so far in bytes: of tensors on a CUDA device, else of the whole process (None on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class ProgressMeter:
+    """Progress bar over optimiser steps with loss, tokens per second of all processes, where the time goes, memory, and
+    remaining time; silent off the main process.
+
+    Keeps `tokens`, `seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where a resumed run
+    stopped; the split of a step and the rate of operations are of this start alone, and of this process.
+
+    Args:
+        flops_per_token: as `training_flops_per_token` gives it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        max_steps: int,
+        state: TrainingState,
+        flops_per_token: tuple[float, float] | None = None,
+    ):
+        self.bar = tqdm(
+            total=max_steps,
+            initial=state.step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not accelerator.is_main_process,
+        )
+        self.accelerator, self.state = accelerator, state
+        self.times = StepTimes(accelerator.device)
+        self._flops_per_token = flops_per_token
+        self._peak_flops = device_peak_flops(accelerator.device)
+        self._num_tokens = self._num_examples = 0
+        self._seconds_before = state.seconds
+        self._started = time.perf_counter() - state.seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep what the block takes out of the seconds."""
+        paused_at = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - paused_at
+
+    def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time until each is there, on this process's device, counts as waiting."""
+        iterator = iter(batches)
+        while True:
+            asked_at = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            seconds = time.perf_counter() - asked_at
+            self.state.data_wait_seconds += seconds
+            self.times.seconds["data"] += seconds
+            yield batch
+
+    def add_batch(self, loss: float, num_tokens: int, num_examples: int) -> None:
+        """Note a batch. `num_tokens`, `num_examples`: real tokens and examples over all processes.
+
+        Raises:
+            TrainingDiverged: the loss is not finite; no update was made from it.
+        """
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
+                "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
+            )
+        mean = self.state.mean_loss
+        self.state.mean_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
+        self.state.tokens += num_tokens
+        self._num_tokens += num_tokens
+        self._num_examples += num_examples
+
+    def finish_step(self) -> None:
+        self.state.seconds = time.perf_counter() - self._started
+        self.times.collect()
+        shown = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
+        shown |= {name: f"{share:.0%}" for name, share in self.step_shares.items()}
+        memory, mfu = peak_memory(self.accelerator.device), self._utilisation(self.flops_per_second)
+        if memory is not None:
+            shown["memory"] = f"{memory / 2**30:.2f}GiB"
+        if mfu is not None:
+            shown["mfu"] = f"{mfu:.0%}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all processes together."""
+        return self.state.tokens / max(self.state.seconds, 1e-9)
+
+    @property
+    def step_shares(self) -> dict[str, float]:
+        """Fraction of this start's seconds by part of a step, without evaluation and checkpoints.
+
+        "data" is the time that this process waited for batches, with a stream also for those of the others. "backward"
+        holds the communication of gradients, which overlaps with it, and the wait for slower processes; `StepProfiler`
+        gives the communication.
+        """
+        seconds = max(self.state.seconds - self._seconds_before, 1e-9)
+        return {part: self.times.seconds[part] / seconds for part in STEP_PARTS}
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """Model operations of all processes together, at the mean length of the examples so far."""
+        if self._flops_per_token is None or not self._num_examples:
+            return None
+        fixed, by_length = self._flops_per_token
+        per_token = fixed + by_length * self._num_tokens / self._num_examples
+        return per_token * self._num_tokens / max(self.state.seconds - self._seconds_before, 1e-9)
+
+    def _utilisation(self, flops_per_second: float | None) -> float | None:
+        if flops_per_second is None or self._peak_flops is None:
+            return None
+        return flops_per_second / (self._peak_flops * self.accelerator.num_processes)
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """For the tracker; what has no value here is left out."""
+        memory, flops = peak_memory(self.accelerator.device), self.flops_per_second
+        values = {
+            "loss": self.state.mean_loss,
+            "tokens_per_second": self.tokens_per_second,
+            "data_wait_share": self.state.data_wait_share,
+            **{f"{part}_share": share for part, share in self.step_shares.items()},
+            "peak_memory_gib": None if memory is None else memory / 2**30,
+            "model_tflops_per_second": None if flops is None else flops / 1e12,
+            "mfu": self._utilisation(flops),
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def figures(self) -> dict:
+        """For the report, beside the state's: split of a step, memory of the process that takes most, operations.
+
+        All processes must call this. A figure that can't be had here is None.
+        """
+        memory = peak_memory(self.accelerator.device)
+        peaks = self.accelerator.gather(torch.tensor([memory or 0], device=self.accelerator.device))
+        flops = self.flops_per_second
+        mfu = self._utilisation(flops)
+        return {
+            "step_shares": {part: round(share, 4) for part, share in self.step_shares.items()},
+            "peak_memory_gib": None if memory is None else round(int(peaks.max()) / 2**30, 3),
+            "model_tflops_per_second": None if flops is None else float(f"{flops / 1e12:.4g}"),
+            "mfu": None if mfu is None else round(mfu, 4),
+        }
+
+    def write(self, line: str) -> None:
+        if not self.bar.disable:
+            self.bar.write(line)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+class StepProfiler:
+    """With `is_on`, a profiler's trace of `PROFILED_STEPS` optimiser steps in `folder`/rank-R.json, one file for each
+    process, for Perfetto or chrome://tracing; a run of fewer steps than it takes leaves fewer or none. For a `with`
+    block, with a call of `finish_step` after each step.
+
+    `figures` then holds "communication_ms_per_step": the milliseconds in which collective operations of this process
+    were under way. They overlap with the backward pass and include the wait for slower processes, so they are no part
+    of the step's split. A single process has no such figure.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+
+    def __init__(self, is_on: bool, folder: Path, accelerator: Accelerator):
+        self.figures: dict[str, float] = {}
+        self.path = folder / f"rank-{accelerator.process_index}.json"
+        self._num_processes = accelerator.num_processes
+        self._profiler: profile | None = None
+        if is_on:
+            activities = [ProfilerActivity.CPU]
+            if accelerator.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            steps = schedule(wait=NUM_UNRECORDED - 1, warmup=1, active=PROFILED_STEPS, repeat=1)
+            self._profiler = profile(
+                activities=activities, schedule=steps, on_trace_ready=self._write, record_shapes=True, acc_events=True
+            )
+
+    def __enter__(self) -> "StepProfiler":
+        if self._profiler is not None:
+            self._profiler.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+
+    def finish_step(self) -> None:
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def _write(self, profiler: profile) -> None:
+        num_steps = profiler.step_num - NUM_UNRECORDED
+        if num_steps == 0:
+            return  # the run was too short
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        profiler.export_chrome_trace(str(temporary))
+        temporary.replace(self.path)
+        if self._num_processes > 1:
+            collectives = [event for event in profiler.events() or [] if event.name.startswith(COLLECTIVES)]
+            milliseconds = sum(event.time_range.elapsed_us() for event in collectives) / 1000
+            self.figures = {"communication_ms_per_step": round(milliseconds / num_steps, 3)}
