@@ -54,7 +54,7 @@ def run_training(
     """
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
-    state = TrainingState(settings, accelerator.num_processes)
+    state = TrainingState(settings, sampler.num_processes)
     if args.resume_from_checkpoint:
         state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, settings)
         sampler.keep_plan(state.settings["num_processes"], state.num_processes * args.gradient_accumulation_steps)

@@ -5,14 +5,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -20,6 +23,7 @@ from transformers import PreTrainedModel
 from .batching import LengthGroupedBatchSampler, make_loader
 from .checkpointing import TrainingState
 from .data.files import count_cores
+from .models.fa_sequence_parallel import open_context, sequence_parallel
 from .processes import meet_after_restart
 
 Batch = TypeVar("Batch")
@@ -133,12 +137,42 @@ def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int
     return min(4, max(1, count_cores() // count_local_processes(accelerator) - 1))
 
 
+def count_replicas(args: argparse.Namespace, accelerator: Accelerator) -> int:
+    """Groups of `sequence_parallel_size` processes, each of which works on batches of its own.
+
+    Raises:
+        ValueError: the processes cannot be grouped so.
+    """
+    replicas, rest = divmod(accelerator.num_processes, args.sequence_parallel_size)
+    if rest:
+        raise ValueError(
+            f"--sequence_parallel_size {args.sequence_parallel_size} must divide the number of processes, "
+            f"{accelerator.num_processes}."
+        )
+    return replicas
+
+
+def share_sequences(args: argparse.Namespace, accelerator: Accelerator) -> AbstractContextManager:
+    """The context for `sequence_parallel_size` neighbouring processes to share the tokens of each batch."""
+    if args.sequence_parallel_size == 1:
+        return nullcontext()
+    shape = (count_replicas(args, accelerator), args.sequence_parallel_size)
+    return sequence_parallel(init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("dp", "sp")))
+
+
+def reports_examples() -> bool:
+    """Whether this process is the one of those sharing an example that its score is taken from."""
+    context = open_context()
+    return context is None or dist.get_rank(context.group) == 0
+
+
 def build_loaders(
     args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
 ) -> tuple[dict[str, DataLoader], LengthGroupedBatchSampler]:
     """A prepared loader for each split, and the sampler of the train split."""
     loaders, samplers = {}, {}
     num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
+    replicas = count_replicas(args, accelerator)
     for split, part in examples.items():
         is_train = split == "train"
         samplers[split] = LengthGroupedBatchSampler(
@@ -149,11 +183,24 @@ def build_loaders(
             packing=args.packing,
             shuffle=is_train,
             seed=args.seed,
-            num_processes=accelerator.num_processes,
+            num_processes=replicas,
             short_epochs=args.short_epochs if is_train else 0,
             short_length=args.short_length,
         )
-        loaders[split] = accelerator.prepare(make_loader(part, samplers[split], collate, num_workers))
+        loader = make_loader(part, samplers[split], collate, num_workers)
+        # Accelerate itself would give each process batches of its own.
+        loaders[split] = (
+            accelerator.prepare(loader)
+            if args.sequence_parallel_size == 1
+            else prepare_data_loader(
+                loader,
+                accelerator.device,
+                num_processes=replicas,
+                process_index=accelerator.process_index // args.sequence_parallel_size,
+                put_on_device=True,
+                rng_types=list(accelerator.rng_types),
+            )
+        )
     return loaders, samplers["train"]
 
 
