@@ -18,6 +18,7 @@ from .models import (
     FAViTForMaskedImageModeling,
     FAViTModel,
     factorized_attention,
+    sequence_parallel,
 )
 from .packing import PackingCollator
 from .publish import publish
@@ -47,5 +48,6 @@ __all__ = [
     "factorized_attention",
     "load_factorized",
     "publish",
+    "sequence_parallel",
     "supports",
 ]

@@ -123,6 +123,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--num_threads", type=int, help="CPU threads of each process; 0 = all cores, shared by the processes")
     add("--ddp_timeout", type=int, default=1800, help="seconds that processes wait for a silent one before they stop")
+    add(
+        "--sequence_parallel_size",
+        type=int,
+        default=1,
+        help="processes that share the tokens of each batch; the number of processes is a multiple of it",
+    )
     add("--dataloader_num_workers", type=int, help="processes that load data; 0 = none but this; unset = as is best")
     add("--seed", type=int, help="seed of weights, order, dropout and augmentation")
     group = parser.add_argument_group("evaluation and checkpoints")
@@ -184,7 +190,8 @@ def command_line(script: str, flags: Sequence[str]) -> str:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    for name in (*positive, "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout"):
+    counted = ("sequence_parallel_size", "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout")
+    for name in (*positive, *counted):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     optional = ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate")
@@ -197,6 +204,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             "--packing is for text and needs a --max_tokens_per_batch, the tokens that a batch is filled to."
         )
+    if args.sequence_parallel_size > 1 and args.packing:
+        raise ValueError("--sequence_parallel_size shares out padded batches: leave out --packing.")
+    if args.sequence_parallel_size > 1 and args.streaming:
+        raise ValueError("--sequence_parallel_size needs data that is not streamed: leave out --streaming.")
     counts = (
         "short_epochs",
         "eval_steps",

@@ -23,6 +23,9 @@ class BatchSource(Protocol):
     """
 
     @property
+    def num_processes(self) -> int: ...
+
+    @property
     def settings(self) -> dict: ...
 
     @property

@@ -265,7 +265,7 @@ def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, set
     except ProcessFailed as error:
         raise CheckpointError(str(error)) from error
     if checkpoint is None:
-        return TrainingState(settings, accelerator.num_processes)
+        return TrainingState(settings, settings.get("num_processes", accelerator.num_processes))
     state = load_checkpoint(accelerator, checkpoint, settings)
     newer = [path.name for path in list_checkpoints(output_dir) if _step_of(path) > state.step]
     if newer:
@@ -310,8 +310,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
         raise CheckpointError(f"{checkpoint / STATE_FILE} can't be read: {error}. Use an older checkpoint.") from error
     _check_settings(checkpoint, state.settings, settings)
     _load_state(accelerator, checkpoint)
-    if state.num_processes != accelerator.num_processes:
-        state.num_processes = accelerator.num_processes
+    num_processes = settings.get("num_processes", accelerator.num_processes)  # those sharing a sequence count as one
+    if state.num_processes != num_processes:
+        state.num_processes = num_processes
         accelerator.step = state.batch // state.num_processes
         set_seed(state.settings.get("seed", 0) + state.step, device_specific=True)
     return state

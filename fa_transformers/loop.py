@@ -59,10 +59,12 @@ def run_training(
     flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
-    state = TrainingState(settings, accelerator.num_processes)
+    state = TrainingState(settings, sampler.num_processes)
     if args.resume_from_checkpoint:
         state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, settings)
         sampler.keep_plan(state.settings["num_processes"], state.num_processes * args.gradient_accumulation_steps)
+    # Neighbouring processes that share a sequence hold the same batches.
+    replica = accelerator.process_index * sampler.num_processes // accelerator.num_processes
     meter = ProgressMeter(accelerator, max_steps, state, flops_per_token)
     model.train()
     profiler = StepProfiler(args.profile, output_dir / "profile", accelerator)
@@ -74,7 +76,7 @@ def run_training(
                     with meter.times.timed("forward"):
                         loss = model(**batch).loss
                     meter.add_batch(loss.item(), sampler.count_tokens(*position), sampler.count_examples(*position))
-                    weight = sampler.loss_weight(*position, accelerator.process_index, args.gradient_accumulation_steps)
+                    weight = sampler.loss_weight(*position, replica, args.gradient_accumulation_steps)
                     with meter.times.timed("backward"):
                         accelerator.backward(loss * weight)
                     with meter.times.timed("optimizer"):

@@ -132,6 +132,10 @@ class StreamedBatches:
         accelerator.register_for_checkpointing(self)
 
     @property
+    def num_processes(self) -> int:
+        return self.examples.num_processes
+
+    @property
     def settings(self) -> dict:
         """What decides the batches, for a resumed run to compare."""
         source = f"{self.extent} of {self.examples.documents.source}"

@@ -3,18 +3,23 @@
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from .data.files import count_cores
 from .data.streams import DocumentStream
+from .models.fa_sequence_parallel import open_context, sequence_parallel
 from .processes import meet_after_restart
 from .streaming import StreamedBatches, StreamedExamples, make_stream_loader
 
@@ -123,6 +128,35 @@ def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int
     return min(4, max(1, count_cores() // count_local_processes(accelerator) - 1))
 
 
+def count_replicas(args: argparse.Namespace, accelerator: Accelerator) -> int:
+    """Groups of `sequence_parallel_size` processes, each of which works on batches of its own.
+
+    Raises:
+        ValueError: the processes cannot be grouped so.
+    """
+    replicas, rest = divmod(accelerator.num_processes, args.sequence_parallel_size)
+    if rest:
+        raise ValueError(
+            f"--sequence_parallel_size {args.sequence_parallel_size} must divide the number of processes, "
+            f"{accelerator.num_processes}."
+        )
+    return replicas
+
+
+def share_sequences(args: argparse.Namespace, accelerator: Accelerator) -> AbstractContextManager:
+    """The context for `sequence_parallel_size` neighbouring processes to share the tokens of each batch."""
+    if args.sequence_parallel_size == 1:
+        return nullcontext()
+    shape = (count_replicas(args, accelerator), args.sequence_parallel_size)
+    return sequence_parallel(init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("dp", "sp")))
+
+
+def reports_examples() -> bool:
+    """Whether this process is the one of those sharing an example that its score is taken from."""
+    context = open_context()
+    return context is None or dist.get_rank(context.group) == 0
+
+
 def build_loaders(
     args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
 ) -> tuple[dict[str, DataLoader], BatchSource]:
@@ -130,6 +164,7 @@ def build_loaders(
     loaders: dict[str, DataLoader] = {}
     samplers: dict[str, BatchSource] = {}
     num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
+    replicas = count_replicas(args, accelerator)
     for split, part in examples.items():
         if isinstance(part, DocumentStream):
             batching = {"batch_size": args.per_device_train_batch_size, "max_tokens": args.max_tokens_per_batch or None}
@@ -155,12 +190,25 @@ def build_loaders(
             packing=args.packing,
             shuffle=is_train,
             seed=args.seed,
-            num_processes=accelerator.num_processes,
+            num_processes=replicas,
             short_epochs=args.short_epochs if is_train else 0,
             short_length=args.short_length,
         )
+        loader = make_loader(part, sampler, collate, num_workers)
+        # Accelerate itself would give each process batches of its own.
+        loaders[split] = (
+            accelerator.prepare(loader)
+            if args.sequence_parallel_size == 1
+            else prepare_data_loader(
+                loader,
+                accelerator.device,
+                num_processes=replicas,
+                process_index=accelerator.process_index // args.sequence_parallel_size,
+                put_on_device=True,
+                rng_types=list(accelerator.rng_types),
+            )
+        )
         samplers[split] = sampler
-        loaders[split] = accelerator.prepare(make_loader(part, sampler, collate, num_workers))
     return loaders, samplers["train"]
 
 

@@ -38,6 +38,8 @@ from fa_transformers.training import (
     freeze_bottom_layers,
     group_parameters,
     make_accelerator,
+    reports_examples,
+    share_sequences,
     start_trackers,
 )
 
@@ -148,7 +150,7 @@ def evaluate(model: PreTrainedModel, loader: DataLoader, accelerator: Accelerato
         losses = [output.loss.item()] * len(predictions)
         local = list(zip(predictions, batch["labels"].cpu().numpy(), losses, strict=True))
         # Rows as objects: batches differ in size between processes, which tensors could not be gathered in.
-        rows += accelerator.gather_for_metrics(local, use_gather_object=True)
+        rows += accelerator.gather_for_metrics(local if reports_examples() else [], use_gather_object=True)
     model.train(was_training)
     predictions, references, losses = (np.stack(column) for column in zip(*rows, strict=True))
     names = {} if data.label_names is None else {"label_names": data.label_names}
@@ -175,7 +177,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
         model.config,
-        longest,
+        -(-longest // args.sequence_parallel_size),
         batch_size=num_examples,
         training=True,
         gradient_checkpointing=args.gradient_checkpointing,
@@ -185,19 +187,20 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
     steps = plan_steps(args, sampler)
-    model, state, figures = run_training(
-        args,
-        model,
-        *build_optimizer(args, model, steps),
-        loaders["train"],
-        sampler,
-        accelerator,
-        evaluate=lambda trained: evaluate(trained, loaders["validation"], accelerator, data),
-        best_metric=args.metric_for_best_model or BEST_METRICS[data.problem_type],
-        max_steps=steps,
-        output_dir=output_dir,
-    )
-    scores = evaluate(model, loaders[data.score_split], accelerator, data)
+    with share_sequences(args, accelerator):
+        model, state, figures = run_training(
+            args,
+            model,
+            *build_optimizer(args, model, steps),
+            loaders["train"],
+            sampler,
+            accelerator,
+            evaluate=lambda trained: evaluate(trained, loaders["validation"], accelerator, data),
+            best_metric=args.metric_for_best_model or BEST_METRICS[data.problem_type],
+            max_steps=steps,
+            output_dir=output_dir,
+        )
+        scores = evaluate(model, loaders[data.score_split], accelerator, data)
     model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
     model.config.recovery = None
     accelerator.free_memory()

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import make_tokenizer
+from tiny_models import make_tokenizer, rewrite_config
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -391,6 +392,24 @@ def test_two_real_processes_train_one_model_and_score_every_example_once(packing
     results = json.loads(output.splitlines()[-1])
     assert "2 processes" in output, errors
     assert results["num_examples"] == 9 and results["steps"] == 3
+
+
+@pytest.mark.slow
+def test_processes_that_share_sequences_train_to_the_loss_of_one(tmp_path, tiny_bert):
+    folder = tmp_path / "no dropout"  # which each process would draw for itself
+    shutil.copytree(tiny_bert, folder)
+    rewrite_config(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    flags = [*text_flags(tmp_path, folder), "--max_steps", 6, "--gradient_accumulation_steps", 2]
+    flags += ["--classifier_pooling", "mean", "--eval_steps", 2]
+    expected = run(*flags, "--output_dir", tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    shared = [*flags, "--sequence_parallel_size", 2]
+    output, errors = finish(start_script(*shared, launcher=launcher), 240)
+    assert "2 processes" in output, errors
+    results = json.loads(output.splitlines()[-1])
+    assert results["num_examples"] == expected["num_examples"] == 9
+    print(results["model"], expected["model"])
+    assert results["model"]["loss"] == pytest.approx(expected["model"]["loss"], abs=1e-5)
 
 
 def test_a_used_output_folder_is_refused_until_overwritten(tmp_path, tiny_bert):

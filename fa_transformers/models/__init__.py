@@ -11,6 +11,7 @@ import transformers
 from .configuration_fa_bert import FABertConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
+from .fa_sequence_parallel import sequence_parallel
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -58,4 +59,5 @@ __all__ = [
     "FAViTForMaskedImageModeling",
     "FAViTModel",
     "factorized_attention",
+    "sequence_parallel",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .fa_context import ContextAccumulator, apply_context
 from .fa_mixer import FactorizedMixer
+from .fa_sequence_parallel import Shard
 
 
 def check_chunk_size(chunk_size: int | None, cu_seqlens: object = None) -> None:
@@ -95,6 +96,7 @@ def run_layer_in_chunks(
     normalize: Callable[[Tensor], Tensor],
     finish: Callable[[Tensor, Tensor], Tensor],
     grid: tuple[int, int] | None = None,
+    shard: Shard | None = None,
 ) -> Tensor:
     """One encoder layer, chunk by chunk: overwrites `hidden_states` [B, N, C] with the layer's output and returns it.
 
@@ -106,6 +108,7 @@ def run_layer_in_chunks(
         normalize: from the layer's input to the attention's, each token on its own.
         finish: from the mixed tokens and the layer's input to its output, each token on its own.
         grid: (rows, columns) of the patches, which come last; None: text.
+        shard: how the tokens are split over ranks, where tokens, mask and grid are those of this one.
     """
     mixer, num_tokens = attention.mixer, hidden_states.shape[1]
     columns = 1 if grid is None else grid[1]
@@ -116,19 +119,27 @@ def run_layer_in_chunks(
         pieces += [(rows, halo) for rows in slices(num_prefix, num_tokens, max(1, chunk_size // columns) * columns)]
     else:
         pieces = [(chunk, 0) for chunk in slices(0, num_tokens, chunk_size)]
-    attend = _gather(hidden_states, mask, chunk_size, attention, normalize)
-    before = hidden_states[:, :0]  # of the chunk's neighbours, which the layer's output has overwritten
+    attend = _gather(hidden_states, mask, chunk_size, attention, normalize, shard)
+    before = following = hidden_states[:, :0]  # neighbours of a chunk that the layer's output has overwritten
+    first = 0  # position that the mask starts at
+    if shard is not None and halo:
+        near, num_before, num_after = shard.with_halo(hidden_states[:, num_prefix:], 1, halo)
+        before, following = near[:, :num_before], near[:, near.shape[1] - num_after :]
+        first = -num_before
+        mask = None if shard.mask is None else shard.mask[:, shard.start - num_before : shard.stop + num_after]
     for chunk, reach in pieces:
         own, after = hidden_states[:, chunk], hidden_states[:, chunk.stop : chunk.stop + reach]
+        if reach:
+            after = torch.cat((after, following), dim=1)[:, :reach]
         extended = torch.cat((before, own, after), dim=1) if reach else own
         inside = slice(before.shape[1], before.shape[1] + own.shape[1])
         inputs = normalize(extended)
         query = attention.project(attention.query, inputs)
         mixed = attend(query)
-        if reach:
-            span = slice(chunk.start - inside.start, chunk.stop + after.shape[1])
-            near = None if mask is None else mask[:, span]
-            mixed = _add_local_terms(mixed, query, inputs, near, attention, None if grid is None else columns)
+        if reach and own.shape[1]:
+            span = slice(chunk.start - inside.start - first, chunk.stop + after.shape[1] - first)
+            seen = None if mask is None else mask[:, span]
+            mixed = _add_local_terms(mixed, query, inputs, seen, attention, None if grid is None else columns)
         hidden_states[:, chunk] = finish(mixed[:, :, inside].transpose(1, 2).flatten(2), own)
         before = extended[:, max(0, inside.stop - reach) : inside.stop]
     return hidden_states
@@ -140,6 +151,7 @@ def _gather(
     chunk_size: int,
     attention: Any,
     normalize: Callable[[Tensor], Tensor],
+    shard: Shard | None,
 ) -> Callable[[Tensor], Tensor]:
     """Pass over all keys and values; what comes back attends to them: queries [B, H, n, D] -> [B, H, n, D]."""
     mixer, num_tokens = attention.mixer, hidden_states.shape[1]
@@ -152,12 +164,17 @@ def _gather(
             ).transpose(1, 2)
             for part in (attention.key, attention.value)
         )
-        return lambda query: mixer(query, key, value, mask)
+        if shard is None:
+            return lambda query: mixer(query, key, value, mask)
+        key, value = (shard.gather(part, dim=2) for part in (key, value))
+        return lambda query: mixer(query, key, value, shard.mask)
     accumulator = ContextAccumulator(mixer.normalization)
     for chunk in chunks:
         inputs = normalize(hidden_states[:, chunk])
         key, value = (attention.project(part, inputs) for part in (attention.key, attention.value))
         accumulator.add(mixer.key_features(key), value, None if mask is None else mask[:, chunk])
+    if shard is not None:
+        accumulator.merge(shard.group)
     context = accumulator.context()
     return lambda query: apply_context(mixer.query_features(query), context, mixer.normalization)
 

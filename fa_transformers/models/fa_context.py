@@ -17,8 +17,10 @@ arXiv:1805.02867, taken over positions.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 CACHED_ELEMENTS = 2**18
@@ -145,6 +147,19 @@ class ContextAccumulator:
                 accumulate(keys, values, *sums, self.normalization == "softmax", work)
                 self._counts[sample] += len(keys)
 
+    def merge(self, group: Any) -> None:
+        """Take in what the other ranks of a process group have added; each has called `add`, with any positions."""
+        assert self._sums is not None
+        is_softmax = self.normalization == "softmax"
+        counts = self._total.new_tensor(self._counts)[:, None, None].expand_as(self._total)
+        total = self._total if is_softmax else counts
+        highest = self._maximum if is_softmax else None
+        highest, self._total, self._sums = merge_contexts(highest, total, self._sums, group)
+        if highest is None:
+            self._counts = [int(count) for count in self._total[:, 0, 0]]
+        else:
+            self._maximum = highest
+
     def context(self, scale: float | None = None) -> Tensor:
         """The context of all positions so far: [B, H, Dk, Dv], zeros for a sample without a real one.
 
@@ -182,6 +197,23 @@ def apply_context(query: Tensor, context: Tensor, normalization: str) -> Tensor:
             for block, target in work.blocks(query[sample].transpose(0, 1), output[sample]):
                 work.multiply(work.query_factor(block, normalization == "softmax"), context[sample], target)
     return output.transpose(1, 2)
+
+
+def merge_contexts(
+    maximum: Tensor | None, total: Tensor, sums: Tensor, group: Any
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """M, Z [B, H, Dk] and S [B, H, Dk, Dv] over all ranks from those of each: one maximum and one sum are exchanged.
+
+    A rank without a token has -inf in M; if all have, it becomes the lowest number. Without M the rest is added.
+    """
+    packed = torch.cat((total[..., None], sums), dim=-1)
+    if maximum is not None:
+        highest = maximum.clamp(min=torch.finfo(maximum.dtype).min)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+        packed *= (maximum - highest).exp()[..., None]
+        maximum = highest
+    dist.all_reduce(packed, group=group)
+    return maximum, packed[..., 0], packed[..., 1:]
 
 
 def accumulator_dtype(tensor: Tensor) -> torch.dtype:

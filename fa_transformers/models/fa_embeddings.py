@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .fa_packed import PackedDocuments
+from .fa_sequence_parallel import Shard
 
 
 class FABertEmbeddings(nn.Module):
@@ -62,6 +63,27 @@ class FABertEmbeddings(nn.Module):
             longest = int(mask.sum(dim=1).max()) if can_read and len(mask) else longest
         self.check_longest(longest)
         return position_ids
+
+    def split(
+        self,
+        shard: Shard,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """This rank's part of each input of `forward`; tokens are counted, and checked, over all ranks."""
+        if self.position_embeddings is None:
+            position_ids = None
+        elif position_ids is None:
+            tokens = input_ids if inputs_embeds is None else inputs_embeds
+            assert tokens is not None
+            position_ids = self.positions(tokens, mask, None)
+        elif position_ids.numel():
+            self.check_longest(int(position_ids.max()) + 1)
+        inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        return tuple(None if tensor is None else shard.own(tensor) for tensor in inputs)
 
     def check_longest(self, longest: int) -> None:
         table_size = self.position_embeddings.num_embeddings

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .fa_attention import factorized_attention
 from .fa_local import LocalConvolution, window_attention
 from .fa_packed import PackedDocuments
+from .fa_sequence_parallel import Shard
 
 FEATURE_NOISE = 0.01
 """Standard deviation of the noise on fresh feature maps: copies of a feature start this far apart, not equal."""
@@ -69,8 +70,9 @@ class FeatureMap(nn.Module):
         counts = (kind[:, None] == kind).sum(dim=1).to(copying.dtype)
         return copying, counts
 
-    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return self.map_query(query), self.map_key(key)
+    def forward(self, projected: Tensor, which: int) -> Tensor:
+        """`projected` are queries (0) or keys (1), as `which` says."""
+        return self.map_query(projected) if which == 0 else self.map_key(projected)
 
     def map_query(self, query: Tensor) -> Tensor:
         copying, counts = self._copies()
@@ -132,14 +134,19 @@ class FactorizedMixer(nn.Module):
         mask: Tensor | None = None,
         grid: tuple[int, ...] | None = None,
         documents: PackedDocuments | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """`mask` is bool [B, N], True = real. `grid` is (rows, columns) of the patches, which come last; None: text.
 
         Of a packed batch (B = 1, no mask), `documents` says where each ends; every term stays inside one.
+        With `shard` the tokens, mask and grid are this rank's part; every term sees what others have.
         """
         query_features, key_features = self.query_features(query), self.key_features(key)
         # Autocast may have split the dtypes.
         query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
+        if shard is not None:
+            mixed = shard.attend(query_features, key_features, value, mask, self.normalization)
+            return self.add_local_terms_across_shards(mixed, query, key, value, grid, shard)
         mixed = factorized_attention(
             query_features, key_features, value, mask, normalization=self.normalization, cu_seqlens=documents
         )
@@ -147,10 +154,10 @@ class FactorizedMixer(nn.Module):
 
     def query_features(self, query: Tensor) -> Tensor:
         """What the factorized term takes the softmax over features of: [B, H, N, D] -> [B, H, N, F]."""
-        return self.sharpen(query if self.feature_map is None else self.feature_map.map_query(query), which=0)
+        return self.sharpen(query if self.feature_map is None else self.feature_map(query, which=0), which=0)
 
     def key_features(self, key: Tensor) -> Tensor:
-        return self.sharpen(key if self.feature_map is None else self.feature_map.map_key(key), which=1)
+        return self.sharpen(key if self.feature_map is None else self.feature_map(key, which=1), which=1)
 
     def sharpen(self, features: Tensor, which: int) -> Tensor:
         """Divide the features of queries (0) or keys (1) by their head's temperature, kept as -log: [B, H, N, F]."""
@@ -189,6 +196,28 @@ class FactorizedMixer(nn.Module):
             local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
 
+    def add_local_terms_across_shards(
+        self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, ...] | None, shard: Shard
+    ) -> Tensor:
+        """The same where the neighbours of a rank's first and last tokens lie on other ranks."""
+        if not self.reach:
+            return mixed
+        columns, num_prefix = shard.columns, shard.own_prefix
+        near = torch.cat((key, value), dim=-1)[:, :, num_prefix:]
+        near, before, after = shard.with_halo(near, 2, self.reach * columns)
+        # A rank without tokens computes a row of nothing, so that its gradients take part in the sums of all ranks.
+        after, missing = (after, 0) if near.shape[2] else (columns, columns)
+        near_key, near_value = F.pad(near, (0, 0, 0, missing)).chunk(2, dim=-1)
+        mixed_patches, query = (F.pad(t[:, :, num_prefix:], (0, 0, before, after)) for t in (mixed, query))
+        mask = shard.mask
+        if mask is not None:
+            start = shard.start + num_prefix - before
+            mask = F.pad(mask[:, start : shard.stop + after - missing], (0, missing))
+        rows = None if grid is None else (near_key.shape[2] // columns, columns)
+        local = self.add_local_terms(mixed_patches, query, near_key, near_value, mask, rows)
+        local = local[:, :, before : local.shape[2] - after]
+        return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
+
 
 def convolve(convolution: LocalConvolution, value: Tensor, documents: PackedDocuments | None) -> Tensor:
     """The convolution over [B, H, *grid, D], over zeros between packed documents as beyond the ends of a text."""
@@ -219,8 +248,13 @@ class SoftmaxMixer(nn.Module):
         mask: Tensor | None = None,
         grid: tuple[int, ...] | None = None,
         documents: PackedDocuments | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """See `FactorizedMixer`. Packed documents take turns, which reads their lengths and so cannot be compiled."""
+        if shard is not None:
+            shard.check_gradients()
+            key, value = shard.gather(torch.cat((key, value), dim=-1), dim=2).chunk(2, dim=-1)
+            mask = shard.mask
         if documents is not None:
             lengths = documents.lengths.tolist()
             parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, logging
 from .fa_local import LocalConvolution
 from .fa_mixer import FactorizedMixer, FeatureMap
 from .fa_packed import PackedDocuments
+from .fa_sequence_parallel import Shard, open_context, run_in_context, sequence_parallel
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +41,9 @@ class FAPreTrainedModel(PreTrainedModel):
     _supports_context_parallel = False
     # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
     CHECKPOINT_NAME_PATTERNS: ClassVar[dict[str, str]] = {}
+    # Of the outputs, those that have a part for each token, with the dimension of these parts.
+    TOKEN_OUTPUTS: ClassVar[dict[str, int]] = {"last_hidden_state": 1, "hidden_states": 1}
+    sequence_parallel = staticmethod(sequence_parallel)
 
     def __init__(self, config, *inputs, **kwargs):
         # Compared by name: remote code may hold two copies of one configuration class.
@@ -51,6 +55,11 @@ class FAPreTrainedModel(PreTrainedModel):
         config.check_fields()
         check_attention_implementation(config._attn_implementation)
         super().__init__(config, *inputs, **kwargs)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):  # not `__call__`, which PEFT goes around
+            cls.forward = run_in_context(cls.forward)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -95,6 +104,9 @@ class FAPreTrainedModel(PreTrainedModel):
 
     def as_requested(self, output, return_dict):
         """A model output, or its values as a tuple, as the caller or else the configuration wants."""
+        context = open_context()
+        if context is not None and context.model is self:
+            output = context.finish(output, self.TOKEN_OUTPUTS)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
@@ -150,16 +162,30 @@ def feed_forward_in_pieces(feed_forward: Callable[[Tensor], Tensor], hidden_stat
     return torch.cat([feed_forward(piece) for piece in hidden_states.split(chunk_size, dim=1)], dim=1)
 
 
-def first_real_token(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """The hidden state of each sample's first real token: [B, N, C] -> [B, C]."""
+def first_real_token(hidden_states: Tensor, mask: Tensor | None, shard: Shard | None = None) -> Tensor:
+    """The hidden state of each sample's first real token: [B, N, C] -> [B, C]; of a `shard`, that of all ranks."""
+    if shard is not None:
+        batch, device = len(hidden_states), hidden_states.device
+        first = torch.zeros(batch, dtype=torch.long, device=device) if mask is None else mask.int().argmax(dim=1)
+        others = first[:, None] != torch.arange(shard.start, shard.stop, device=device)
+        return shard.sum(hidden_states.masked_fill(others[:, :, None], 0.0).sum(dim=1))
     if mask is None:
         return hidden_states[:, 0]
     first = mask.int().argmax(dim=1)
     return hidden_states.gather(1, first[:, None, None].expand(-1, 1, hidden_states.shape[2])).squeeze(1)
 
 
-def mean_over_real(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over real tokens, in float32: [B, N, C] -> [B, C]; zeros for a sample without any."""
+def mean_over_real(hidden_states: Tensor, mask: Tensor | None, shard: Shard | None = None) -> Tensor:
+    """The mean over real tokens, in float32: [B, N, C] -> [B, C]; zeros for a sample without any.
+
+    With `shard` the hidden states are this rank's, `mask` and mean of all ranks, and the shard's prefix is left out.
+    """
+    counted = mask
+    if shard is not None:
+        counted = hidden_states.new_ones(len(hidden_states), shard.num_tokens, dtype=torch.bool)
+        counted[:, : shard.num_prefix] = False
+        counted = counted if mask is None else counted & mask
+        mask = shard.own(counted)
     if mask is None:
         return hidden_states.mean(dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)).to(
             hidden_states.dtype
@@ -167,7 +193,19 @@ def mean_over_real(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     total = hidden_states.masked_fill(~mask[:, :, None], 0.0).sum(
         dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
     )
-    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+    total = total if shard is None else shard.sum(total)
+    return (total / counted.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+def token_loss(logits: Tensor, labels: Tensor, shard: Shard | None) -> Tensor:
+    """The mean cross-entropy over the tokens whose label isn't -100: logits [B, N, L], labels int [B, N].
+
+    With `shard` the logits are this rank's, labels and mean those of all ranks.
+    """
+    if shard is None:
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    own = F.cross_entropy(logits.flatten(0, 1), shard.own(labels).flatten(), reduction="sum")
+    return shard.sum(own / (labels != -100).sum())
 
 
 def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from .fa_embeddings import FABertEmbeddings
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .fa_packed import PackedDocuments, pack
+from .fa_sequence_parallel import Shard, current_shard, split_tokens
 from .modeling_fa import (
     FAPreTrainedModel,
     check_mask,
@@ -48,6 +49,7 @@ from .modeling_fa import (
     first_real_token,
     mean_over_real,
     span_loss,
+    token_loss,
 )
 
 
@@ -66,9 +68,15 @@ class FABertSelfAttention(nn.Module):
         """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
         return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        documents: PackedDocuments | None = None,
+        shard: Shard | None = None,
+    ) -> Tensor:
         query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
-        return self.mixer(query, key, value, mask, documents=documents).transpose(1, 2).flatten(2)
+        return self.mixer(query, key, value, mask, documents=documents, shard=shard).transpose(1, 2).flatten(2)
 
 
 class FABertOutput(nn.Module):
@@ -114,13 +122,14 @@ class FABertLayer(GradientCheckpointingLayer):
         mask: Tensor | None,
         documents: PackedDocuments | None = None,
         chunk_size: int | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """With `chunk_size`, overwrites `hidden_states`."""
         if chunk_size is not None:
             return run_layer_in_chunks(
-                hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish
+                hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish, shard=shard
             )
-        return self.finish(self.attention["self"](hidden_states, mask, documents), hidden_states)
+        return self.finish(self.attention["self"](hidden_states, mask, documents, shard), hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
@@ -145,12 +154,13 @@ class FABertEncoder(nn.Module):
         output_hidden_states: bool,
         documents: PackedDocuments | None = None,
         chunk_size: int | None = None,
+        shard: Shard | None = None,
     ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
             if chunk_size is not None and output_hidden_states:
                 hidden_states = hidden_states.clone()  # the layer overwrites what it gets
-            hidden_states = layer(hidden_states, mask, documents=documents, chunk_size=chunk_size)
+            hidden_states = layer(hidden_states, mask, documents=documents, chunk_size=chunk_size, shard=shard)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -166,8 +176,10 @@ class FABertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
-        packed = documents is not None
-        first = documents.first_tokens(hidden_states) if packed else first_real_token(hidden_states, mask)
+        if documents is not None:
+            first = documents.first_tokens(hidden_states)
+        else:
+            first = first_real_token(hidden_states, mask, current_shard())
         return torch.tanh(self.dense(first))
 
 
@@ -243,14 +255,18 @@ class FABertModel(FABertPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
+        assert tokens is not None
         mask = check_mask(attention_mask, tokens.shape[:2])
         documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
-        inputs = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        shard = split_tokens(tokens, tokens.shape[1], mask, packed=documents is not None)
+        inputs: tuple[Tensor | None, ...] = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
+        if shard is not None:
+            inputs = self.embeddings.split(shard, *inputs)
         if chunk_size is None:
             embeddings = self.embeddings(*inputs, documents)
         else:
             embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
-        encoded = self.encoder(embeddings, mask, output_hidden_states, documents, chunk_size)
+        encoded = self.encoder(embeddings, inputs[-1], output_hidden_states, documents, chunk_size, shard)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
             pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask, documents),
@@ -285,7 +301,12 @@ class FABertHead(FABertPreTrainedModel):
         documents = self.documents(encoded, cu_seqlens)
         if documents is not None:
             return documents.mean(encoded.last_hidden_state)
-        return mean_over_real(encoded.last_hidden_state, None if mask is None else mask.bool())
+        return mean_over_real(encoded.last_hidden_state, None if mask is None else mask.bool(), current_shard())
+
+    def drop(self, pooled: Tensor) -> Tensor:
+        """Apply dropout, the same on all ranks that share the documents."""
+        shard = current_shard()
+        return self.dropout(pooled) if shard is None else shard.from_first_rank(self.dropout(pooled))
 
     def documents(self, encoded: BaseModelOutputWithPooling, cu_seqlens: Tensor | None) -> PackedDocuments | None:
         """The documents of a batch that `bert` has encoded; None where it was not packed."""
@@ -322,6 +343,7 @@ class FABertTransform(nn.Module):
 class FABertForMaskedLM(FABertHead):
     """Predict masked tokens. `labels` int [B, N], -100 = ignored; logits [B, N, vocab_size]."""
 
+    TOKEN_OUTPUTS = {"logits": 1, "hidden_states": 1}
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -354,7 +376,7 @@ class FABertForMaskedLM(FABertHead):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         logits = self.cls["predictions"](encoded.last_hidden_state)
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = None if labels is None else token_loss(logits, labels, current_shard())
         return self.as_requested(
             MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict
         )
@@ -386,7 +408,7 @@ class FABertForSequenceClassification(FABertHead):
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
-        logits = self.classifier(self.dropout(self.pool(encoded, attention_mask, cu_seqlens)))
+        logits = self.classifier(self.drop(self.pool(encoded, attention_mask, cu_seqlens)))
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)
@@ -394,6 +416,8 @@ class FABertForSequenceClassification(FABertHead):
 
 class FABertForTokenClassification(FABertHead):
     """Classify every token. `labels` int [B, N], -100 = ignored; logits [B, N, L]."""
+
+    TOKEN_OUTPUTS = {"logits": 1, "hidden_states": 1}
 
     def __init__(self, config: FABertConfig):
         super().__init__(config)
@@ -415,7 +439,7 @@ class FABertForTokenClassification(FABertHead):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = None if labels is None else token_loss(logits, labels, current_shard())
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)
 
@@ -426,6 +450,8 @@ class FABertForQuestionAnswering(FABertHead):
     `start_positions` and `end_positions` are int [B] indices into the N tokens, of packed documents into its own;
     those outside are ignored by the loss.
     """
+
+    TOKEN_OUTPUTS = {"start_logits": 1, "end_logits": 1, "hidden_states": 1}
 
     def __init__(self, config: FABertConfig):
         super().__init__(config)
@@ -449,17 +475,19 @@ class FABertForQuestionAnswering(FABertHead):
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
+        shard = current_shard()
         start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(dim=2)
         if attention_mask is not None:
             # Padding must not share in the softmax over positions, or the loss would depend on its amount.
             padding, lowest = ~attention_mask.bool(), torch.finfo(start_logits.dtype).min
+            padding = padding if shard is None else shard.own(padding)
             start_logits = start_logits.masked_fill(padding, lowest)
             end_logits = end_logits.masked_fill(padding, lowest)
         loss = None
         if start_positions is not None and end_positions is not None:
             documents = self.documents(encoded, cu_seqlens)
             start_loss, end_loss = (
-                span_loss(logits, positions, documents)
+                span_loss(logits if shard is None else shard.gather(logits, dim=1), positions, documents)
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
             )
             loss = (start_loss + end_loss) / 2
@@ -507,7 +535,7 @@ class FABertForMultipleChoice(FABertHead):
             num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             inputs = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
         encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
-        scores = self.classifier(self.dropout(self.pool(encoded, inputs[1], cu_seqlens)))
+        scores = self.classifier(self.drop(self.pool(encoded, inputs[1], cu_seqlens)))
         if cu_seqlens is not None:
             num_choices = count_choices(len(scores), num_choices, labels)
         logits = scores.view(-1, num_choices)

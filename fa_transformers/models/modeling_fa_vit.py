@@ -37,7 +37,15 @@ from .fa_context import apply_context  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_mixer import build_mixer
 from .fa_packed import PackedDocuments  # noqa: F401
-from .modeling_fa import FAPreTrainedModel, check_mask, classification_loss, feed_forward_in_pieces, mean_over_real
+from .fa_sequence_parallel import Shard, current_shard, split_tokens
+from .modeling_fa import (
+    FAPreTrainedModel,
+    check_mask,
+    classification_loss,
+    feed_forward_in_pieces,
+    first_real_token,
+    mean_over_real,
+)
 
 
 class FAViTPatchEmbeddings(nn.Module):
@@ -65,10 +73,15 @@ class FAViTPatchEmbeddings(nn.Module):
         )
         return rows, columns
 
+    def rows_of(self, pixel_values: Tensor, rows: slice) -> Tensor:
+        """The pixels of some rows of patches."""
+        return pixel_values[:, :, rows.start * self.patch_shape[0] : rows.stop * self.patch_shape[0]]
+
     def forward(self, pixel_values: Tensor) -> Tensor:
-        rows, columns = self.grid_of(pixel_values)
         height, width = pixel_values.shape[2:]
-        bottom, right = rows * self.patch_shape[0] - height, columns * self.patch_shape[1] - width
+        bottom, right = -height % self.patch_shape[0], -width % self.patch_shape[1]
+        if height == 0:  # the part of a rank that has none: convolutions need a row
+            return self.projection(F.pad(pixel_values, (0, right, 0, self.patch_shape[0])))[:, :, :0]
         return self.projection(F.pad(pixel_values, (0, right, 0, bottom)))
 
 
@@ -103,7 +116,9 @@ class FAViTEmbeddings(nn.Module):
         bool_masked_pos: Tensor | None,
         interpolate_pos_encoding: bool | None,
         chunk_size: int | None = None,
+        shard: Shard | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
+        """With `shard`, the tokens and the grid are this rank's part."""
         grid = self.patch_embeddings.grid_of(pixel_values)
         batch, num_patches = pixel_values.shape[0], grid[0] * grid[1]
         masked = None if bool_masked_pos is None else self.check_masked(bool_masked_pos, (batch, num_patches))
@@ -114,6 +129,12 @@ class FAViTEmbeddings(nn.Module):
             positions = self.patch_positions(grid, interpolate_pos_encoding)
         registers = [] if self.register_tokens is None else [self.register_tokens]
         prefix = torch.cat([cls_token, *registers], dim=1).expand(batch, -1, -1)
+        if shard is not None:
+            own = slice(shard.rows.start * grid[1], shard.rows.stop * grid[1])
+            masked, positions = (None if whole is None else whole[:, own] for whole in (masked, positions))
+            pixel_values = self.patch_embeddings.rows_of(shard.enter(pixel_values), shard.rows)
+            prefix, grid = prefix[:, : shard.own_prefix], (shard.rows.stop - shard.rows.start, grid[1])
+            num_patches = grid[0] * grid[1]
         if chunk_size is None:
             patches = self.embed_patches(pixel_values, masked, positions)
             return self.dropout(torch.cat([prefix, patches], dim=1)), grid
@@ -123,10 +144,9 @@ class FAViTEmbeddings(nn.Module):
         def pieces() -> Iterator[Tensor]:
             yield prefix
             for rows in slices(0, grid[0], rows_at_once):
-                pixels = slice(*(edge * self.patch_embeddings.patch_shape[0] for edge in (rows.start, rows.stop)))
                 patches = slice(rows.start * grid[1], rows.stop * grid[1])
                 yield self.embed_patches(
-                    pixel_values[:, :, pixels],
+                    self.patch_embeddings.rows_of(pixel_values, rows),
                     *(None if whole is None else whole[:, patches] for whole in (masked, positions)),
                 )
 
@@ -168,7 +188,7 @@ class FAViTEmbeddings(nn.Module):
             )
             return table[:, rows[:, None], columns].flatten(1, 2)
         resized = F.interpolate(
-            table.permute(0, 3, 1, 2).float(),
+            table.permute(0, 3, 1, 2).to(torch.promote_types(table.dtype, torch.float32)),
             size=grid,
             mode="bicubic",
             align_corners=False,
@@ -192,9 +212,11 @@ class FAViTSelfAttention(nn.Module):
         """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
         return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int], shard: Shard | None = None
+    ) -> Tensor:
         query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
-        return self.mixer(query, key, value, mask, grid).transpose(1, 2).flatten(2)
+        return self.mixer(query, key, value, mask, grid, shard=shard).transpose(1, 2).flatten(2)
 
 
 class FAViTDense(nn.Module):
@@ -255,15 +277,21 @@ class FAViTLayer(GradientCheckpointingLayer):
         self.layer_scale2 = FAViTLayerScale(config) if has_scale else nn.Identity()
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, grid: tuple[int, int], chunk_size: int | None = None
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None,
+        grid: tuple[int, int],
+        chunk_size: int | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """With `chunk_size`, overwrites `hidden_states`."""
         if chunk_size is not None:
             attention = self.attention["attention"]
             return run_layer_in_chunks(
-                hidden_states, mask, chunk_size, attention, self.layernorm_before, self.finish, grid
+                hidden_states, mask, chunk_size, attention, self.layernorm_before, self.finish, grid, shard
             )
-        return self.finish(self.attention["attention"](self.layernorm_before(hidden_states), mask, grid), hidden_states)
+        mixed = self.attention["attention"](self.layernorm_before(hidden_states), mask, grid, shard)
+        return self.finish(mixed, hidden_states)
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
@@ -288,12 +316,13 @@ class FAViTEncoder(nn.Module):
         grid: tuple[int, int],
         output_hidden_states: bool,
         chunk_size: int | None = None,
+        shard: Shard | None = None,
     ) -> BaseModelOutput:
         collected = [hidden_states]
         for layer in self.layer:
             if chunk_size is not None and output_hidden_states:
                 hidden_states = hidden_states.clone()  # the layer overwrites what it gets
-            hidden_states = layer(hidden_states, mask, grid, chunk_size)
+            hidden_states = layer(hidden_states, mask, grid, chunk_size, shard)
             if output_hidden_states:
                 collected.append(hidden_states)
         return BaseModelOutput(
@@ -310,7 +339,7 @@ class FAViTPooler(nn.Module):
         self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
+        return self.activation(self.dense(first_real_token(hidden_states, None, current_shard())))
 
 
 class FAViTPreTrainedModel(FAPreTrainedModel):
@@ -383,9 +412,14 @@ class FAViTModel(FAViTPreTrainedModel):
         """
         check_chunk_size(chunk_size)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
-        embeddings, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, chunk_size)
-        mask = check_mask(attention_mask, embeddings.shape[:2], allow_holes=True)
-        encoded = self.encoder(embeddings, mask, grid, output_hidden_states, chunk_size)
+        rows, columns = self.embeddings.patch_embeddings.grid_of(pixel_values)
+        num_prefix = 1 + self.config.num_register_tokens
+        num_tokens = num_prefix + rows * columns
+        mask = check_mask(attention_mask, (len(pixel_values), num_tokens), allow_holes=True)
+        shard = split_tokens(pixel_values, num_tokens, mask, num_prefix, columns)
+        mask = mask if mask is None or shard is None else shard.own(mask)
+        embeddings, grid = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding, chunk_size, shard)
+        encoded = self.encoder(embeddings, mask, grid, output_hidden_states, chunk_size, shard)
         hidden_states, num_tokens = encoded.last_hidden_state, embeddings.shape[1]
         if chunk_size is None:
             hidden_states = self.layernorm(hidden_states)
@@ -414,8 +448,11 @@ class FAViTForImageClassification(FAViTPreTrainedModel):
 
     def pool(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """CLS, or the mean over the patches: [B, N, C] -> [B, C]."""
+        shard = current_shard()
         if self.config.classifier_pooling == "cls":
-            return hidden_states[:, 0]
+            return first_real_token(hidden_states, None, shard)
+        if shard is not None:
+            return mean_over_real(hidden_states, None if attention_mask is None else attention_mask.bool(), shard)
         first_patch = 1 + self.config.num_register_tokens
         mask = None if attention_mask is None else attention_mask[:, first_patch:].bool()
         return mean_over_real(hidden_states[:, first_patch:], mask)
@@ -449,6 +486,8 @@ class FAViTForMaskedImageModeling(FAViTPreTrainedModel):
 
     Source: Xie et al. 2022, "SimMIM", arXiv:2111.09886: the loss is the mean absolute error over masked pixels.
     """
+
+    TOKEN_OUTPUTS = {"reconstruction": 2, "hidden_states": 1}
 
     def __init__(self, config: FAViTConfig):
         super().__init__(config)
@@ -487,15 +526,23 @@ class FAViTForMaskedImageModeling(FAViTPreTrainedModel):
         height, width = pixel_values.shape[2:]
         stride = self.config.encoder_stride
         grid = (-(-height // stride), -(-width // stride))
-        first_patch = 1 + self.config.num_register_tokens
-        patches = encoded.last_hidden_state[:, first_patch:].transpose(1, 2).unflatten(2, grid)
-        reconstruction = self.decoder(patches)[:, :, :height, :width]
+        shard = current_shard()
+        rows = slice(0, grid[0]) if shard is None else shard.rows
+        num_prefix = 1 + self.config.num_register_tokens if shard is None else shard.own_prefix
+        patches = encoded.last_hidden_state[:, num_prefix:].transpose(1, 2)
+        patches = patches.unflatten(2, (rows.stop - rows.start, grid[1]))
+        if patches.shape[2] == 0:  # of a rank without tokens: convolutions need a row
+            patches = F.pad(patches, (0, 0, 0, 1))
+        pixels = slice(rows.start * stride, min(rows.stop * stride, height))
+        reconstruction = self.decoder(patches)[:, :, : pixels.stop - pixels.start, :width]
         loss = None
         if bool_masked_pos is not None:
             masked = bool_masked_pos.view(-1, 1, *grid).to(reconstruction.dtype)
             masked = masked.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[:, :, :height, :width]
-            difference = (pixel_values - reconstruction).abs() * masked
-            loss = difference.sum() / (masked.sum() + 1e-5) / self.config.num_channels
+            own = pixel_values if shard is None else shard.enter(pixel_values)
+            difference = (own[:, :, pixels] - reconstruction).abs() * masked[:, :, pixels]
+            difference = difference.sum() if shard is None else shard.sum(difference.sum())
+            loss = difference / (masked.sum() + 1e-5) / self.config.num_channels
         output = MaskedImageModelingOutput(
             loss=loss, reconstruction=reconstruction, hidden_states=encoded.hidden_states
         )
