@@ -4,6 +4,7 @@ from .attention_interface import supports
 from .block import FactorizedAttentionBlock
 from .card import ModelFacts
 from .convert import Conversion, convert_checkpoint, extend_positions, load_factorized
+from .lora import fa_lora_config
 from .memory import MemoryEstimate, estimate_memory
 from .models import (
     FABertConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "convert_checkpoint",
     "estimate_memory",
     "extend_positions",
+    "fa_lora_config",
     "factorized_attention",
     "load_factorized",
     "publish",

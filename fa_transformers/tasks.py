@@ -108,7 +108,7 @@ def load_data(args: argparse.Namespace) -> LabelledData:
         dataset = load_image_folder(args.image_folder, seed=args.seed)
         facts = _user_facts(args, args.image_folder.resolve().name)
     else:
-        loaded = _load_named(args.dataset_name, args.dataset_config_name)
+        loaded = load_named(args.dataset_name, args.dataset_config_name)
         if is_text:
             columns |= {"text_column": args.text_column_name, "label_separator": args.label_separator}
             dataset = encode_dataset(loaded, **columns)
@@ -124,7 +124,8 @@ def load_data(args: argparse.Namespace) -> LabelledData:
     return LabelledData(datasets.DatasetDict(kept), problem_type_of(dataset), names, facts, is_demo, stream)
 
 
-def _load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
+def load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
+    """A data set of the Hub, or the local folder of one."""
     if (Path(name) / "dataset_dict.json").is_file():
         return datasets.load_from_disk(name)
     loaded = datasets.load_dataset(name, config_name)

@@ -6,5 +6,5 @@ digit_canvas        generated images of 1,024 px and more, made from real handwr
 files               csv, json, jsonl, parquet: load_text_files, encode_dataset, tokenize_documents, DataError
 tables              what `files` reads with: one file or split, and where each row stands
 images              folders of images: load_image_folder, open_image, convert_image
-baselines           what to beat: majority_baseline, tfidf_baseline
+baselines           what to beat: majority_baseline, tfidf_baseline, tfidf_predictions
 """

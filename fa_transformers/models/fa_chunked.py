@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from .fa_context import ContextAccumulator, apply_context
-from .fa_mixer import FactorizedMixer
 from .fa_sequence_parallel import Shard
 
 
@@ -156,7 +155,7 @@ def _gather(
     """Pass over all keys and values; what comes back attends to them: queries [B, H, n, D] -> [B, H, n, D]."""
     mixer, num_tokens = attention.mixer, hidden_states.shape[1]
     chunks = slices(0, num_tokens, chunk_size)
-    if not isinstance(mixer, FactorizedMixer):
+    if not hasattr(mixer, "key_features"):  # its type may be that of a wrapper, such as peft's
         key, value = (
             join(
                 (attention.project(part, normalize(hidden_states[:, chunk])).transpose(1, 2) for chunk in chunks),
