@@ -7,11 +7,6 @@ from transformers import PreTrainedModel
 from .models.fa_mixer import FactorizedMixer
 from .models.modeling_fa import FAPreTrainedModel
 
-try:
-    from peft import LoraConfig
-except ImportError:
-    LoraConfig = None  # type: ignore[assignment, misc]
-
 ATTENTION_PROJECTIONS = r".*\.attention\..*\b(query|key|value|dense)"
 """All four linear layers of every attention, by their full names; the feed-forward layers are left out."""
 
@@ -37,8 +32,12 @@ def fa_lora_config(model: PreTrainedModel, *, r: int = 8, lora_alpha: int | None
         ModuleNotFoundError: peft is not installed.
         TypeError: `model` is not an FA model.
     """
-    if LoraConfig is None:
-        raise ModuleNotFoundError("`fa_lora_config` needs peft, which is not installed: pip install 'peft>=0.18.1'")
+    try:
+        from peft import LoraConfig  # only here: it takes a second to import
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "`fa_lora_config` needs peft, which is not installed: pip install 'peft>=0.18.1'"
+        ) from error
     if not isinstance(model, FAPreTrainedModel):
         raise TypeError(
             f"`model` must be an FA model, as `load_factorized` gives it, got {type(model).__name__}; call this before "

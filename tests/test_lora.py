@@ -1,11 +1,13 @@
 """The LoRA preset trains little and what is new, is saved and merged without loss, and keeps every way of running."""
 
+import sys
+
 import pytest
 import torch
 from tiny_models import HEAD_IDS, HEADS, OPTION_SETS, as_float64, build, inputs_of, loss_of, outputs_of
 from transformers import BertConfig, BertForSequenceClassification
 
-from fa_transformers import FABertConfig, FABertForSequenceClassification, fa_lora_config, lora
+from fa_transformers import FABertConfig, FABertForSequenceClassification, fa_lora_config
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
@@ -80,6 +82,6 @@ def test_other_models_are_refused():
 
 
 def test_missing_peft_is_named(monkeypatch):
-    monkeypatch.setattr(lora, "LoraConfig", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         fa_lora_config(build(FABertConfig, FABertForSequenceClassification))
