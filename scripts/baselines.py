@@ -93,6 +93,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--folds must be 0, or at least 3 (train, validation, test), got {args.folds}.")
     if args.group_column and not args.folds:
         raise ValueError("--group_column says what a fold must not cut: give --folds too.")
+    if args.streaming:
+        raise ValueError(
+            "--streaming gives rows once and in order; folds and equal budgets need all of them: leave it out."
+        )
     if args.train_file and args.dataset_name:
         raise ValueError("--train_file and --dataset_name are two sources of data; give one.")
     for name in ("seeds", "fa_lengths"):
