@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
 
 from fa_transformers import arguments, recovery
-from fa_transformers.checkpointing import list_checkpoints, prepare_output_dir, write_json
+from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir, write_json
 from fa_transformers.convert import load_factorized
 from fa_transformers.distillation import (
     AttentionTransfer,
@@ -32,6 +32,7 @@ from fa_transformers.distillation import (
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.models.configuration_fa import FactorizedConfig
 from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
 from fa_transformers.stock_checkpoints import find_auto_class
 from fa_transformers.tasks import count_patches
@@ -170,6 +171,7 @@ def distill(args, student: PreTrainedModel, teacher: PreTrainedModel, data, acce
 def main(args: argparse.Namespace) -> dict:
     recovery.check_arguments(args)
     accelerator = make_accelerator(args)
+    args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed)
     source = resolve_checkpoint(args.model_name_or_path)
     teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
@@ -200,15 +202,16 @@ def main(args: argparse.Namespace) -> dict:
     stages = distill(args, student, teacher, data, accelerator)
     seconds = time.perf_counter() - started
     receipt = recovery.build_receipt(args, student, stages, before, compare(), seconds)
-    accelerator.end_training()
+    accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
         recovery.publish_student(args, student, processor, receipt, data.facts)
         write_json(args.output_dir / recovery.RECEIPT_FILE, receipt)
         recovery.print_receipt(receipt)
         print(json.dumps(receipt, ensure_ascii=False))
-    accelerator.wait_for_everyone()
     return receipt
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    parsed = parse_args()
+    with report_lost_processes(parsed.ddp_timeout):
+        main(parsed)

@@ -283,3 +283,16 @@ def test_a_process_that_hangs_stops_the_others_within_the_time_out(tmp_path):
     ran = start_two_processes(tmp_path, "hang", "--ddp_timeout", "20")
     assert "ProcessLost: Process 0 stops" in ran.stderr and "Timed out waiting 20000ms" in ran.stderr
     assert ran.returncode == 0 and json.loads(ran.stdout.splitlines()[-1])["steps"] == 8
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_of_two_processes_loads_in_one_and_in_two(tmp_path):
+    command = [sys.executable, TESTS / "shard_checkpoints.py", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout.splitlines()[-1])
+    assert report["weights"] == ["model.safetensors"] and report["final"] == 0.0
+    for num_processes in (1, 2):
+        saved, after_a_step = report[f"loaded by {num_processes}"]
+        # Both processes have the same batch, whose gradients halve and add up exactly: weights, moments and step too.
+        assert saved == 0.0 and after_a_step == 0.0
