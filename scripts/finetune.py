@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> dict:
         changes = {"image_size": LOW_RESOLUTION_PX, "resume_from_checkpoint": resume}
         small = fit(argparse.Namespace(**vars(args) | changes), data, accelerator, folder)
         rivals[f"the same at {LOW_RESOLUTION_PX} px"] = small["scores"]
-    accelerator.end_training()
+    accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
         rivals |= results.score_baselines(data)
         summary = results.summarise(args, data, fitted, rivals)
@@ -232,7 +232,6 @@ def main(args: argparse.Namespace) -> dict:
         if args.push_to_hub:
             repo_id = args.hub_model_id or args.output_dir.resolve().name
             push_folder(args.output_dir, repo_id, private=args.hub_private, token=args.hub_token)
-    accelerator.wait_for_everyone()
     return summary
 
 

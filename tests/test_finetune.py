@@ -387,7 +387,9 @@ def test_a_signal_saves_a_checkpoint_that_the_printed_flag_resumes(num_workers, 
 def test_two_real_processes_train_one_model_and_score_every_example_once(packing, tmp_path, tiny_bert):
     flags = [*text_flags(tmp_path, tiny_bert), "--max_steps", 3, "--classifier_pooling", "mean", *packing]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    output, errors = finish(start_script(*flags, launcher=launcher), 240)
+    process = start_script(*flags, launcher=launcher)
+    output, errors = finish(process, 240)
+    assert process.returncode == 0, errors
     results = json.loads(output.splitlines()[-1])
     assert "2 processes" in output, errors
     assert results["num_examples"] == 9 and results["steps"] == 3
