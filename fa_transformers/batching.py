@@ -65,6 +65,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.shuffle = shuffle
         self.seed = seed
         self.num_processes = num_processes
+        self._planned_processes = num_processes
+        self._batches_per_step = num_processes
         self.short_epochs = short_epochs
         self.short_length = short_length
         self.epoch = 0
@@ -72,6 +74,18 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
+        """Make the batches that a run on `planned_processes` has, for this sampler's processes to share.
+
+        Where the last step of an epoch holds too few batches for all processes, its largest ones are halved; where it
+        holds fewer examples than processes, one is repeated, for batches already trained on can't change any more.
+
+        Args:
+            batches_per_step: batches of all processes in an optimiser step, a multiple of both numbers of processes.
+        """
+        self._planned_processes, self._batches_per_step = planned_processes, batches_per_step
+        self._cached = None
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self.batches(self.epoch)
@@ -88,9 +102,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
     def count_tokens(self, epoch: int, batch: int) -> int:
-        """Real tokens of the batches that all processes together hold at position `batch` of each one's epoch."""
-        first = batch * self.num_processes
-        together = self.batches(epoch)[first : first + self.num_processes]
+        """Real tokens of the batches that all processes hold at once, the first of them being number `batch`."""
+        together = self.batches(epoch)[batch : batch + self.num_processes]
         lengths = self.lengths_in(epoch)
         return int(sum(lengths[indices].sum() for indices in together))
 
@@ -121,16 +134,29 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             order = order[np.argsort(lengths[order] * jitter, kind="stable")]
         batches = self._pack(order, lengths)
         self._even_out(batches, lengths)
-        if not self.shuffle:
-            return batches
-        steps = [batches[start : start + self.num_processes] for start in range(0, len(batches), self.num_processes)]
-        return [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+        if self.shuffle:
+            together = self._planned_processes
+            steps = [batches[start : start + together] for start in range(0, len(batches), together)]
+            batches = [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+        self._share_last_step(batches)
+        return batches
+
+    def _share_last_step(self, batches: list[list[int]]) -> None:
+        """Let each process have a batch of the last step, in place, where the plan is one for fewer processes."""
+        while len(batches) % self.num_processes:
+            start = len(batches) // self._batches_per_step * self._batches_per_step
+            largest = max(range(start, len(batches)), key=lambda index: len(batches[index]))
+            batch = batches[largest]
+            # A step's gradient is a mean, which a repeated example leaves near to what it was.
+            halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]] if len(batch) > 1 else [batch, batch]
+            batches[largest : largest + 1] = halves
 
     def _even_out(self, batches: list[list[int]], lengths: np.ndarray) -> None:
-        """Make the number of batches a multiple of the processes, in place."""
-        remainder = len(batches) % self.num_processes
-        can_split = len(batches) - remainder + self.num_processes <= len(self.lengths)
-        while len(batches) % self.num_processes:
+        """Make the number of batches a multiple of the planned processes, in place."""
+        planned = self._planned_processes
+        remainder = len(batches) % planned
+        can_split = len(batches) - remainder + planned <= len(self.lengths)
+        while len(batches) % planned:
             if can_split:
                 largest = max(range(len(batches)), key=lambda index: len(batches[index]))
                 batch = batches[largest]
@@ -199,11 +225,16 @@ def count_update_steps(
 
 
 def epoch_batches(
-    loader: DataLoaderShard, sampler: LengthGroupedBatchSampler, epoch: int, first_batch: int = 0
+    loader: DataLoaderShard, sampler: LengthGroupedBatchSampler, epoch: int, num_finished: int = 0
 ) -> DataLoader:
-    """The prepared `loader`, set to `epoch`, starting at batch `first_batch` of this process."""
-    if first_batch:
-        loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
+    """The prepared `loader`, set to `epoch`, from where all processes together have finished `num_finished` batches.
+
+    Those batches are left out of the sampler's list of indices: no example of theirs is loaded.
+    """
+    if num_finished:
+        loader = skip_first_batches(
+            loader, num_finished // sampler.num_processes
+        )  # a new loader, which counts its epochs from 0
     # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
     loader.set_epoch(epoch)
     sampler.set_epoch(epoch)

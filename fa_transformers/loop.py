@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from . import results
 from .batching import LengthGroupedBatchSampler, count_update_steps, epoch_batches
-from .checkpointing import StopRequest, TrainingState, resume_run, save_checkpoint
+from .checkpointing import StopRequest, TrainingState, load_best, resume_run, save_checkpoint
 from .training import ProgressMeter
 
 
@@ -53,9 +53,11 @@ def run_training(
         run's state.
     """
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
+    settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
+    state = TrainingState(settings, accelerator.num_processes)
     if args.resume_from_checkpoint:
-        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
+        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, settings)
+        sampler.keep_plan(state.settings["num_processes"], state.num_processes * args.gradient_accumulation_steps)
     meter = ProgressMeter(accelerator, max_steps, state)
     model.train()
     with StopRequest(accelerator, meter.write) as stop:
@@ -102,5 +104,5 @@ def run_training(
                     break
     meter.close()
     if args.load_best_model_at_end and state.best_step not in (None, state.step):
-        accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
+        load_best(accelerator, output_dir / f"checkpoint-{state.best_step}")
     return model, state

@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from .batching import LengthGroupedBatchSampler, make_loader
 from .checkpointing import TrainingState
 from .data.files import count_cores
+from .processes import meet_after_restart
 
 Batch = TypeVar("Batch")
 
@@ -46,6 +49,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     The schedule is stepped by the loop, once per optimiser step whatever the number of processes.
     """
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    timeout = timedelta(seconds=args.ddp_timeout)
+    meet_after_restart(timeout)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
@@ -53,6 +58,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     use_cpu_threads(accelerator, args.num_threads)
     return accelerator
@@ -155,8 +161,8 @@ class ProgressMeter:
     """Progress bar over optimiser steps with loss, tokens per second, the share of the time that was spent waiting for
     data, and remaining time; silent off the main process.
 
-    Keeps `tokens`, `seconds` and `data_wait_seconds` of the run's state, which go on where a resumed run stopped. The
-    loss shown is a running mean over about the last 20 batches of this process.
+    Keeps `tokens`, `seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where a resumed run
+    stopped.
     """
 
     def __init__(self, accelerator: Accelerator, max_steps: int, state: TrainingState):
@@ -169,7 +175,6 @@ class ProgressMeter:
             disable=not accelerator.is_main_process,
         )
         self.state = state
-        self.loss: float | None = None
         self._started = time.perf_counter() - state.seconds
 
     @contextmanager
@@ -202,12 +207,13 @@ class ProgressMeter:
                 f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
                 "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
             )
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        mean = self.state.mean_loss
+        self.state.mean_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
         self.state.tokens += num_tokens
 
     def finish_step(self) -> None:
         self.state.seconds = time.perf_counter() - self._started
-        figures = {"loss": f"{self.loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
+        figures = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
         self.bar.set_postfix(figures | {"data_wait": f"{self.state.data_wait_share:.1%}"}, refresh=False)
         self.bar.update(1)
 
@@ -219,7 +225,7 @@ class ProgressMeter:
     def values(self) -> dict[str, float | None]:
         """For the tracker."""
         return {
-            "loss": self.loss,
+            "loss": self.state.mean_loss,
             "tokens_per_second": self.tokens_per_second,
             "data_wait_share": self.state.data_wait_share,
         }
