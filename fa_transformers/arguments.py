@@ -122,6 +122,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="autocast type; auto = bf16 where the device is fast at it; unset = accelerate's config, else no",
     )
     add("--num_threads", type=int, help="CPU threads of each process; 0 = all cores, shared by the processes")
+    add("--ddp_timeout", type=int, default=1800, help="seconds that processes wait for a silent one before they stop")
     add("--dataloader_num_workers", type=int, help="processes that load data; 0 = none but this; unset = as is best")
     add("--seed", type=int, help="seed of weights, order, dropout and augmentation")
     group = parser.add_argument_group("evaluation and checkpoints")
@@ -132,7 +133,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load_best_model_at_end", action=argparse.BooleanOptionalAction, help="end with the best weights")
     add("--metric_for_best_model", help="validation score to compare; unset = accuracy, for regression mse")
     add("--early_stopping_patience", type=int, help="evaluations without gain after which to stop; 0 = never")
-    add("--resume_from_checkpoint", help="checkpoint folder, or 'last' for the newest of --output_dir")
+    add(
+        "--resume_from_checkpoint",
+        help="checkpoint folder, 'last' for the newest sound one of --output_dir, or 'auto' = last if any",
+    )
     add("--output_dir", type=Path, help="folder for the model, checkpoints and reports")
     add("--overwrite_output_dir", action="store_true", help="replace an earlier run's checkpoints and files")
     add("--report_to", help="any tracker of Accelerate by name, or 'none'")
@@ -180,7 +184,7 @@ def command_line(script: str, flags: Sequence[str]) -> str:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    for name in (*positive, "logging_steps", "num_train_epochs", "learning_rate"):
+    for name in (*positive, "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     optional = ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 class BatchSource(Protocol):
     """What `run_training` draws batches from: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
 
-    `batch` counts batches of one process within `epoch`; a stream speaks of the batch in hand, whatever they say.
+    `batch` counts batches of all processes within `epoch`; a stream speaks of the batch in hand, whatever they say.
     """
 
     @property
@@ -27,7 +27,9 @@ class BatchSource(Protocol):
     @property
     def extent(self) -> str: ...
 
-    def epoch_batches(self, loader: DataLoader, epoch: int, first_batch: int = 0) -> Iterable[dict]: ...
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None: ...
+
+    def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> Iterable[dict]: ...
 
     def count_tokens(self, epoch: int, batch: int) -> int: ...
 
@@ -88,6 +90,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         self.shuffle = shuffle
         self.seed = seed
         self.num_processes = num_processes
+        self._planned_processes = num_processes
+        self._batches_per_step = num_processes
         self.short_epochs = short_epochs
         self.short_length = short_length
         self.epoch = 0
@@ -95,6 +99,18 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
+        """Make the batches that a run on `planned_processes` has, for this sampler's processes to share.
+
+        Where the last step of an epoch holds too few batches for all processes, its largest ones are halved; where it
+        holds fewer examples than processes, one is repeated, for batches already trained on can't change any more.
+
+        Args:
+            batches_per_step: batches of all processes in an optimiser step, a multiple of both numbers of processes.
+        """
+        self._planned_processes, self._batches_per_step = planned_processes, batches_per_step
+        self._cached = None
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self.batches(self.epoch)
@@ -115,26 +131,28 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         """For a message: how much there is."""
         return f"{len(self.lengths)} examples, {len(self) // self.num_processes} batches an epoch"
 
-    def epoch_batches(self, loader: DataLoader, epoch: int, first_batch: int = 0) -> DataLoader:
-        """The prepared `loader` of these batches, set to `epoch`, starting at batch `first_batch` of this process."""
-        if first_batch:
-            loader = skip_first_batches(loader, first_batch)  # a new loader, which counts its epochs from 0
+    def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> DataLoader:
+        """The prepared `loader` of these batches, set to `epoch`; `num_finished` batches of all processes are done.
+
+        Those are left out of the list of indices: no example of theirs is loaded.
+        """
+        if num_finished:
+            # A new loader, which counts its epochs from 0.
+            loader = skip_first_batches(loader, num_finished // self.num_processes)
         # Both: Accelerate forwards the epoch to our sampler only when one process runs, and overwrites it then.
         loader.set_epoch(epoch)  # type: ignore[attr-defined]  # Accelerate's loaders have it
         self.set_epoch(epoch)
         return loader
 
     def count_tokens(self, epoch: int, batch: int) -> int:
-        """Real tokens of the batches that all processes together hold at position `batch` of each one's epoch."""
-        first = batch * self.num_processes
-        together = self.batches(epoch)[first : first + self.num_processes]
+        """Real tokens of the batches that all processes hold at once, the first of them being number `batch`."""
+        together = self.batches(epoch)[batch : batch + self.num_processes]
         lengths = self.lengths_in(epoch)
         return int(sum(lengths[indices].sum() for indices in together))
 
     def count_examples(self, epoch: int, batch: int) -> int:
         """Examples of the same batches."""
-        first = batch * self.num_processes
-        return sum(map(len, self.batches(epoch)[first : first + self.num_processes]))
+        return sum(map(len, self.batches(epoch)[batch : batch + self.num_processes]))
 
     def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
         """Factor for the mean loss of this process's batch that makes every example of an optimiser step count alike.
@@ -143,11 +161,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         mean over the step's examples only where all batches hold equally many and the step is complete, so each loss is
         multiplied by examples of the batch x gradient_accumulation_steps x processes / examples of the step.
         """
-        batches, first = self.batches(epoch), batch * self.num_processes
-        per_step = self.num_processes * gradient_accumulation_steps
-        start = first - first % per_step
+        batches, per_step = self.batches(epoch), self.num_processes * gradient_accumulation_steps
+        start = batch - batch % per_step
         in_step = sum(map(len, batches[start : start + per_step]))
-        return len(batches[first + process_index]) * per_step / in_step
+        return len(batches[batch + process_index]) * per_step / in_step
 
     def lengths_in(self, epoch: int) -> np.ndarray:
         """Length of each example in `epoch`, in tokens."""
@@ -176,16 +193,29 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             order = order[np.argsort(lengths[order] * jitter, kind="stable")]
         batches = self._pack(order, lengths)
         self._even_out(batches, lengths)
-        if not self.shuffle:
-            return batches
-        steps = [batches[start : start + self.num_processes] for start in range(0, len(batches), self.num_processes)]
-        return [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+        if self.shuffle:
+            together = self._planned_processes
+            steps = [batches[start : start + together] for start in range(0, len(batches), together)]
+            batches = [batch for step in random.permutation(len(steps)) for batch in steps[step]]
+        self._share_last_step(batches)
+        return batches
+
+    def _share_last_step(self, batches: list[list[int]]) -> None:
+        """Let each process have a batch of the last step, in place, where the plan is one for fewer processes."""
+        while len(batches) % self.num_processes:
+            start = len(batches) // self._batches_per_step * self._batches_per_step
+            largest = max(range(start, len(batches)), key=lambda index: len(batches[index]))
+            batch = batches[largest]
+            # A step's gradient is a mean, which a repeated example leaves near to what it was.
+            halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]] if len(batch) > 1 else [batch, batch]
+            batches[largest : largest + 1] = halves
 
     def _even_out(self, batches: list[list[int]], lengths: np.ndarray) -> None:
-        """Make the number of batches a multiple of the processes, in place."""
-        remainder = len(batches) % self.num_processes
-        can_split = len(batches) - remainder + self.num_processes <= len(self.lengths)
-        while len(batches) % self.num_processes:
+        """Make the number of batches a multiple of the planned processes, in place."""
+        planned = self._planned_processes
+        remainder = len(batches) % planned
+        can_split = len(batches) - remainder + planned <= len(self.lengths)
+        while len(batches) % planned:
             if can_split:
                 largest = max(range(len(batches)), key=lambda index: len(batches[index]))
                 batch = batches[largest]

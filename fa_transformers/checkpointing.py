@@ -1,11 +1,15 @@
 """Checkpoints that appear by rename only, the state that makes a run resumable, and Ctrl-C.
 
 A checkpoint is a folder `checkpoint-STEP` with Accelerate's state (weights, optimiser, scheduler, random generators of
-every process) and `training_state.json`: the step, the epoch and the batch to go on with, and the best score so far.
+every process), `training_state.json`: the step, the epoch and the batch to go on with, and the best score so far, and
+`manifest.json`, by which damage is noticed. No state of a data loader is needed: the batches of an epoch are a pure
+function of (lengths, settings, seed, epoch), so a resumed run takes up their list at the batch that is next, and loads
+none of those before it.
 """
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -16,8 +20,12 @@ from types import FrameType
 from typing import Self
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
 
+from .manifest import find_damage, write_manifest
 from .metrics import LOWER_IS_BETTER
+from .processes import ProcessFailed, run_together, was_restarted
 
 STATE_FILE = "training_state.json"
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -29,20 +37,24 @@ class CheckpointError(RuntimeError):
 
 @dataclasses.dataclass
 class TrainingState:
-    """Where a run stands. `settings` are those that decide the order of the batches: a resumed run must have the same.
+    """Where a run stands. `settings` are those that decide the order of the batches: a resumed run must have the same,
+    and keeps the first run's `num_processes` and `gradient_accumulation_steps` among them.
 
-    `epoch` and `batch` count finished epochs and, within the current one, finished batches of one process. `tokens` are
-    real tokens over all processes, `seconds` the time spent on them, `data_wait_seconds` the part of it in which this
-    process waited for its next batch.
+    `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
+    one, finished batches of all processes together. `tokens` are real tokens over all processes, `seconds` the time
+    spent on them, `data_wait_seconds` the part of it in which this process waited for its next batch.
+    `mean_loss` is a running mean over about the last 20 batches of the main process.
     """
 
     settings: dict
+    num_processes: int = 1
     step: int = 0
     epoch: int = 0
     batch: int = 0
     tokens: int = 0
     seconds: float = 0.0
     data_wait_seconds: float = 0.0
+    mean_loss: float | None = None
     best_score: float | None = None
     best_loss: float | None = None
     best_step: int | None = None
@@ -55,8 +67,8 @@ class TrainingState:
         return self.data_wait_seconds / max(self.seconds, 1e-9)
 
     def finish_batch(self, epoch_ends: bool) -> None:
-        """Move on to the next batch, which is the first of the next epoch where `epoch_ends`."""
-        self.epoch, self.batch = (self.epoch + 1, 0) if epoch_ends else (self.epoch, self.batch + 1)
+        """Move every process on to its next batch, which is the first of the next epoch where `epoch_ends`."""
+        self.epoch, self.batch = (self.epoch + 1, 0) if epoch_ends else (self.epoch, self.batch + self.num_processes)
 
     def record_score(self, scores: dict, metric: str) -> bool:
         """Note an evaluation at the present step; True where its `metric` beats every earlier one.
@@ -87,8 +99,8 @@ class TrainingState:
 def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> None:
     """Make sure that `output_dir` exists, can be written, and holds nothing that the run would mix with.
 
-    Leftovers of a save that was cut short are removed. With `overwrite`, the earlier run's checkpoints are deleted, so
-    that they aren't mistaken for this run's; other files are replaced by name when this run ends.
+    Leftovers of a save or a deletion that was cut short are removed. With `overwrite`, the earlier run's checkpoints
+    are deleted, so that they aren't mistaken for this run's; other files are replaced by name when this run ends.
 
     Raises:
         FileExistsError: the folder holds files, and neither `overwrite` nor `resume` was asked for.
@@ -111,8 +123,8 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
         )
-    for checkpoint in [*output_dir.glob("checkpoint-*"), *output_dir.glob("at_*_px/checkpoint-*")]:
-        if _CHECKPOINT_NAME.fullmatch(checkpoint.name):
+    for checkpoint in [*output_dir.glob("*checkpoint-*"), *output_dir.glob("at_*_px/*checkpoint-*")]:
+        if _CHECKPOINT_NAME.fullmatch(checkpoint.name.removeprefix("damaged-")):
             shutil.rmtree(checkpoint)
 
 
@@ -126,26 +138,54 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
-    """The folder that `--resume_from_checkpoint` means: a path, or "last" for the newest one of `output_dir`.
+def choose_resume(resume_from: str | None, output_dir: Path) -> str | None:
+    """`--resume_from_checkpoint` as given, or "auto" where torchrun restarted the processes after a failure.
+
+    A run that began from a checkpoint elsewhere does so again, unless it has saved its own by then. Every process must
+    call this, before the main one changes `output_dir`.
+    """
+    has_own = run_together(lambda: bool(list_checkpoints(output_dir)))[0]
+    return "auto" if was_restarted() and (resume_from is None or has_own) else resume_from
+
+
+def find_checkpoint(resume_from: str, output_dir: Path, announce: Callable[[str], None] = print) -> Path | None:
+    """The folder that `--resume_from_checkpoint` means: a path, "last" for the newest sound one of `output_dir`, or
+    "auto" for the same, or None where `output_dir` holds none.
+
+    Damaged ones that are newer get the name `damaged-checkpoint-STEP`, out of the way of those that follow, and are
+    announced with what is wrong.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or none that is sound.
     """
-    if resume_from == "last":
-        checkpoints = list_checkpoints(output_dir)
-        if not checkpoints:
+    if resume_from not in ("last", "auto"):
+        path = Path(resume_from)
+        if not (path / STATE_FILE).is_file():
             raise CheckpointError(
-                f"--resume_from_checkpoint last: {output_dir} holds no checkpoint. Give the right --output_dir, or "
-                "leave the flag out to start anew."
+                f"--resume_from_checkpoint {path}: no {STATE_FILE} there, so it is not a checkpoint of this script."
             )
-        return checkpoints[-1]
-    path = Path(resume_from)
-    if not (path / STATE_FILE).is_file():
-        raise CheckpointError(
-            f"--resume_from_checkpoint {path}: no {STATE_FILE} there, so it is not a checkpoint of this script."
-        )
-    return path
+        if (damage := find_damage(path)) is not None:
+            raise CheckpointError(f"--resume_from_checkpoint {path} is damaged: {damage}. Use an older checkpoint.")
+        return path
+    damaged: dict[Path, str] = {}
+    for checkpoint in reversed(list_checkpoints(output_dir)):
+        if (damage := find_damage(checkpoint)) is None:
+            for newer, reason in damaged.items():
+                aside = newer.with_name(f"damaged-{newer.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                newer.rename(aside)
+                announce(f"{newer} is damaged: {reason}. It is now {aside.name}; resuming from {checkpoint.name}.")
+            return checkpoint
+        damaged[checkpoint] = damage
+    if damaged:
+        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
+        raise CheckpointError(f"Every checkpoint of {output_dir} is damaged ({reasons}). Start anew in another folder.")
+    if resume_from == "auto":
+        return None
+    raise CheckpointError(
+        f"--resume_from_checkpoint last: {output_dir} holds no checkpoint. Give the right --output_dir, or leave the "
+        "flag out to start anew."
+    )
 
 
 def save_checkpoint(
@@ -153,51 +193,79 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoint-STEP` and delete the oldest ones beyond `save_total_limit`, never the best one nor this one.
 
-    Every process must call this. The folder is written under a temporary name, flushed to disk and renamed.
+    Every process must call this. The folder is written under a temporary name with its manifest, flushed to disk, read
+    back, and renamed; only then older ones are deleted.
 
     Raises:
-        CheckpointError: writing failed, or the folder exists; nothing half-written remains and earlier checkpoints are
-            untouched.
+        CheckpointError: writing failed on any process, or the folder exists; raised on all. Nothing half-written
+            remains and earlier checkpoints are untouched.
     """
     target = output_dir / f"checkpoint-{state.step}"
     temporary = output_dir / f".checkpoint-{state.step}.tmp"
+    is_main = accelerator.is_main_process
     try:
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_json(temporary / STATE_FILE, dataclasses.asdict(state))
-            _flush(temporary)
-            temporary.rename(target)
-            _flush_folder(output_dir)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        run_together(lambda: shutil.rmtree(temporary, ignore_errors=True) if is_main else None)
+        run_together(lambda: _save_state(accelerator, temporary))
+        run_together(lambda: _complete(temporary, target, state) if is_main else None)
+    except ProcessFailed as error:
         # safetensors and torch.save report a full disk by exceptions of their own, which aren't OSErrors.
-        if not isinstance(error, Exception):
-            raise
+        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"Can't save {target}: {error}. Nothing half-written was left. {_free_space(output_dir)} Free some "
             "space or choose another --output_dir, then resume from the newest checkpoint."
         ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and save_total_limit is not None:
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if is_main and save_total_limit is not None:
         keep = {target, output_dir / f"checkpoint-{state.best_step}"}
         removable = [path for path in list_checkpoints(output_dir) if path not in keep]
         num_kept = len(list_checkpoints(output_dir)) - len(removable)
         for path in removable[: len(removable) - max(0, save_total_limit - num_kept)]:
-            shutil.rmtree(path)
+            doomed = path.rename(output_dir / f".{path.name}.tmp")  # at once: half a checkpoint must not keep its name
+            shutil.rmtree(doomed)
     return target
 
 
-def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, settings: dict) -> TrainingState:
-    """Continue from `resume_from`, as `find_checkpoint` and `load_checkpoint` say.
+def _save_state(accelerator: Accelerator, folder: Path) -> None:
+    def unwrap(models: list[nn.Module], weights: list[dict], output_dir: str) -> None:
+        # Else the names would begin with DDP's "module.", and one process could not read what two have written. FSDP
+        # and DeepSpeed write their weights themselves.
+        weights[:] = [accelerator.get_state_dict(model) for model in models[: len(weights)]]
 
-    The run's best checkpoint is copied where `output_dir` is another folder; where it was not kept, the best score is
-    forgotten.
+    hook = accelerator.register_save_state_pre_hook(unwrap)
+    try:
+        accelerator.save_state(str(folder))
+    finally:
+        hook.remove()
+
+
+def _complete(temporary: Path, target: Path, state: TrainingState) -> None:
+    write_json(temporary / STATE_FILE, dataclasses.asdict(state))
+    write_manifest(temporary)
+    _flush(temporary)
+    if (damage := find_damage(temporary)) is not None:
+        raise CheckpointError(f"what was written does not read back: {damage}")
+    temporary.rename(target)
+    _flush_folder(target.parent)
+
+
+def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, settings: dict) -> TrainingState:
+    """Continue from `resume_from`, as `find_checkpoint` and `load_checkpoint` say; anew where that finds none.
+
+    The run's best checkpoint is copied where `output_dir` is another folder; where it was not kept or is damaged, the
+    best score is forgotten.
 
     Raises:
         CheckpointError: as those two; or `output_dir` holds newer checkpoints, which the run would mix with.
     """
-    checkpoint = find_checkpoint(resume_from, output_dir)
+    is_main = accelerator.is_main_process
+    try:
+        checkpoint = run_together(lambda: find_checkpoint(resume_from, output_dir) if is_main else None)[0]
+    except ProcessFailed as error:
+        raise CheckpointError(str(error)) from error
+    if checkpoint is None:
+        return TrainingState(settings, accelerator.num_processes)
     state = load_checkpoint(accelerator, checkpoint, settings)
     newer = [path.name for path in list_checkpoints(output_dir) if _step_of(path) > state.step]
     if newer:
@@ -205,20 +273,33 @@ def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, set
             f"{output_dir} holds {newer[-1]}, which is newer than {checkpoint}: a run that goes on from the older one "
             "would mix with it. Use --resume_from_checkpoint last, or another --output_dir."
         )
-    best = f"checkpoint-{state.best_step}"
-    source = checkpoint.parent / best
-    if state.best_step is not None and not (source.is_dir() or (output_dir / best).is_dir()):
+    best = checkpoint.with_name(f"checkpoint-{state.best_step}")
+    if state.best_step is not None and not run_together(lambda: not is_main or _keep_best(best, output_dir))[0]:
         state.best_score = state.best_loss = state.best_step = None
-    elif state.best_step is not None and not (output_dir / best).is_dir() and accelerator.is_main_process:
-        temporary = output_dir / f".{best}.tmp"
-        shutil.copytree(source, temporary)
-        temporary.rename(output_dir / best)
-    accelerator.wait_for_everyone()
     return state
+
+
+def _keep_best(best: Path, output_dir: Path) -> bool:
+    """Whether the best checkpoint is sound; it is copied to `output_dir` where it lies elsewhere."""
+    kept = output_dir / best.name
+    source = kept if kept.is_dir() else best
+    damage = find_damage(source) if source.is_dir() else "it was not kept"
+    if damage is not None:
+        print(f"{source}, the best checkpoint so far, can't be used: {damage}. The next evaluation starts afresh.")
+    elif source != kept:
+        temporary = output_dir / f".{best.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        temporary.rename(kept)
+    return damage is None
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) -> TrainingState:
     """Load a checkpoint into what `accelerator` has prepared, and return its state.
+
+    The number of processes may differ from the run that saved it where num_processes x gradient_accumulation_steps is
+    the same: the batches of every optimiser step stay the same, and so do weights, optimiser and schedule. Random
+    numbers (dropout) are then drawn anew, from seed, step and process.
 
     Raises:
         CheckpointError: it can't be read, or it was made with other `settings`, so that the batches would differ.
@@ -227,13 +308,56 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
         state = TrainingState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / STATE_FILE} can't be read: {error}. Use an older checkpoint.") from error
-    for name in sorted(settings.keys() | state.settings.keys()):
-        before, now = state.settings.get(name), settings.get(name)
-        if before != now:
+    _check_settings(checkpoint, state.settings, settings)
+    _load_state(accelerator, checkpoint)
+    if state.num_processes != accelerator.num_processes:
+        state.num_processes = accelerator.num_processes
+        accelerator.step = state.batch // state.num_processes
+        set_seed(state.settings.get("seed", 0) + state.step, device_specific=True)
+    return state
+
+
+def load_best(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Load the weights, and what else Accelerate keeps, of a run's best checkpoint, at its end.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    damage = run_together(lambda: find_damage(checkpoint) if accelerator.is_main_process else None)[0]
+    if damage is not None:
+        raise CheckpointError(
+            f"{checkpoint}, the best of this run, is damaged: {damage}. Finish with the last weights by "
+            "--resume_from_checkpoint last --no-load_best_model_at_end."
+        )
+    _load_state(accelerator, checkpoint)
+
+
+def _check_settings(checkpoint: Path, before: dict, now: dict) -> None:
+    shared = ("num_processes", "gradient_accumulation_steps")
+    for name in sorted((before.keys() | now.keys()) - set(shared)):
+        if before.get(name) != now.get(name):
             raise CheckpointError(
-                f"{checkpoint} was made with {name}={before}, this run has {name}={now}: the batches would not be "
-                f"those that remain. Resume with {name}={before}, or start anew in another --output_dir."
+                f"{checkpoint} was made with {name}={before.get(name)}, this run has {name}={now.get(name)}: the "
+                f"batches would not be those that remain. Resume with {name}={before.get(name)}, or start anew in "
+                "another --output_dir."
             )
+    batches_before, batches_now = (math.prod(settings.get(name, 1) for name in shared) for settings in (before, now))
+    if batches_before != batches_now:
+        num_processes = now.get("num_processes", 1)
+        remedy = f"on a number of processes that divides {batches_before}"
+        if batches_before % num_processes == 0:
+            remedy = f"with --gradient_accumulation_steps {batches_before // num_processes}"
+        raise CheckpointError(
+            f"{checkpoint} was made with {batches_before} batches in an optimiser step (num_processes x "
+            f"gradient_accumulation_steps), this run has {batches_now}. Resume {remedy}."
+        )
+
+
+def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    def unwrap(models: list[nn.Module], input_dir: str) -> None:
+        models[:] = [accelerator.unwrap_model(model) for model in models]
+
+    hook = accelerator.register_load_state_pre_hook(unwrap)
     try:
         accelerator.load_state(str(checkpoint))
     except Exception as error:
@@ -241,7 +365,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
             f"{checkpoint} does not fit this model or is damaged: {error}. Resume with the flags of the first run, or "
             "use an older checkpoint."
         ) from error
-    return state
+    finally:
+        hook.remove()
 
 
 def write_json(path: Path, content: dict) -> None:

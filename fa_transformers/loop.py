@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from . import results
 from .batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
-from .checkpointing import StopRequest, TrainingState, resume_run, save_checkpoint
+from .checkpointing import StopRequest, TrainingState, load_best, resume_run, save_checkpoint
 from .flops import training_flops_per_token
 from .progress import ProgressMeter, StepProfiler
 
@@ -58,9 +58,11 @@ def run_training(
     """
     flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    state = TrainingState(sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps})
+    settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
+    state = TrainingState(settings, accelerator.num_processes)
     if args.resume_from_checkpoint:
-        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, state.settings)
+        state = resume_run(accelerator, args.resume_from_checkpoint, output_dir, settings)
+        sampler.keep_plan(state.settings["num_processes"], state.num_processes * args.gradient_accumulation_steps)
     meter = ProgressMeter(accelerator, max_steps, state, flops_per_token)
     model.train()
     profiler = StepProfiler(args.profile, output_dir / "profile", accelerator)
@@ -116,5 +118,5 @@ def run_training(
     meter.close()
     figures = meter.figures() | profiler.figures
     if args.load_best_model_at_end and state.best_step not in (None, state.step):
-        accelerator.load_state(str(output_dir / f"checkpoint-{state.best_step}"))
+        load_best(accelerator, output_dir / f"checkpoint-{state.best_step}")
     return model, state, figures

@@ -74,9 +74,8 @@ class ProgressMeter:
     """Progress bar over optimiser steps with loss, tokens per second of all processes, where the time goes, memory, and
     remaining time; silent off the main process.
 
-    Keeps `tokens`, `seconds` and `data_wait_seconds` of the run's state, which go on where a resumed run stopped; the
-    split of a step and the rate of operations are of this start alone, and of this process. The loss shown is a running
-    mean over about the last 20 batches of this process.
+    Keeps `tokens`, `seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where a resumed run
+    stopped; the split of a step and the rate of operations are of this start alone, and the split of this process.
 
     Args:
         flops_per_token: as `training_flops_per_token` gives it.
@@ -98,7 +97,6 @@ class ProgressMeter:
             disable=not accelerator.is_main_process,
         )
         self.accelerator, self.state = accelerator, state
-        self.loss: float | None = None
         self.times = StepTimes(accelerator.device)
         self._flops_per_token = flops_per_token
         self._peak_flops = device_peak_flops(accelerator.device)
@@ -138,7 +136,8 @@ class ProgressMeter:
                 f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
                 "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
             )
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
+        mean = self.state.mean_loss
+        self.state.mean_loss = loss if mean is None else 0.95 * mean + 0.05 * loss
         self.state.tokens += num_tokens
         self._num_tokens += num_tokens
         self._num_examples += num_examples
@@ -146,7 +145,7 @@ class ProgressMeter:
     def finish_step(self) -> None:
         self.state.seconds = time.perf_counter() - self._started
         self.times.collect()
-        shown = {"loss": f"{self.loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
+        shown = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
         shown |= {name: f"{share:.0%}" for name, share in self.step_shares.items()}
         memory, mfu = peak_memory(self.accelerator.device), self._utilisation(self.flops_per_second)
         if memory is not None:
@@ -191,7 +190,7 @@ class ProgressMeter:
         """For the tracker; what has no value here is left out."""
         memory, flops = peak_memory(self.accelerator.device), self.flops_per_second
         values = {
-            "loss": self.loss,
+            "loss": self.state.mean_loss,
             "tokens_per_second": self.tokens_per_second,
             "data_wait_share": self.state.data_wait_share,
             **{f"{part}_share": share for part, share in self.step_shares.items()},

@@ -135,7 +135,12 @@ class StreamedBatches:
     def settings(self) -> dict:
         """What decides the batches, for a resumed run to compare."""
         source = f"{self.extent} of {self.examples.documents.source}"
-        return self.examples.batching | {"num_processes": self.examples.num_processes, "examples": source}
+        # The second says that a resumed run can't have more or fewer, as it can without a stream.
+        processes = dict.fromkeys(("num_processes", "processes_of_stream"), self.examples.num_processes)
+        return self.examples.batching | processes | {"examples": source}
+
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
+        """Nothing: a stream's processes are those that it began with."""
 
     @property
     def extent(self) -> str:
@@ -147,7 +152,7 @@ class StreamedBatches:
         limit = max(batching["max_tokens"] or longest * batching["batch_size"], longest)
         return (1, limit) if batching["packing"] else (min(batching["batch_size"], limit // longest), longest)
 
-    def epoch_batches(self, loader: DataLoader, epoch: int, first_batch: int = 0) -> Iterator[dict[str, Tensor]]:
+    def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of `loader` from where the run stands, on this process's device."""
         self.examples.place = self.place
         batches, device = iter(loader), self.accelerator.device

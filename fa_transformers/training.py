@@ -3,9 +3,11 @@
 import argparse
 import os
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -13,6 +15,7 @@ from transformers import PreTrainedModel
 from .batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from .data.files import count_cores
 from .data.streams import DocumentStream
+from .processes import meet_after_restart
 from .streaming import StreamedBatches, StreamedExamples, make_stream_loader
 
 
@@ -36,6 +39,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     The schedule is stepped by the loop, once per optimiser step whatever the number of processes.
     """
     on_cpu = args.use_cpu or not torch.accelerator.is_available()
+    timeout = timedelta(seconds=args.ddp_timeout)
+    meet_after_restart(timeout)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
@@ -43,6 +48,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     use_cpu_threads(accelerator, args.num_threads)
     return accelerator

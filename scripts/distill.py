@@ -131,14 +131,14 @@ def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, a
     steps = plan_steps(args, sampler)
     num_warmup_steps = args.warmup_steps or int(args.warmup_ratio * steps)
     schedule = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, steps)
-    trained, state = run_training(
+    trained, state, figures = run_training(
         args, module, optimizer, schedule, loaders["train"], sampler, accelerator,
         evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder,
     )  # fmt: skip
     after = latest or evaluate(trained)  # a stage that had ended before the run was resumed has not been evaluated
     accelerator.free_memory()
     rates = {"learning_rate": args.learning_rate, "mixer_learning_rate": args.mixer_learning_rate}
-    return {"stage": name, **describe_run(state), **rates, "before": before, "after": after}
+    return {"stage": name, **describe_run(state), **figures, **rates, "before": before, "after": after}
 
 
 def distill(args, student: PreTrainedModel, teacher: PreTrainedModel, data, accelerator: Accelerator) -> list[dict]:

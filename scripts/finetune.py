@@ -24,12 +24,13 @@ from transformers import (
 )
 
 from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
-from fa_transformers.checkpointing import list_checkpoints, prepare_output_dir
+from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from fa_transformers.convert import load_factorized
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
 from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.processes import report_lost_processes
 from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data
 from fa_transformers.training import (
@@ -208,6 +209,7 @@ def main(args: argparse.Namespace) -> dict:
     if args.gradient_checkpointing:  # memory for time, here too: 1.5 s of system time on 8 s of CPU time
         return_freed_memory()
     accelerator = make_accelerator(args)
+    args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
     with accelerator.main_process_first():
         data = load_data(args)  # first: a mistyped file must not cost the checkpoints that are overwritten
         if accelerator.is_main_process:
@@ -238,4 +240,6 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    parsed = parse_args()
+    with report_lost_processes(parsed.ddp_timeout):
+        main(parsed)

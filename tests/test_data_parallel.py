@@ -83,13 +83,13 @@ def test_the_weights_of_a_step_add_up_to_one_share_per_example():
     for num_processes, accumulation in ((1, 1), (2, 1), (2, 3), (3, 2)):
         sampler = worker.make_sampler(num_processes)
         batches = sampler.batches(0)
-        micro_batches = len(batches) // num_processes
-        for first in range(0, micro_batches, accumulation):
-            positions = range(first, min(first + accumulation, micro_batches))
+        per_step = num_processes * accumulation
+        for first in range(0, len(batches), per_step):
+            positions = range(first, min(first + per_step, len(batches)), num_processes)
             shares = {
                 # What one example's loss is multiplied by: the batch's mean, the weight, Accelerate's and DDP's means.
                 sampler.loss_weight(0, batch, rank, accumulation)
-                / (len(batches[batch * num_processes + rank]) * accumulation * num_processes)
+                / (len(batches[batch + rank]) * accumulation * num_processes)
                 for batch in positions
                 for rank in range(num_processes)
             }

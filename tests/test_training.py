@@ -97,9 +97,9 @@ def test_an_epoch_continues_at_any_batch():
     loader = accelerator.prepare(DataLoader(range(40), batch_sampler=sampler, collate_fn=torch.tensor))
     whole = [batch.tolist() for batch in sampler.epoch_batches(loader, 2)]
     assert whole == sampler.batches(2)
-    rest = [batch.tolist() for batch in sampler.epoch_batches(loader, 2, first_batch=3)]
+    rest = [batch.tolist() for batch in sampler.epoch_batches(loader, 2, num_finished=3)]
     assert rest == whole[3:]
-    assert list(sampler.epoch_batches(loader, 2, first_batch=len(whole))) == []
+    assert list(sampler.epoch_batches(loader, 2, num_finished=len(whole))) == []
 
 
 def test_update_steps_count_partial_accumulation_and_fractions_of_epochs():
