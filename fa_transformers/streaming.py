@@ -139,7 +139,12 @@ class StreamedBatches:
     def settings(self) -> dict:
         """What decides the batches, for a resumed run to compare."""
         source = f"{self.extent} of {self.examples.documents.source}"
-        return self.examples.batching | {"num_processes": self.examples.num_processes, "examples": source}
+        # The second says that a resumed run can't have more or fewer, as it can without a stream.
+        processes = dict.fromkeys(("num_processes", "processes_of_stream"), self.examples.num_processes)
+        return self.examples.batching | processes | {"examples": source}
+
+    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
+        """Nothing: a stream's processes are those that it began with."""
 
     @property
     def extent(self) -> str:
@@ -162,14 +167,6 @@ class StreamedBatches:
             for self._current, batch in enumerate(step):
                 self.place = batch.next_place
                 yield send_to_device(batch.inputs, device)
-
-    def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
-        """Raise ValueError unless as many processes share the stream as when the run began: each has its own place."""
-        if planned_processes != self.examples.num_processes:
-            raise ValueError(
-                f"The stream was divided between {planned_processes} processes, now there are "
-                f"{self.examples.num_processes}: resume with as many as before."
-            )
 
     def count_tokens(self, epoch: int, batch: int) -> int:
         """Real tokens of the batches that all processes together have in hand."""

@@ -41,10 +41,10 @@ from fa_transformers.training import make_accelerator
 
 NUM_STEPS, NUM_EXAMPLES = 12, 22
 FLAGS = dict(
-    profile=False,
     resume_from_checkpoint="auto", gradient_accumulation_steps=1, max_grad_norm=1.0, logging_steps=1, eval_steps=3,
     save_steps=2, save_total_limit=1, early_stopping_patience=0, load_best_model_at_end=True, resume_command="",
     use_cpu=True, mixed_precision="no", report_to="none", num_threads=1, ddp_timeout=60,
+    profile=False,
 )  # fmt: skip
 VARIANTS = {
     "grouped": {},
