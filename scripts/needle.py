@@ -1,6 +1,7 @@
 """Does a model use the whole document? Train a small FABert on one that must, and score it from 1k to 64k tokens.
 
-accelerate launch scripts/needle.py                                  # one CPU core: about 5 minutes
+accelerate launch scripts/needle.py                                          # 2.6 M tokens, minutes on a CPU core
+accelerate launch scripts/needle.py --num_train_epochs 28 --short_epochs 25  # 6.7 M tokens: better beyond 8k
 
 A document says at its beginning and at its end what colour the seal is; the label is whether the two statements agree
 (`fa_transformers/data/needle.py`). Half of the document or more lies between them: 4,096 tokens of 8,192. The model has
@@ -23,6 +24,8 @@ from fa_transformers.from_scratch import pad_batch, parse_flags, score_classifie
 from fa_transformers.results import describe_hardware, describe_run
 from fa_transformers.training import build_loaders, make_accelerator, start_trackers
 
+# Short documents first: of 64 tokens the loss is at 0.04 after 320 steps, of 128 tokens it begins to fall only then. At
+# twice this learning rate it rose again. Seed 1 stays at 0.43 in the short part and had not recovered by step 600.
 DEFAULTS = dict(
     num_train_epochs=14.0, short_epochs=13, short_length=64, per_device_train_batch_size=32, learning_rate=1.5e-3,
     max_tokens_per_batch=8192, eval_steps=200, save_steps=200, output_dir=Path("needle"),
