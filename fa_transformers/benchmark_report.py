@@ -197,11 +197,11 @@ def plot(results: dict, kind: str, path: Path) -> None:
     style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": SUBTLE}
     with pyplot.rc_context(style):
         figure, grid = pyplot.subplots(
-            2, len(columns), figsize=(1.2 + 5.6 * len(columns), 8.2), squeeze=False, sharey="row"
+            2, len(columns), figsize=(1.2 + 5.9 * len(columns), 8.2), squeeze=False, sharey="row"
         )
         figure.subplots_adjust(
-            left=0.75 / figure.get_figwidth(), right=1 - 1.55 / figure.get_figwidth(), top=0.86, bottom=0.07,
-            wspace=0.38, hspace=0.24,
+            left=0.75 / figure.get_figwidth(), right=1 - 1.85 / figure.get_figwidth(), top=0.86, bottom=0.07,
+            wspace=0.5, hspace=0.24,
         )  # fmt: skip
         ends = {}
         for axes, curves, mode in zip(grid[0], columns, modes, strict=True):
