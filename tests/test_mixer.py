@@ -203,7 +203,7 @@ def test_feature_map_without_its_noise_is_the_plain_operator(normalization, num_
     nn.init.zeros_(module.query_weight)
     nn.init.zeros_(module.key_weight)
     query, key, value = tensors(2, 2, 11, 16)
-    mapped = module(query, key)
+    mapped = (module.map_query(query), module.map_key(key))
     assert all(tensor.shape == (2, 2, 11, num_features) for tensor in mapped)
     actual = factorized_attention(*mapped, value, normalization=normalization)
     torch.testing.assert_close(actual, factorized_attention(query, key, value, normalization=normalization), **EXACT)
@@ -216,7 +216,7 @@ def test_fresh_feature_map_starts_within_the_stated_noise_of_the_plain_operator(
         assert weight.std().item() == pytest.approx(FEATURE_NOISE, rel=0.2)
     query, key, value = tensors(2, 2, 50, 16)
     plain = factorized_attention(query, key, value)
-    noisy = factorized_attention(*module(query, key), value)
+    noisy = factorized_attention(module.map_query(query), module.map_key(key), value)
     # Logits that move by at most d change each softmax weight by a factor within exp(±2d). Entries of the N×N matrix,
     # whose rows sum to one, are sums of products of one weight of each softmax: factors within exp(±2(dq + dk)).
     moved = sum((x @ w).abs().max().item() for x, w in ((query, module.query_weight), (key, module.key_weight)))
@@ -230,9 +230,11 @@ def test_fresh_feature_map_in_scaling_stays_within_the_sum_of_its_products(num_f
     module = FeatureMap(2, 16, num_features, "scaling").double()
     query, key, value = tensors(2, 2, 50, 16)
     plain = factorized_attention(query, key, value, normalization="scaling")
-    noisy = factorized_attention(*module(query, key), value, normalization="scaling")
+    noisy = factorized_attention(module.map_query(query), module.map_key(key), value, normalization="scaling")
     # (q + dq)·(k + dk) - q·k has three products left, averaged over positions with weights of size |value|.
-    mapped_query, mapped_key = (tensor.abs().sum(dim=-1).max().item() for tensor in module(query, key))
+    mapped_query, mapped_key = (
+        tensor.abs().sum(dim=-1).max().item() for tensor in (module.map_query(query), module.map_key(key))
+    )
     dq, dk = (query @ module.query_weight).abs().max().item(), (key @ module.key_weight).abs().max().item()
     bound = (mapped_query * dk + mapped_key * dq + num_features * dq * dk) * value.abs().max().item()
     distance = (noisy - plain).abs().max().item()
@@ -251,7 +253,9 @@ def test_copies_of_a_feature_diverge_in_training_which_exact_copies_cannot():
         optimizer = torch.optim.SGD(module.parameters(), lr=100.0)
         for _ in range(20):
             optimizer.zero_grad()
-            (factorized_attention(*module(query, key), value) - target).pow(2).mean().backward()
+            (factorized_attention(module.map_query(query), module.map_key(key), value) - target).pow(
+                2
+            ).mean().backward()
             optimizer.step()
         weight = module.query_weight
         return (weight[..., :16] - weight[..., 16:]).abs().mean().item()
@@ -265,11 +269,11 @@ def test_weight_decay_pulls_the_feature_map_to_the_plain_operator():
     module = FeatureMap(2, 16, 37, "softmax").double()
     query, key, value = (tensor.detach() for tensor in tensors(2, 2, 30, 16))
     plain = factorized_attention(query, key, value)
-    before = (factorized_attention(*module(query, key), value) - plain).abs().max()
+    before = (factorized_attention(module.map_query(query), module.map_key(key), value) - plain).abs().max()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(0.5)
-    after = (factorized_attention(*module(query, key), value) - plain).abs().max()
+    after = (factorized_attention(module.map_query(query), module.map_key(key), value) - plain).abs().max()
     assert after < 0.7 * before
 
 
@@ -323,7 +327,7 @@ def test_sign_pairs_start_as_hedgehogs_features_and_count_their_copies():
     nn.init.zeros_(module.query_weight)
     nn.init.zeros_(module.key_weight)
     query, key, _ = tensors(2, 2, 11, 16)
-    mapped_query, mapped_key = module(query, key)
+    mapped_query, mapped_key = module.map_query(query), module.map_key(key)
     expected = torch.cat((query, -query, query[..., :5]), dim=-1)
     copies = torch.ones(37, dtype=torch.float64)
     copies[:5], copies[32:] = 2.0, 2.0  # the third turn repeats the first five features, and none of the negative ones
