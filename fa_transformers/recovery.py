@@ -27,8 +27,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_training_arguments(argparse.Namespace(**vars(args) | {"task": like, "full_recipe": False}))
     if args.sequence_parallel_size > 1:
         raise ValueError("--sequence_parallel_size is for finetune.py: a teacher's softmax attention isn't shared.")
-    if args.sequence_parallel_size > 1 or args.streaming or args.packing:
-        raise ValueError("distillation takes no --sequence_parallel_size, --streaming or --packing.")
+    if args.streaming or args.packing:
+        raise ValueError("--streaming and --packing are for finetune.py: distillation reads its text in padded pieces.")
     for name in ("transfer_steps", "end_to_end_steps", "long_steps"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
