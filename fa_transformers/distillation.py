@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +157,14 @@ class EndToEndDistillation(nn.Module):
         self.student = student
         self.pooling, self.teacher_length = pooling, teacher_length
         self._teacher = (teacher,)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but without dropout: the teacher has none, so its noise would be learnt against."""
+        super().train(mode)
+        for module in self.student.modules():
+            if isinstance(module, (nn.Dropout, SoftmaxMixer)):
+                module.eval()
+        return self
 
     def forward(self, **batch: Tensor) -> DistillationOutput:
         inputs = {name: value for name, value in batch.items() if name != "labels"}

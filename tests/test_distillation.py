@@ -168,6 +168,14 @@ def test_long_documents_reach_the_teacher_in_windows_that_it_reads_as_it_would_a
             )
 
 
+def test_dropout_is_off_while_the_student_learns_and_layers_still_train():
+    student, teacher = pair(FABertConfig, FABertModel, hidden_dropout_prob=0.5, softmax_layers=[1], **LOCAL)
+    objective = EndToEndDistillation(student, teacher, "mean").train()
+    assert student.encoder.layer[0].training and not student.encoder.layer[0].output.dropout.training
+    inputs = inputs_of(text_inputs)
+    assert objective(**inputs).loss == objective(**inputs).loss
+
+
 def test_old_weights_and_mixers_have_rates_of_their_own_and_mixers_no_decay():
     student, teacher = pair(FABertConfig, FABertModel, **LOCAL)
     groups = group_student_parameters(EndToEndDistillation(student, teacher, "mean"), 1e-4, 1e-3, 0.1)
