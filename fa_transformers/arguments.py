@@ -269,6 +269,8 @@ def check_streaming(args: argparse.Namespace) -> None:
         raise ValueError("--streaming needs a --validation_file, which is read whole and names the labels.")
     if args.max_steps < 1:
         raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
+    if not args.save_steps:
+        raise ValueError("--streaming needs --save_steps: a stream has no end of an epoch at which to save.")
     for name in ("short_epochs", "max_train_samples"):
         if getattr(args, name):
             raise ValueError(f"--{name} is not for --streaming; leave it out.")

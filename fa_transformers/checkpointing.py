@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ from .metrics import LOWER_IS_BETTER
 from .processes import ProcessFailed, run_together, was_restarted
 
 STATE_FILE = "training_state.json"
+LAUNCH_FILE = ".launch"  # which launcher's run accepted the folder
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -115,17 +117,22 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
     for leftover in output_dir.glob(".checkpoint-*.tmp"):
         shutil.rmtree(leftover)
-    entries = sorted(entry.name for entry in output_dir.iterdir())
-    if resume or not entries:
-        return
-    if not overwrite:
+    entries = sorted(entry.name for entry in output_dir.iterdir() if entry.name != LAUNCH_FILE)
+    if entries and not resume and not overwrite:
         raise FileExistsError(
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
         )
-    for checkpoint in [*output_dir.glob("*checkpoint-*"), *output_dir.glob("at_*_px/*checkpoint-*")]:
+    earlier = [*output_dir.glob("*checkpoint-*"), *output_dir.glob("at_*_px/*checkpoint-*")]
+    for checkpoint in [] if resume else earlier:
         if _CHECKPOINT_NAME.fullmatch(checkpoint.name.removeprefix("damaged-")):
             shutil.rmtree(checkpoint)
+    (output_dir / LAUNCH_FILE).write_text(_launch(), encoding="utf-8")
+
+
+def _launch() -> str:
+    """What all starts of these processes by one launcher have in common: its number is their parent's."""
+    return f"{socket.gethostname()} {os.getppid()}"
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -141,11 +148,18 @@ def _step_of(checkpoint: Path) -> int:
 def choose_resume(resume_from: str | None, output_dir: Path) -> str | None:
     """`--resume_from_checkpoint` as given, or "auto" where torchrun restarted the processes after a failure.
 
-    A run that began from a checkpoint elsewhere does so again, unless it has saved its own by then. Every process must
-    call this, before the main one changes `output_dir`.
+    A run that began from a checkpoint elsewhere does so again, unless it has saved its own by then; and what an earlier
+    launch left in `output_dir` is not this run's, so that it is refused or overwritten as at the first start. Every
+    process must call this, before the main one changes `output_dir`.
     """
-    has_own = run_together(lambda: bool(list_checkpoints(output_dir)))[0]
-    return "auto" if was_restarted() and (resume_from is None or has_own) else resume_from
+
+    def look() -> tuple[bool, bool]:
+        path = output_dir / LAUNCH_FILE
+        is_ours = path.is_file() and path.read_text(encoding="utf-8") == _launch()
+        return is_ours, bool(list_checkpoints(output_dir))
+
+    is_ours, has_own = run_together(look)[0]
+    return "auto" if was_restarted() and is_ours and (resume_from is None or has_own) else resume_from
 
 
 def find_checkpoint(resume_from: str, output_dir: Path, announce: Callable[[str], None] = print) -> Path | None:

@@ -129,7 +129,10 @@ class StreamedBatches:
         self.place = examples.place
         self._counts = torch.zeros(1, 1, 2, dtype=torch.long)  # [processes, batches of the step, (examples, tokens)]
         self._current = 0
+        self._places: list = []
         accelerator.register_for_checkpointing(self)
+        # Before anything is written: a write that fails on one process would leave the others waiting in the gather.
+        accelerator.register_save_state_pre_hook(lambda *_: self.gather_places())
 
     @property
     def num_processes(self) -> int:
@@ -181,9 +184,12 @@ class StreamedBatches:
         counts = self._counts[..., 0]
         return float(counts[process_index, self._current] * counts.numel() / counts.sum())
 
+    def gather_places(self) -> None:
+        """Note the places of all processes, for the checkpoint; each of them must call this."""
+        self._places = gather_object([tuple(self.place)])
+
     def state_dict(self) -> dict:
-        """The places of all processes; each of them must call this."""
-        return {"places": gather_object([tuple(self.place)])}
+        return {"places": self._places}
 
     def load_state_dict(self, state: dict) -> None:
         self.place = Place(*state["places"][self.accelerator.process_index])

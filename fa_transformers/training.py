@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.data import DataLoader
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from .data.files import count_cores
 from .data.streams import DocumentStream
+from .models import ARCHITECTURES
 from .models.fa_sequence_parallel import open_context, sequence_parallel
 from .processes import meet_after_restart
 from .streaming import StreamedBatches, StreamedExamples, make_stream_loader
@@ -77,7 +78,7 @@ def group_parameters(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_head = not name.startswith(prefix) or (mixers_are_new and ".mixer." in name)
-            decays = parameter.ndim > 1 and not name.endswith("bias")
+            decays = parameter.ndim > 1 and not name.endswith(("bias", "log_sharpness"))
             groups.setdefault((is_head, decays), []).append(parameter)
     return [
         {
@@ -102,6 +103,23 @@ def freeze_bottom_layers(model: PreTrainedModel, num_layers: int) -> None:
         raise ValueError(f"--freeze_layers must be from 0 to {len(layers)}, the number of layers, got {num_layers}.")
     for module in (model.base_model.embeddings, *layers[:num_layers]):
         module.requires_grad_(False)
+
+
+def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
+    """The plain FA model inside a prepared one, in float32; every process must call this.
+
+    Where FSDP or DeepSpeed shard the weights it is a new model, which has them on the main process alone.
+    """
+    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
+    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return plain
+    weights = accelerator.get_state_dict(model)
+    # FSDP derives a class of its own from the model's.
+    known = [model_class for heads in ARCHITECTURES.values() for model_class in heads.values()]
+    whole = next(model_class for model_class in known if isinstance(plain, model_class))(plain.config)
+    if accelerator.is_main_process:
+        whole.load_state_dict(weights)
+    return whole.eval()
 
 
 def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> None:

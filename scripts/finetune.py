@@ -35,7 +35,9 @@ from fa_transformers.publish import publish, push_folder
 from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data
 from fa_transformers.training import (
     build_loaders,
+    count_replicas,
     freeze_bottom_layers,
+    gather_model,
     group_parameters,
     make_accelerator,
     reports_examples,
@@ -165,7 +167,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     model, processor, num_tokens = build_model(args, data)
     freeze_bottom_layers(model, args.freeze_layers)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with accelerator.main_process_first():
         examples, collate = build_examples(data, processor, num_tokens, args)
     loaders, sampler = build_loaders(args, examples, collate, accelerator)
@@ -187,6 +189,8 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
     steps = plan_steps(args, sampler)
+    if args.sequence_parallel_size > 1:
+        set_seed(args.seed, device_specific=True)  # else every rank would drop the same places of its own tokens
     with share_sequences(args, accelerator):
         model, state, figures = run_training(
             args,
@@ -201,7 +205,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
             output_dir=output_dir,
         )
         scores = evaluate(model, loaders[data.score_split], accelerator, data)
-    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
+    model = gather_model(accelerator, model)
     model.config.recovery = None
     accelerator.free_memory()
     return {"model": model, "processor": processor, "scores": scores, "run": results.describe_run(state) | figures}
@@ -212,6 +216,7 @@ def main(args: argparse.Namespace) -> dict:
     if args.gradient_checkpointing:  # memory for time, here too: 1.5 s of system time on 8 s of CPU time
         return_freed_memory()
     accelerator = make_accelerator(args)
+    count_replicas(args, accelerator)  # which refuses a group of processes that does not come out even
     args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
     with accelerator.main_process_first():
         data = load_data(args)  # first: a mistyped file must not cost the checkpoints that are overwritten

@@ -184,7 +184,7 @@ def weights(folder: Path) -> dict:
         (1, []),
         (2, []),
         (1, ["--packing", "--max_tokens_per_batch", 90]),
-        (2, ["--streaming", "--packing", "--max_tokens_per_batch", 90]),
+        (2, ["--streaming", "--save_steps", 2, "--packing", "--max_tokens_per_batch", 90]),
         pytest.param(1, ["--dataloader_num_workers", 2], marks=pytest.mark.slow),
     ],
 )
@@ -380,7 +380,11 @@ def test_a_signal_saves_a_checkpoint_that_the_printed_flag_resumes(num_workers, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "packing",
-    [[], ["--packing", "--max_tokens_per_batch", 60], ["--streaming", "--gradient_accumulation_steps", 2]],
+    [
+        [],
+        ["--packing", "--max_tokens_per_batch", 60],
+        ["--streaming", "--save_steps", 2, "--gradient_accumulation_steps", 2],
+    ],
     ids=["padded", "packed", "streamed"],
 )
 def test_two_real_processes_train_one_model_and_score_every_example_once(packing, tmp_path, tiny_bert):
@@ -469,8 +473,9 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
         (["--streaming"], "--streaming is for text from --train_file or --dataset_name"),
         (["--streaming", "--train_file", "a.csv"], "--streaming needs a --validation_file"),
         (["--streaming", "--dataset_name", "a"], "--streaming needs --max_steps"),
+        (["--streaming", "--dataset_name", "a", "--max_steps", "2"], "--streaming needs --save_steps"),
         (
-            ["--streaming", "--dataset_name", "a", "--max_steps", "2", "--short_epochs", "1"],
+            ["--streaming", "--dataset_name", "a", "--max_steps", "2", "--save_steps", "2", "--short_epochs", "1"],
             "--short_epochs is not for --streaming",
         ),
         (["--resume_from_checkpoint", "last", "--overwrite_output_dir"], "contradict each other"),

@@ -22,6 +22,7 @@ from fa_transformers.checkpointing import (
     list_checkpoints,
     load_best,
     load_checkpoint,
+    prepare_output_dir,
     resume_run,
     save_checkpoint,
 )
@@ -178,10 +179,25 @@ def test_a_restart_by_torchrun_resumes_by_itself(tmp_path, monkeypatch):
     accelerator, _ = prepared()
     assert choose_resume(None, tmp_path) is None
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert choose_resume(None, tmp_path) is None  # the first start had not come as far as to accept the folder
+    prepare_output_dir(tmp_path, overwrite=False, resume=False)
     assert choose_resume(None, tmp_path) == "auto"
     assert choose_resume("elsewhere/checkpoint-2", tmp_path) == "elsewhere/checkpoint-2"
     save_checkpoint(accelerator, tmp_path, TrainingState({}, step=3))
     assert choose_resume("elsewhere/checkpoint-2", tmp_path) == "auto"
+
+
+def test_a_restart_does_not_go_on_with_what_another_launch_left(tmp_path, monkeypatch):
+    accelerator, _ = prepared()
+    prepare_output_dir(tmp_path, overwrite=False, resume=False)
+    save_checkpoint(accelerator, tmp_path, TrainingState({}, step=3))
+    monkeypatch.setattr(os, "getppid", lambda: -1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert choose_resume(None, tmp_path) is None
+    with pytest.raises(FileExistsError, match="not empty"):
+        prepare_output_dir(tmp_path, overwrite=False, resume=False)
+    prepare_output_dir(tmp_path, overwrite=True, resume=False)
+    assert list_checkpoints(tmp_path) == [] and choose_resume(None, tmp_path) == "auto"
 
 
 def test_no_older_checkpoint_is_deleted_for_one_that_does_not_read_back(tmp_path, monkeypatch):

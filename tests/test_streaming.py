@@ -147,6 +147,7 @@ def test_the_loss_weights_of_a_step_follow_its_batches_and_its_state_resumes(tmp
         assert source.count_tokens(0, index) == expected[index].num_tokens
         total = sum(each.num_examples for each in step)
         assert source.loss_weight(0, index, 0, 3) == pytest.approx(expected[index].num_examples * 3 / total)
+        source.gather_places()
         states.append(source.state_dict())
     resumed = batches_of(open_files(pattern))
     source = StreamedBatches(resumed, accelerator)

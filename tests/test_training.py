@@ -7,18 +7,22 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from tiny_models import build
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
-from fa_transformers import FABertConfig, FABertForSequenceClassification
+from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel
 from fa_transformers.batching import LengthGroupedBatchSampler, count_update_steps
 from fa_transformers.checkpointing import (
+    LAUNCH_FILE,
     STATE_FILE,
     CheckpointError,
     StopRequest,
@@ -36,6 +40,7 @@ from fa_transformers.results import format_table, plot_confusion_matrix
 from fa_transformers.training import (
     choose_num_workers,
     freeze_bottom_layers,
+    gather_model,
     group_parameters,
     start_trackers,
 )
@@ -224,7 +229,7 @@ def test_an_output_folder_with_files_is_refused_unless_asked_for(tmp_path):
     prepare_output_dir(tmp_path, overwrite=False, resume=True)
     assert len(list_checkpoints(tmp_path)) == 1
     prepare_output_dir(tmp_path, overwrite=True, resume=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LAUNCH_FILE, "notes.txt"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
@@ -384,3 +389,16 @@ def test_batches_of_one_are_shared_evenly_without_an_empty_or_repeated_one(num_e
     assert len(batches) % num_processes == 0
     assert all(batches)
     assert sorted(index for batch in batches for index in batch) == list(range(num_examples))
+
+
+def test_a_sharded_model_is_gathered_whole_on_the_main_process():
+    model = build(FABertConfig, FABertModel)
+    sharded = type("FSDPFABertModel", (FABertModel,), {})(model.config)  # as fully_shard derives a class
+    accelerator = types.SimpleNamespace(
+        distributed_type=DistributedType.FSDP, unwrap_model=lambda model, keep_fp32_wrapper: sharded,
+        get_state_dict=lambda sharded: model.state_dict(), is_main_process=True,
+    )  # fmt: skip
+    gathered = gather_model(accelerator, sharded)
+    assert type(gathered) is FABertModel and not gathered.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(gathered.state_dict()[name], weight), name

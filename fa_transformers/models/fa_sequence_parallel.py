@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
 from .fa_context import accumulator_dtype, merge_contexts, without_autocast
@@ -195,7 +196,9 @@ class Shard:
 
     def from_first_rank(self, tensor: Tensor) -> Tensor:
         """What the first rank has in `tensor`, where chance made it differ."""
-        return self.sum(tensor if self.rank == 0 else tensor * 0)
+        return self.sum(
+            tensor if self.rank == 0 else tensor.masked_fill(torch.ones_like(tensor, dtype=torch.bool), 0.0)
+        )
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
         """All ranks' parts one after the other."""
@@ -304,6 +307,7 @@ class _Attention(torch.autograd.Function):
             return (_query_weights(query, is_softmax) @ context).to(query.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         query, key, value, mask, maximum, total, context = ctx.saved_tensors
         with without_autocast(query.device.type):
@@ -356,6 +360,7 @@ class _AddGradients(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         return _sum_over_ranks(gradient, ctx.group), None
 
@@ -369,6 +374,7 @@ class _ShareGradient(torch.autograd.Function):
         return tensor.clone()  # a view as output would keep FSDP's hooks from what is written to it
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         return gradient / ctx.size, None
 
@@ -380,6 +386,7 @@ class _Sum(torch.autograd.Function):
         return _sum_over_ranks(tensor, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         return _sum_over_ranks(gradient, ctx.group), None
 
@@ -403,6 +410,7 @@ class _Gather(torch.autograd.Function):
         return joined.movedim(0, dim).contiguous()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         total = _sum_over_ranks(gradient, ctx.group)
         return total.narrow(ctx.dim, ctx.start, ctx.length), None, None, None
@@ -422,6 +430,7 @@ class _Halo(torch.autograd.Function):
         return torch.cat((*before, tensor, *after)).movedim(0, dim)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         shard: Shard = ctx.shard
         gradient = gradient.movedim(ctx.dim, 0)
