@@ -195,8 +195,7 @@ class EndToEndDistillation(nn.Module):
             windows["attention_mask"] = _cut(torch.ones_like(ids), self.teacher_length)
         encoded = teacher.base_model(**windows, output_hidden_states=True)
         joined = [tensor.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length] for tensor in encoded.hidden_states]
-        last = encoded.last_hidden_state.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
-        return ModelOutput(last_hidden_state=last, hidden_states=tuple(joined))
+        return ModelOutput(last_hidden_state=joined[-1], hidden_states=tuple(joined))
 
 
 def _cut(tensor: Tensor, window: int) -> Tensor:
@@ -206,8 +205,8 @@ def _cut(tensor: Tensor, window: int) -> Tensor:
 
 def _hidden_states(output: ModelOutput) -> tuple[Tensor, ...]:
     """The state after each layer and, where it is another one, the last state as the model returns it."""
-    last = getattr(output, "last_hidden_state", None)
-    return output.hidden_states[1:] if last is None else (*output.hidden_states[1:], last)
+    last, states = getattr(output, "last_hidden_state", None), output.hidden_states[1:]
+    return states if last is None or last is states[-1] else (*states, last)
 
 
 def pool(hidden_states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:

@@ -90,7 +90,8 @@ def publish_student(
     args: argparse.Namespace, model: PreTrainedModel, processor: Any, receipt: dict[str, Any], data: list[DataFacts]
 ) -> None:
     """Write the model with its code, card and self-test to `--output_dir`."""
-    base_model, revision = describe_base_model(args)
+    teacher = args.teacher_name_or_path or args.model_name_or_path  # a converted folder has no weights of its own
+    base_model, revision = describe_base_model(argparse.Namespace(**vars(args) | {"model_name_or_path": teacher}))
     minutes = receipt["seconds"] / 60
     stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
     is_text = args.task == "text"
