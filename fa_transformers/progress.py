@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
@@ -23,8 +25,20 @@ PROFILED_STEPS = 3
 """Optimiser steps in a trace."""
 NUM_UNRECORDED = 2
 """Steps before them: one that is passed over, and one that warms the profiler up."""
-COLLECTIVES = ("gloo:", "nccl:", "ncclDevKernel", "ncclKernel")
-"""How the profiler's names of communication between processes begin."""
+COLLECTIVES = {DeviceType.CPU: "gloo:", DeviceType.CUDA: ("ncclDevKernel", "ncclKernel")}
+"""How the profiler's names of communication between processes begin, where it takes its time.
+
+NCCL's ranges on the CPU and its annotations on the GPU cover the same time as its kernels.
+"""
+
+
+def communication_us(events: Iterable[FunctionEvent]) -> float:
+    """Microseconds of communication between processes among a profiler's events, each collective counted once."""
+    return sum(
+        event.time_range.elapsed_us()
+        for event in events
+        if event.name.startswith(COLLECTIVES.get(event.device_type, ())) and not event.is_user_annotation
+    )
 
 
 class TrainingDiverged(RuntimeError):
@@ -273,6 +287,5 @@ class StepProfiler:
         profiler.export_chrome_trace(str(temporary))
         temporary.replace(self.path)
         if self._num_processes > 1:
-            collectives = [event for event in profiler.events() or [] if event.name.startswith(COLLECTIVES)]
-            milliseconds = sum(event.time_range.elapsed_us() for event in collectives) / 1000
+            milliseconds = communication_us(profiler.events() or []) / 1000
             self.figures = {"communication_ms_per_step": round(milliseconds / num_steps, 3)}

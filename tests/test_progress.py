@@ -6,6 +6,8 @@ import pytest
 import torch
 import train_in_processes as worker
 from tiny_models import build, image_inputs, text_inputs
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.utils.flop_counter import FlopCounterMode
 
 from fa_transformers.flops import peak_flops, training_flops_per_token
@@ -17,7 +19,7 @@ from fa_transformers.models import (
     FAViTForImageClassification,
 )
 from fa_transformers.models.fa_attention_blocked import NAMESPACE
-from fa_transformers.progress import STEP_PARTS
+from fa_transformers.progress import STEP_PARTS, communication_us
 
 LENGTH = 40
 
@@ -77,3 +79,16 @@ def test_a_run_too_short_for_a_trace_ends_without_one(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "STEPS", 2)
     _, figures = worker.train(torch.float32, accumulation=2, profile=True, output_dir=tmp_path)
     assert figures["step_shares"] and not (tmp_path / "profile").exists()
+
+
+def test_communication_on_a_gpu_is_counted_once():
+    def event(name, device, microseconds, is_user_annotation=False):
+        return FunctionEvent(0, name, 0, 0, microseconds, device_type=device, is_user_annotation=is_user_annotation)
+
+    same = [
+        event("nccl:all_reduce", DeviceType.CPU, 5),
+        event("nccl:all_reduce", DeviceType.CUDA, 7, is_user_annotation=True),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", DeviceType.CUDA, 7),
+    ]
+    assert communication_us(same) == 7
+    assert communication_us([event("gloo:all_reduce", DeviceType.CPU, 3), event("aten::mm", DeviceType.CPU, 9)]) == 3
