@@ -55,7 +55,7 @@ def training_flops_per_token(model: nn.Module) -> tuple[float, float] | None:
     weights = [
         parameter
         for name, parameter in model.base_model.encoder.named_parameters()
-        if parameter.dim() > 1 and not name.endswith("bias")
+        if parameter.dim() > 1 and not name.endswith(("bias", "log_sharpness"))
     ]
     weights += [module.weight for module in model.base_model.embeddings.modules() if isinstance(module, nn.Conv2d)]
     if model.get_output_embeddings() is not None:
