@@ -25,7 +25,10 @@ PROFILED_STEPS = 3
 """Optimiser steps in a trace."""
 NUM_UNRECORDED = 2
 """Steps before them: one that is passed over, and one that warms the profiler up."""
-COLLECTIVES = {DeviceType.CPU: "gloo:", DeviceType.CUDA: ("ncclDevKernel", "ncclKernel")}
+COLLECTIVES: dict[DeviceType, tuple[str, ...]] = {
+    DeviceType.CPU: ("gloo:",),
+    DeviceType.CUDA: ("ncclDevKernel", "ncclKernel"),
+}
 """How the profiler's names of communication between processes begin, where it takes its time.
 
 NCCL's ranges on the CPU and its annotations on the GPU cover the same time as its kernels.
