@@ -325,7 +325,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
     _check_settings(checkpoint, state.settings, settings)
     _load_state(accelerator, checkpoint)
     num_processes = settings.get("num_processes", accelerator.num_processes)  # those sharing a sequence count as one
-    if state.num_processes != num_processes:
+    num_saved = len(list(checkpoint.glob("random_states_*.pkl")))
+    if state.num_processes != num_processes or num_saved != accelerator.num_processes:
         state.num_processes = num_processes
         accelerator.step = state.batch // state.num_processes
         set_seed(state.settings.get("seed", 0) + state.step, device_specific=True)
