@@ -115,7 +115,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
         probe.unlink()
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
-    for leftover in output_dir.glob(".checkpoint-*.tmp"):
+    for leftover in [*output_dir.glob(".checkpoint-*.tmp"), *output_dir.glob("*/.checkpoint-*.tmp")]:
         shutil.rmtree(leftover)
     entries = sorted(entry.name for entry in output_dir.iterdir() if entry.name != LAUNCH_FILE)
     if entries and not resume and not overwrite:
@@ -123,7 +123,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
         )
-    earlier = [*output_dir.glob("*checkpoint-*"), *output_dir.glob("at_*_px/*checkpoint-*")]
+    earlier = [*output_dir.glob("*checkpoint-*"), *output_dir.glob("*/*checkpoint-*")]  # of stages too
     for checkpoint in [] if resume else earlier:
         if _CHECKPOINT_NAME.fullmatch(checkpoint.name.removeprefix("damaged-")):
             shutil.rmtree(checkpoint)

@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .convert import load_factorized
+from .checkpoint_source import read_source
+from .convert import Conversion, convert_checkpoint
 from .models.fa_mixer import FactorizedMixer, SoftmaxMixer
 from .models.modeling_fa import first_real_token, mean_over_real
+from .stock_checkpoints import translate_fields
 
 Batch = Mapping[str, Tensor]
 
@@ -48,20 +50,39 @@ class DistillationOutput(ModelOutput):
 def load_teacher(model_name_or_path: str, auto_class: str, student: PreTrainedModel) -> PreTrainedModel:
     """The softmax model that `student` came from, in evaluation mode and frozen.
 
+    Longformer and LSG teachers attend to everything here, not as they did.
+
     Raises:
-        ValueError: it has another architecture, other widths or another number of layers than the student.
+        ValueError: it has another architecture, other widths or another number of layers than the student, or not its
+            head.
     """
-    config = type(student.config).from_pretrained(model_name_or_path)
+    stock = read_source(model_name_or_path).config
+    fields = translate_fields(stock.to_dict(), stock.model_type)
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
-        found, wanted = getattr(config, name, None), getattr(student.config, name, None)
+        found, wanted = fields.get(name), getattr(student.config, name, None)
         if found != wanted:
             raise ValueError(
                 f"The teacher {model_name_or_path!r} has {name} {found}, the student {wanted}; the teacher must be the "
                 "checkpoint that the student was converted from, or one of the same shape."
             )
     # It keeps its own positions: the student's table may be longer, or absent.
-    teacher = load_factorized(model_name_or_path, auto_class, softmax_layers=list(range(config.num_hidden_layers)))
-    return teacher.eval().requires_grad_(False)
+    layers = list(range(fields["num_hidden_layers"]))
+    conversion = convert_checkpoint(model_name_or_path, auto_class=auto_class, softmax_layers=layers)
+    if fresh := fresh_head(conversion):
+        raise ValueError(
+            f"The teacher {model_name_or_path!r} has no {fresh[0]}, which the student's head needs: convert it again "
+            'with auto_class="AutoModel", and distil the encoder.'
+        )
+    return conversion.model.eval().requires_grad_(False)
+
+
+def fresh_head(conversion: Conversion) -> list[str]:
+    """The weights of a converted model's head that its checkpoint did not have."""
+    model = conversion.model
+    if model.base_model is model:
+        return []
+    new = [change.result for change in conversion.report if change.action == "new" and change.result]
+    return [name for name in new if not name.startswith(f"{model.base_model_prefix}.")]
 
 
 def mixers(model: nn.Module) -> list[nn.Module]:
@@ -157,6 +178,14 @@ class EndToEndDistillation(nn.Module):
         self.student = student
         self.pooling, self.teacher_length = pooling, teacher_length
         self._teacher = (teacher,)
+        # What the loss does not reach: processes that train together would wait for its gradients.
+        base = student.base_model
+        unreached = [getattr(student, "qa_outputs", None), base.pooler if base is student else None]
+        for module in unreached:
+            if module is not None:
+                module.requires_grad_(False)
+        if getattr(base.embeddings, "mask_token", None) is not None:
+            base.embeddings.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but without dropout: the teacher has none, so its noise would be learnt against."""
@@ -178,6 +207,8 @@ class EndToEndDistillation(nn.Module):
         loss = layer_errors.mean() + 1.0 - F.cosine_similarity(output, target).mean()
         if getattr(expected, "logits", None) is not None:
             expected_logits, logits = (F.log_softmax(output.logits.float(), dim=-1) for output in (expected, found))
+            if logits.ndim == 3 and mask is not None:
+                expected_logits, logits = (rows[mask.bool()] for rows in (expected_logits, logits))
             loss = loss + F.kl_div(
                 logits.flatten(0, -2), expected_logits.flatten(0, -2), log_target=True, reduction="batchmean"
             )

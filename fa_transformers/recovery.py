@@ -18,6 +18,10 @@ from .tasks import count_patches
 
 RECEIPT_FILE = "recovery.json"
 SIMILARITIES = ("cosine", "cosine_p5", "correlation")
+NOT_FOR_DISTILLATION = (
+    "push_to_hub", "freeze_layers", "gradient_checkpointing", "head_learning_rate", "metric_for_best_model",
+    "strict_length", "test_file", "label_separator", "problem_type",
+)  # fmt: skip
 LENGTHS_TIMED = (512, 4096)
 
 
@@ -29,6 +33,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--sequence_parallel_size is for finetune.py: a teacher's softmax attention isn't shared.")
     if args.streaming or args.packing:
         raise ValueError("--streaming and --packing are for finetune.py: distillation reads its text in padded pieces.")
+    for name in NOT_FOR_DISTILLATION:
+        if getattr(args, name):
+            raise ValueError(f"--{name} is for finetune.py; distillation has no use for it.")
+    if args.max_steps > 0:
+        raise ValueError("--max_steps is for finetune.py; every stage of distillation has steps of its own.")
+    if args.resume_from_checkpoint not in (None, "last", "auto"):
+        raise ValueError("--resume_from_checkpoint must be 'last' or 'auto': every stage has a folder of its own.")
     for name in ("transfer_steps", "end_to_end_steps", "long_steps"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
@@ -42,7 +53,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def build_receipt(
-    args: argparse.Namespace, model: PreTrainedModel, stages: list[dict], before: dict, after: dict, seconds: float
+    args: argparse.Namespace, model: PreTrainedModel, stages: list[dict], before: dict, after: dict
 ) -> dict[str, Any]:
     """What `recovery.json` and the JSON line say.
 
@@ -55,7 +66,7 @@ def build_receipt(
         "teacher": args.teacher_name_or_path or args.model_name_or_path,
         "parameters": model.num_parameters(),
         "tokens": sum(stage["train_tokens"] for stage in stages),
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
         "stages": stages,
         "similarity": {kind: {"before": before[kind], "after": after[kind]} for kind in after},
         "seed": args.seed,

@@ -60,9 +60,9 @@ def load_unlabelled_text(
         kinds = {LOADERS.get(path.suffix.lower()) for path in files.values() if path}
         if len(kinds) != 1 or None in kinds:
             raise DataError(f"--train_file {args.train_file}: give one of {', '.join(LOADERS)}, the same for all files")
-        loaded = datasets.load_dataset(
-            kinds.pop(), data_files={name: str(path) for name, path in files.items() if path}
-        )
+        kind, names = kinds.pop(), {name: str(path) for name, path in files.items() if path}
+        whole = {"sample_by": "document"} if kind == "text" else {}  # else every line were a document
+        loaded = datasets.load_dataset(kind, data_files=names, **whole)
     else:
         loaded = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
     if args.text_column_name not in loaded["train"].column_names:

@@ -9,7 +9,6 @@ accelerate launch scripts/distill.py --task images --image_folder photos/     # 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -19,19 +18,20 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from fa_transformers import arguments, recovery
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir, write_json
-from fa_transformers.convert import load_factorized
+from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
     AttentionTransfer,
     EndToEndDistillation,
     embed_batches,
     evaluate_objective,
+    fresh_head,
     group_student_parameters,
     load_teacher,
     similarity,
 )
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.models.configuration_fa import FactorizedConfig
-from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
 from fa_transformers.stock_checkpoints import find_auto_class
@@ -45,13 +45,13 @@ COMMON = dict(
     max_steps=-1, weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
     seed=0, short_epochs=0, short_length=512, eval_steps=0, save_steps=500, save_total_limit=1,
     early_stopping_patience=0, load_best_model_at_end=False, group_by_length=True, num_threads=0,
-    report_to="tensorboard", logging_steps=10, output_dir=Path("distilled"), license="apache-2.0",
-    mixed_precision="auto", freeze_layers=0, max_eval_samples=200, transfer_learning_rate=1e-2, learning_rate=2e-4,
-    mixer_learning_rate=2e-3, long_length=0, long_steps=0, freeze_embeddings=True,
+    report_to="tensorboard", logging_steps=10, output_dir=Path("distilled"), license="unknown",
+    mixed_precision="auto", freeze_layers=0, max_eval_samples=200, transfer_learning_rate=1e-2, learning_rate=5e-5,
+    mixer_learning_rate=5e-4, long_length=0, long_steps=0, freeze_embeddings=True,
 )  # fmt: skip
 TASKS = {
     "text": dict(
-        model_name_or_path="minilm", max_length=512, max_tokens_per_batch=2048, pooling="mean", language="en",
+        model_name_or_path="minilm", max_length=512, max_tokens_per_batch=2048, pooling="mean",
     ),
     "images": dict(
         model_name_or_path="dinov2-small", image_size=224, max_tokens_per_batch=2048, pooling="cls",
@@ -63,7 +63,7 @@ FIELDS = {
     "images": dict(key_feature_size=128, local_kernel_size=5, local_window=3),
 }
 RECIPES = {
-    "quick": dict(transfer_steps=300, end_to_end_steps=400),
+    "quick": dict(transfer_steps=400, end_to_end_steps=600),
     "full": dict(transfer_steps=1000, end_to_end_steps=4000),
 }
 
@@ -81,11 +81,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_distillation_arguments(parser)
     flags = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
-    parser.set_defaults(**COMMON | TASKS[known.task] | RECIPES[known.recipe])
+    defaults = COMMON | TASKS[known.task] | RECIPES[known.recipe]
+    teacher = known.teacher_name_or_path or known.model_name_or_path or defaults["model_name_or_path"]
+    if teacher in HUB_IDS:
+        defaults |= {"license": "apache-2.0"}
+    parser.set_defaults(**defaults)
     args = parser.parse_args(flags)
     args.command = arguments.command_line("scripts/distill.py", flags)
     args.resume_command = args.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
     return args
+
+
+def as_options(fields: dict) -> dict:
+    """Config fields as `convert_checkpoint` takes them."""
+    kind = fields.get("position_embedding_type")
+    rest = {name: value for name, value in fields.items() if name != "position_embedding_type"}
+    return rest | ({"positions": kind} if kind in ("periodic", "none") else {})
 
 
 def build_student(args: argparse.Namespace, source: str):
@@ -103,7 +114,12 @@ def build_student(args: argparse.Namespace, source: str):
             "Leave the flag out, or convert the stock checkpoint again."
         )
     auto_class = find_auto_class((config.architectures or ["Model"])[0]) or "AutoModel"
-    student = load_factorized(source, auto_class, **overrides)
+    conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
+    if fresh_head(conversion):
+        print(f"{source} has a head that is not carried over: its encoder alone is distilled.")
+        auto_class = "AutoModel"
+        conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
+    student = conversion.model
     if args.task == "text":
         return student, auto_class, AutoTokenizer.from_pretrained(source)
     size = {"height": args.image_size, "width": args.image_size}
@@ -198,10 +214,8 @@ def main(args: argparse.Namespace) -> dict:
         }
 
     before = compare()
-    started = time.perf_counter()
     stages = distill(args, student, teacher, data, accelerator)
-    seconds = time.perf_counter() - started
-    receipt = recovery.build_receipt(args, student, stages, before, compare(), seconds)
+    receipt = recovery.build_receipt(args, student, stages, before, compare())
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
         recovery.publish_student(args, student, processor, receipt, data.facts)

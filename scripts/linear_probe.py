@@ -2,7 +2,7 @@
 
 python scripts/linear_probe.py --image_folder stamps/ --teacher dinov2/ --student distilled/ --image_sizes 224 448 896
 
-One folder per class. Logistic regression on the normalised CLS embedding, five folds, the same folds for all models.
+One folder per class. Logistic regression on the standardised, normalised CLS embedding; the same five folds for all.
 """
 
 import argparse
@@ -17,11 +17,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
-from fa_transformers import FAViTModel
 from fa_transformers.checkpointing import write_json
+from fa_transformers.convert import load_factorized
 from fa_transformers.data.images import convert_image, open_image
+from fa_transformers.packaged_checkpoints import resolve_checkpoint
 from fa_transformers.results import format_table
 from fa_transformers.unlabelled import find_images
 
@@ -82,12 +83,14 @@ def main(args: argparse.Namespace) -> dict:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     paths, labels, names = load_classes(args.image_folder, args.classes)
-    processor = AutoImageProcessor.from_pretrained(args.teacher)
-    config = FAViTModel.config_class.from_pretrained(args.teacher)
-    layers = list(range(config.num_hidden_layers))
-    models = {"teacher": FAViTModel.from_pretrained(args.teacher, softmax_layers=layers).eval()}
+    source = resolve_checkpoint(args.teacher)
+    processor = AutoImageProcessor.from_pretrained(source)
+    num_layers = AutoConfig.from_pretrained(source).num_hidden_layers
+    models = {"teacher": load_factorized(source, "AutoModel", softmax_layers=list(range(num_layers)))}
     if args.student:
-        models["student"] = FAViTModel.from_pretrained(args.student).eval()
+        models["student"] = load_factorized(args.student, "AutoModel")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {name: model.eval().to(device) for name, model in models.items()}
     rows = []
     for size in args.image_sizes:
         embeddings = {name: embed(model, processor, paths, size, args.batch_size) for name, model in models.items()}

@@ -7,13 +7,21 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_models import as_float64, build, image_inputs, make_tokenizer, randomize, text_inputs, tiny_config
 from torch import nn
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
 
-from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel, FAViTConfig, FAViTModel
+from fa_transformers import (
+    FABertConfig,
+    FABertForSequenceClassification,
+    FABertModel,
+    FAViTConfig,
+    FAViTModel,
+    convert_checkpoint,
+)
 from fa_transformers.data.tables import DataError
 from fa_transformers.distillation import (
     AttentionTransfer,
@@ -184,7 +192,35 @@ def test_old_weights_and_mixers_have_rates_of_their_own_and_mixers_no_decay():
         for parameter in group["params"]:
             assert (group["lr"] == 1e-3) == (id(parameter) in mixed)
             assert (group["weight_decay"] > 0) == (parameter.ndim > 1 and id(parameter) not in mixed)
-    assert sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
+    # All but the pooler, which the loss does not reach.
+    assert sum(len(group["params"]) for group in groups) == len(list(student.parameters())) - 2
+
+
+@pytest.mark.parametrize(("config_class", "model_class", "make"), ARCHITECTURES)
+def test_every_weight_that_trains_gets_a_gradient_as_several_processes_need(config_class, model_class, make):
+    student, teacher = pair(config_class, model_class, **LOCAL)
+    objective = EndToEndDistillation(student, teacher, "cls")
+    objective(**inputs_of(make)).loss.backward()
+    assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("stock_class", [transformers.RobertaModel, transformers.DistilBertModel])
+def test_teachers_of_other_architectures_load_as_the_converter_reads_them(stock_class, tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    if stock_class is transformers.DistilBertModel:
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+    stock = stock_class(stock_class.config_class(vocab_size=60, **sizes))
+    stock.save_pretrained(tmp_path)
+    student = convert_checkpoint(tmp_path, local_window=2, local_kernel_size=3).model
+    teacher = load_teacher(str(tmp_path), "AutoModel", student)
+    assert teacher.config.softmax_layers == [0, 1] and not any(p.requires_grad for p in teacher.parameters())
+    AttentionTransfer(student, teacher)(input_ids=torch.arange(5, 15)[None]).loss.backward()
+
+
+def test_a_head_that_the_teacher_lacks_is_refused(stock):
+    student = build(FABertConfig, FABertForSequenceClassification, vocab_size=15)
+    with pytest.raises(ValueError, match="has no classifier"):
+        load_teacher(str(stock), "AutoModelForSequenceClassification", student)
 
 
 def test_similarity_of_equal_embeddings_is_one_and_a_rotation_keeps_only_the_pairs():
