@@ -40,7 +40,8 @@ def communication_us(events: Iterable[FunctionEvent]) -> float:
     return sum(
         event.time_range.elapsed_us()
         for event in events
-        if event.name.startswith(COLLECTIVES.get(event.device_type, ())) and not event.is_user_annotation
+        if event.name.startswith(COLLECTIVES.get(event.device_type, ()))
+        and (event.device_type == DeviceType.CPU or not event.is_user_annotation)  # gloo has nothing but annotations
     )
 
 

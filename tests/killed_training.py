@@ -329,7 +329,7 @@ def fill_the_disk(work: Path) -> dict:
         raise AssertionError("the full disk was not noticed")
     except SystemExit:
         said = [(work / f"errors-{rank}.txt").read_text() for rank in (0, 1)]
-    left = {path.name: find_damage(path) for path in (work / "full").iterdir()}
+    left = {path.name: find_damage(path) for path in (work / "full").iterdir() if path.is_dir()}
     resumed = run(work, work / "full", variant)
     differing = [name for name in expected.keys() - {"events", "weights"} if expected[name] != resumed[name]]
     return {"said": said, "left": left, "differing": differing}
