@@ -39,7 +39,7 @@ from .metrics import BEST_METRICS, decide, load_metric
 from .models.modeling_fa import classification_loss, mean_over_real
 from .packaged_checkpoints import resolve_checkpoint
 from .results import describe_run
-from .tasks import LabelledData, build_examples, label_tensor, load_named
+from .tasks import LabelledData, TokenizedRows, build_examples, label_tensor, load_named
 from .training import build_loaders, group_parameters
 
 UNLIMITED = 2**31 - 1
@@ -170,7 +170,7 @@ def cut_texts(
     return dataset.map(cut, batched=True, batch_size=64, desc=f"first {max_length} tokens")
 
 
-class ChunkExamples(torch.utils.data.Dataset):
+class ChunkExamples(TokenizedRows):
     """Documents of one split as chunks of `chunk_length` tokens, each between the tokenizer's special tokens.
 
     `max_chunks`: only so many of a document, the first ones; None = all. `lengths` in tokens.
@@ -195,14 +195,7 @@ class ChunkExamples(torch.utils.data.Dataset):
 
         kept = part.select_columns(["text", "label"])
         rows = kept.map(cut, batched=True, batch_size=64, remove_columns="text", desc="cutting into chunks")
-        self.lengths = rows.with_format("numpy")["length"][:]
-        self._rows = rows.remove_columns("length")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self._rows[index]
+        super().__init__(rows)
 
 
 class ChunkCollator:

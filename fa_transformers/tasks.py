@@ -193,25 +193,35 @@ def label_tensor(labels: Sequence, problem_type: str, num_labels: int) -> Tensor
     return rows
 
 
-class TextExamples(torch.utils.data.Dataset):
+class TokenizedRows(torch.utils.data.Dataset):
+    """Rows of token ids; `lengths` in tokens, which the column "length" holds."""
+
+    def __init__(self, rows: datasets.Dataset):
+        self.lengths = rows.with_format("numpy")["length"][:]
+        self._rows = rows.remove_columns("length")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._rows[index]
+
+
+class TextExamples(TokenizedRows):
     """Tokenized documents of one split; `lengths` in tokens.
 
     In the first `short_epochs` epochs a document is cut to `short_length` tokens; the closing token stays the last.
     """
 
     def __init__(self, tokenized: datasets.Dataset, *, short_epochs: int = 0, short_length: int = 0):
-        self.lengths = tokenized.with_format("numpy")["length"][:]
-        self._rows = tokenized.remove_columns("length")
+        super().__init__(tokenized)
         self._short_epochs, self._short_length, self._epoch = short_epochs, short_length, 0
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, index: int) -> dict:
-        row = self._rows[index]
+        row = super().__getitem__(index)
         if self._epoch >= self._short_epochs or self.lengths[index] <= self._short_length:
             return row
         kept = self._short_length - 1

@@ -18,7 +18,7 @@ from .batching import LengthGroupedBatchSampler, make_loader
 from .card import DataFacts
 from .data import broad_text, license_documents
 from .data.tables import DataError
-from .tasks import ImageExamples
+from .tasks import ImageExamples, TokenizedRows
 
 SHORTEST_PIECE = 32
 """Tokens below which the rest of a document is left out."""
@@ -81,7 +81,7 @@ def _only_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     return rows if column == "text" else rows.rename_column(column, "text")
 
 
-class TextPieces(torch.utils.data.Dataset):
+class TextPieces(TokenizedRows):
     """Documents cut into pieces of at most `max_length` tokens, each between the tokenizer's special tokens.
 
     `lengths` in tokens. Pieces shorter than `SHORTEST_PIECE` are left out; `limit` keeps only so many pieces, drawn by
@@ -114,14 +114,7 @@ class TextPieces(torch.utils.data.Dataset):
             raise DataError(f"no document has {SHORTEST_PIECE} tokens: there is not enough text to distil on")
         if limit is not None and limit < len(rows):
             rows = rows.shuffle(seed=seed).select(range(limit)).flatten_indices()
-        self.lengths = rows.with_format("numpy")["length"][:]
-        self._rows = rows.remove_columns("length")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self._rows[index]
+        super().__init__(rows)
 
 
 class PadText:
