@@ -90,7 +90,7 @@ def estimate_memory(
 
     and with gradient checkpointing L C for the inputs of the layers and the rest for a single layer. Without gradients
     one layer is there at a time: its input, the embeddings, and the larger one of Q, K, V with the mixed tokens, and of
-    the feed-forward part: mixed tokens, its input, and 2 I, of a piece (see `feed_forward_in_pieces`) beside results.
+    what follows: mixed tokens, results, and of a piece (see `apply_in_pieces`) C and 2 I.
 
     Args:
         config: of an FA model; `softmax_layers` run fused attention, which keeps as much.
@@ -196,7 +196,8 @@ def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -
     chunk = config.chunk_size_feed_forward or INFERENCE_CHUNK
     if chunk < num_tokens:
         results = width * sizes.residual
-        feed_forward = attended + results + max(intermediate * chunk / num_tokens, results)
+        piece = (width * sizes.residual + intermediate) * chunk / num_tokens
+        feed_forward = width * sizes.mapped + results + max(piece, results)
     else:
         feed_forward = attended + intermediate
     return 2 * width * sizes.residual + max(mixing, feed_forward)

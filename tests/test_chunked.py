@@ -165,7 +165,7 @@ def test_text_takes_one_hidden_state_per_token_and_a_softmax_layer_two_more(opti
 
     # Position numbers are 8 of the 128 bytes of a hidden state; a mask of softmax layers would be more.
     assert bytes_per_token(model, [2048, 4096], inputs_at, chunk_size=128) <= limit
-    assert bytes_per_token(model, [2048, 4096], inputs_at) > 6
+    assert bytes_per_token(model, [4096, 8192], inputs_at) > 5  # above one piece of inference
 
 
 @pytest.mark.parametrize("options", [{}, {"local_kernel_size": 5, "local_window": 2}], ids=["plain", "local"])
@@ -176,7 +176,7 @@ def test_images_take_two_hidden_states_per_token(options):
         return {"pixel_values": torch.zeros(1, 3, size // 16 * 8, 16 * 8)}
 
     assert bytes_per_token(model, [2048, 4096], inputs_at, chunk_size=128) <= 2.1
-    assert bytes_per_token(model, [2048, 4096], inputs_at) > 6
+    assert bytes_per_token(model, [4096, 8192], inputs_at) > 5  # above one piece of inference
 
 
 # Errors

@@ -18,8 +18,8 @@ from .fa_sequence_parallel import Shard, open_context, run_in_context, sequence_
 
 logger = logging.get_logger(__name__)
 
-INFERENCE_CHUNK = 4096
-"""Tokens of a sample that a feed-forward part takes at a time without gradients."""
+INFERENCE_CHUNK = 2048
+"""Tokens of a sample that what follows the token mixing takes at a time without gradients."""
 
 NOT_RECOVERED = (
     "This model was converted from softmax to factorized attention and not trained since (`recovery` in its config is "
@@ -149,17 +149,18 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_hole
     return mask
 
 
-def feed_forward_in_pieces(feed_forward: Callable[[Tensor], Tensor], hidden_states: Tensor, chunk_size: int) -> Tensor:
-    """Apply a function of single tokens to `chunk_size` tokens of each sample at a time: [B, N, C] -> [B, N, C].
+def apply_in_pieces(function: Callable[..., Tensor], chunk_size: int, *tensors: Tensor) -> Tensor:
+    """Apply a function of single tokens to `chunk_size` tokens of each sample at a time: [B, N, C] each -> [B, N, C].
 
     0 is all at once, but in eager inference `INFERENCE_CHUNK`: allocating wide temporaries for a long text takes a CPU
     longer than what is computed in them.
     """
     if not chunk_size and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         chunk_size = INFERENCE_CHUNK
-    if not chunk_size or hidden_states.shape[1] <= chunk_size:
-        return feed_forward(hidden_states)
-    return torch.cat([feed_forward(piece) for piece in hidden_states.split(chunk_size, dim=1)], dim=1)
+    if not chunk_size or tensors[0].shape[1] <= chunk_size:
+        return function(*tensors)
+    pieces = zip(*(tensor.split(chunk_size, dim=1) for tensor in tensors), strict=True)
+    return torch.cat([function(*piece) for piece in pieces], dim=1)
 
 
 def first_real_token(hidden_states: Tensor, mask: Tensor | None, shard: Shard | None = None) -> Tensor:

@@ -42,10 +42,10 @@ from .fa_packed import PackedDocuments, pack
 from .fa_sequence_parallel import Shard, current_shard, split_tokens
 from .modeling_fa import (
     FAPreTrainedModel,
+    apply_in_pieces,
     check_mask,
     classification_loss,
     count_choices,
-    feed_forward_in_pieces,
     first_real_token,
     mean_over_real,
     span_loss,
@@ -133,10 +133,10 @@ class FABertLayer(GradientCheckpointingLayer):
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
-        attended = self.attention["output"](mixed, hidden_states)
-        return feed_forward_in_pieces(self.feed_forward, attended, self.chunk_size_feed_forward)
+        return apply_in_pieces(self.finish_piece, self.chunk_size_feed_forward, mixed, hidden_states)
 
-    def feed_forward(self, attended: Tensor) -> Tensor:
+    def finish_piece(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        attended = self.attention["output"](mixed, hidden_states)
         return self.output(self.intermediate(attended), attended)
 
 

@@ -40,9 +40,9 @@ from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_sequence_parallel import Shard, current_shard, split_tokens
 from .modeling_fa import (
     FAPreTrainedModel,
+    apply_in_pieces,
     check_mask,
     classification_loss,
-    feed_forward_in_pieces,
     first_real_token,
     mean_over_real,
 )
@@ -295,10 +295,10 @@ class FAViTLayer(GradientCheckpointingLayer):
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
-        hidden_states = hidden_states + self.layer_scale1(self.attention["output"](mixed))
-        return feed_forward_in_pieces(self.feed_forward, hidden_states, self.chunk_size_feed_forward)
+        return apply_in_pieces(self.finish_piece, self.chunk_size_feed_forward, mixed, hidden_states)
 
-    def feed_forward(self, hidden_states: Tensor) -> Tensor:
+    def finish_piece(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
+        hidden_states = hidden_states + self.layer_scale1(self.attention["output"](mixed))
         return hidden_states + self.layer_scale2(self.output(self.intermediate(self.layernorm_after(hidden_states))))
 
 
