@@ -167,6 +167,13 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--long_length", type=int, help="longest document of these steps, in tokens")
     add("--freeze_embeddings", action=argparse.BooleanOptionalAction, help="keep the table of words as it is")
     add("--pooling", choices=("mean", "cls"), help="what the embedding of a text or image is")
+    add(
+        "--probe_file",
+        type=Path,
+        help="texts with labels, a table as --train_file of finetune.py: logistic regression on the embeddings of "
+        "student and teacher goes into the receipt; unset = the licence documents beside the packaged text",
+    )
+    add("--probe_folder", type=Path, help="images likewise, one folder per class")
 
 
 def model_overrides(args: argparse.Namespace) -> dict:
@@ -187,17 +194,44 @@ def command_line(script: str, flags: Sequence[str]) -> str:
     return shlex.join(["accelerate", "launch", script, *shown])
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
+def check_training_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError, naming the flag, for values of `add_training_arguments` that no run can use."""
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     counted = ("sequence_parallel_size", "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout")
-    for name in (*positive, *counted):
+    _check_positive(args, *positive, *counted)
+    if args.head_learning_rate is not None:
+        _check_positive(args, "head_learning_rate")
+    counts = ("short_epochs", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience")
+    amounts = ("max_tokens_per_batch", "max_grad_norm", "weight_decay", "num_threads", "warmup_steps", "seed")
+    _check_not_negative(args, *counts, *amounts)
+    if args.dataloader_num_workers is not None:
+        _check_not_negative(args, "dataloader_num_workers")
+    if not 0 <= args.warmup_ratio < 1:
+        raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {args.warmup_ratio}.")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {args.max_steps}.")
+    if args.resume_from_checkpoint and args.overwrite_output_dir:
+        raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")
+
+
+def _check_positive(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
-    optional = ("max_length", "image_size", "max_train_samples", "max_eval_samples", "head_learning_rate")
-    for name in (*optional, "preprocessing_num_workers"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
+
+
+def _check_not_negative(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
+    check_training_arguments(args)
+    optional = ("max_length", "image_size", "max_train_samples", "max_eval_samples", "preprocessing_num_workers")
+    _check_positive(args, *(name for name in optional if getattr(args, name) is not None))
+    _check_not_negative(args, "freeze_layers")
     if args.short_epochs and (args.short_length < 3 or args.task != "text-classification"):
         raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
     if args.packing and (args.max_tokens_per_batch == 0 or args.task != "text-classification"):
@@ -208,31 +242,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--sequence_parallel_size shares out padded batches: leave out --packing.")
     if args.sequence_parallel_size > 1 and args.streaming:
         raise ValueError("--sequence_parallel_size needs data that is not streamed: leave out --streaming.")
-    counts = (
-        "short_epochs",
-        "eval_steps",
-        "save_steps",
-        "save_total_limit",
-        "early_stopping_patience",
-        "max_tokens_per_batch",
-    )
-    for name in (
-        *counts,
-        "max_grad_norm",
-        "weight_decay",
-        "freeze_layers",
-        "num_threads",
-        "warmup_steps",
-        "seed",
-    ):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
-    if (args.dataloader_num_workers or 0) < 0:
-        raise ValueError(f"--dataloader_num_workers must not be negative, got {args.dataloader_num_workers}.")
-    if not 0 <= args.warmup_ratio < 1:
-        raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {args.warmup_ratio}.")
-    if args.max_steps == 0 or args.max_steps < -1:
-        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {args.max_steps}.")
     sources = [name for name in ("train_file", "image_folder", "dataset_name") if getattr(args, name)]
     if len(sources) > 1:
         raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
@@ -257,8 +266,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--output_dir {args.output_dir} must end in a name of letters, digits, '.', '-' and '_': the model card "
             "and the Hub name the model by it."
         )
-    if args.resume_from_checkpoint and args.overwrite_output_dir:
-        raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")
 
 
 def check_streaming(args: argparse.Namespace) -> None:

@@ -202,6 +202,20 @@ def find_checkpoint(resume_from: str, output_dir: Path, announce: Callable[[str]
     )
 
 
+def read_settings(resume_from: str, output_dir: Path) -> dict:
+    """The settings of the run that `resume_from` means, which all its checkpoints share; empty where none is readable.
+
+    What is wrong with a checkpoint is for `find_checkpoint` to say.
+    """
+    is_path = resume_from not in ("last", "auto")
+    for checkpoint in [Path(resume_from)] if is_path else reversed(list_checkpoints(output_dir)):
+        try:
+            return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
 def save_checkpoint(
     accelerator: Accelerator, output_dir: Path, state: TrainingState, save_total_limit: int | None = None
 ) -> Path:

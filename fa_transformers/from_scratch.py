@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, get_scheduler
 
-from .arguments import add_training_arguments, command_line
+from .arguments import add_training_arguments, check_training_arguments, command_line
 from .checkpointing import TrainingState
 from .loop import plan_steps, run_training
 from .training import build_loaders, group_parameters
@@ -101,7 +101,7 @@ def train_classifier(
         f"{model.num_parameters():,} parameters; {accelerator.num_processes} processes on {accelerator.device}; "
         f"{len(examples['train']):,} examples, {len(loaders['train']):,} batches an epoch"  # type: ignore[arg-type]
     )
-    steps = plan_steps(args, sampler)
+    steps = plan_steps(args, sampler, output_dir)
     model, state, _ = run_training(
         args,
         model,
@@ -128,6 +128,10 @@ def parse_flags(
     args = parser.parse_args(flags)
     if args.sequence_parallel_size > 1 or args.packing:
         parser.error("these tasks take no --sequence_parallel_size and no --packing.")
+    try:
+        check_training_arguments(args)
+    except ValueError as error:
+        parser.error(str(error))
     args.command = command_line(script, flags)
     args.resume_command = args.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
     return args

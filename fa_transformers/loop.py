@@ -12,17 +12,24 @@ from torch.utils.data import DataLoader
 
 from . import results
 from .batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
-from .checkpointing import StopRequest, TrainingState, load_best, resume_run, save_checkpoint
+from .checkpointing import StopRequest, TrainingState, load_best, read_settings, resume_run, save_checkpoint
 from .flops import training_flops_per_token
 from .progress import ProgressMeter, StepProfiler
 
 
-def plan_steps(args: argparse.Namespace, sampler: BatchSource) -> int:
-    """Optimiser steps of a run: `max_steps`, or where that is negative as many as `num_train_epochs` take."""
+def plan_steps(args: argparse.Namespace, sampler: BatchSource, output_dir: Path) -> int:
+    """Optimiser steps of a run: `max_steps`, or where that is negative as many as `num_train_epochs` take.
+
+    A resumed run has as many as its first part was to have, on however many processes.
+    """
     if args.max_steps > 0:
         return args.max_steps
     if not isinstance(sampler, LengthGroupedBatchSampler):
         raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
+    if args.resume_from_checkpoint:
+        saved = read_settings(args.resume_from_checkpoint, output_dir)
+        planned = saved.get("num_processes", sampler.num_processes)
+        sampler.keep_plan(planned, sampler.num_processes * args.gradient_accumulation_steps)
     return count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
 
 

@@ -17,10 +17,12 @@ from .results import describe_base_model, describe_hardware, describe_replacemen
 from .tasks import count_patches
 
 RECEIPT_FILE = "recovery.json"
+DOWNSTREAM = ("teacher", "before", "after", "majority")
+DOWNSTREAM_NAMES = {"teacher": "teacher", "before recovery": "before", "majority class": "majority"}
 SIMILARITIES = ("cosine", "cosine_p5", "correlation")
 NOT_FOR_DISTILLATION = (
     "push_to_hub", "freeze_layers", "gradient_checkpointing", "head_learning_rate", "metric_for_best_model",
-    "strict_length", "test_file", "label_separator", "problem_type",
+    "strict_length", "test_file", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
 )  # fmt: skip
 LENGTHS_TIMED = (512, 4096)
 
@@ -48,16 +50,25 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     if not args.transfer_steps + args.end_to_end_steps + args.long_steps:
         raise ValueError("--transfer_steps, --end_to_end_steps and --long_steps are all 0: there is nothing to train.")
+    unread = {"text": "probe_folder", "images": "probe_file"}[args.task]
+    if getattr(args, unread):
+        raise ValueError(f"--{unread} is not for --task {args.task}.")
     if args.long_steps and (args.task != "text" or args.long_length <= args.max_length):
         raise ValueError("--long_steps is for text and needs a --long_length above --max_length.")
 
 
 def build_receipt(
-    args: argparse.Namespace, model: PreTrainedModel, stages: list[dict], before: dict, after: dict
+    args: argparse.Namespace,
+    model: PreTrainedModel,
+    stages: list[dict],
+    before: dict,
+    after: dict,
+    downstream: dict | None,
 ) -> dict[str, Any]:
     """What `recovery.json` and the JSON line say.
 
-    `before` and `after`: `distillation.similarity` of student and teacher by kind of held-out data.
+    `before` and `after`: `distillation.similarity` of student and teacher by kind of held-out data; `downstream`: the
+    accuracy that `probing.probe` finds, "before" and "after" and of the "teacher" and the "majority" class.
     """
     fields = ("key_feature_size", "key_features", "learned_temperatures", "local_kernel_size", "local_window")
     config = model.config
@@ -69,6 +80,7 @@ def build_receipt(
         "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
         "stages": stages,
         "similarity": {kind: {"before": before[kind], "after": after[kind]} for kind in after},
+        "downstream": downstream,
         "seed": args.seed,
         "hardware": describe_hardware(model.device),
         "torch": torch.__version__,
@@ -85,6 +97,10 @@ def print_receipt(receipt: dict[str, Any]) -> None:
     ]
     print("\nStudent and teacher, their embeddings compared:\n")
     print(format_table(rows, ["held-out data", "when", *SIMILARITIES]))
+    if receipt["downstream"]:
+        found = receipt["downstream"]
+        print(f"\nAccuracy of logistic regression on the embeddings ({found['data']}, {found['num_pieces']}):\n")
+        print(format_table([{name: found[name] for name in DOWNSTREAM}], list(DOWNSTREAM)))
     for stage in receipt["stages"]:
         rows = [
             {"error": when, "mean": stage[when]["loss"]}
@@ -132,7 +148,8 @@ def publish_student(
             )
             for index, (kind, both) in enumerate(receipt["similarity"].items())
             for name in ("cosine", "correlation")
-        ],
+        ]
+        + describe_downstream(receipt["downstream"]),
         speed=time_student(args, model),
         limits=[
             f"It was compared with its teacher on {'texts' if is_text else 'images'} of the sizes it was distilled on.",
@@ -142,6 +159,21 @@ def publish_student(
     source = read_source(resolve_checkpoint(args.model_name_or_path))
     files = sentence_transformers_files(source, args.long_length if args.long_steps else None)
     publish(model.eval(), processor, facts, args.output_dir, overwrite=True, extra_files=files)
+
+
+def describe_downstream(downstream: dict | None) -> list[ScoreFacts]:
+    if downstream is None:
+        return []
+    others = {name: downstream[key] for name, key in DOWNSTREAM_NAMES.items()}
+    return [
+        ScoreFacts(
+            dataset=downstream["data"],
+            split="five folds, embeddings and logistic regression",
+            metric="accuracy",
+            value=downstream["after"],
+            baselines=others,
+        )
+    ]
 
 
 def time_student(args: argparse.Namespace, model: PreTrainedModel) -> list:

@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from .batching import LengthGroupedBatchSampler, make_loader
 from .card import DataFacts
 from .data import broad_text, license_documents
+from .data.images import image_endings
 from .data.tables import DataError
 from .tasks import ImageExamples, TokenizedRows
 
@@ -28,6 +28,11 @@ MAX_VALIDATION_PIECES = 64
 FEWEST_HELDOUT = 3
 """Pieces of a kind: two have one pair of similarities, which correlates with nothing."""
 
+LICENSE_FACTS = DataFacts(
+    name="ScanCode licence documents (held out)",
+    license=license_documents.LICENSE,
+    attribution=license_documents.ATTRIBUTION,
+)
 LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -48,11 +53,7 @@ def load_unlabelled_text(
         parts = {"same kinds": heldout.select_columns("text"), "licences": unseen}
         facts = [
             DataFacts(name="Prose of installed Python packages", license="various", attribution=broad_text.ATTRIBUTION),
-            DataFacts(
-                name="ScanCode licence documents (held out)",
-                license=license_documents.LICENSE,
-                attribution=license_documents.ATTRIBUTION,
-            ),
+            LICENSE_FACTS,
         ]
         return broad_text.load_broad_text(), parts, facts
     if args.train_file:
@@ -225,7 +226,7 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    endings = Image.registered_extensions()
+    endings = image_endings()
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not found:
         raise DataError(f"--image_folder {folder} holds no file with the ending of an image")

@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
 
 from fa_transformers import arguments, recovery
+from fa_transformers.card import DataFacts
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir, write_json
 from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
@@ -32,6 +33,7 @@ from fa_transformers.distillation import (
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.models.configuration_fa import FactorizedConfig
 from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
+from fa_transformers.probing import LabelledPieces, embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
 from fa_transformers.stock_checkpoints import find_auto_class
@@ -126,6 +128,18 @@ def build_student(args: argparse.Namespace, source: str):
     return student, auto_class, AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
 
 
+def load_probe(args: argparse.Namespace, processor, num_patches: int | None) -> LabelledPieces | None:
+    """What the downstream scores of the receipt are measured on; None = nothing."""
+    if args.task == "text":
+        return load_labelled_text(args, processor)
+    if args.probe_folder is None:
+        return None
+    facts = DataFacts(
+        name=args.probe_folder.resolve().name, license=args.data_license, attribution=args.data_attribution
+    )
+    return load_labelled_images(args.probe_folder, processor, num_patches, facts=facts)
+
+
 def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, accelerator: Accelerator, **changes):
     """Train one objective to its end, or go on with it; returns what the receipt says of it."""
     folder = args.output_dir / name
@@ -145,7 +159,7 @@ def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, a
     latest.clear()
     groups = group_student_parameters(module, args.learning_rate, args.mixer_learning_rate, args.weight_decay)
     optimizer = torch.optim.AdamW(groups)
-    steps = plan_steps(args, sampler)
+    steps = plan_steps(args, sampler, folder)
     num_warmup_steps = args.warmup_steps or int(args.warmup_ratio * steps)
     schedule = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, steps)
     trained, state, figures = run_training(
@@ -192,17 +206,23 @@ def main(args: argparse.Namespace) -> dict:
     source = resolve_checkpoint(args.model_name_or_path)
     teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
     student, auto_class, processor = build_student(args, source)
+    num_patches = count_patches(args.image_size, student.config) if args.task == "images" else None
     with accelerator.main_process_first():
-        if args.task == "text":
-            data = build_text_pieces(args, processor)
-        else:
-            data = build_image_pieces(args, processor, count_patches(args.image_size, student.config))
+        build = build_text_pieces if args.task == "text" else build_image_pieces
+        data = build(args, processor) if num_patches is None else build(args, processor, num_patches)
+        labelled = load_probe(args, processor, num_patches)
         if accelerator.is_main_process:
             is_resumed = args.resume_from_checkpoint is not None
             prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, args.report_to, "distill", vars(args))
     teacher = load_teacher(teacher_source, auto_class, student).to(accelerator.device)
+    longest = getattr(teacher.config, "max_position_embeddings", None)
+    if args.task == "text" and longest and args.max_length > longest:
+        raise ValueError(
+            f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
+            "documents by --long_steps and --long_length, for which the teacher reads windows."
+        )
     student.to(accelerator.device)
     loaders = data.heldout_loaders(args, accelerator)
     expected = {kind: embed_batches(teacher, loader, accelerator, args.pooling) for kind, loader in loaders.items()}
@@ -213,12 +233,24 @@ def main(args: argparse.Namespace) -> dict:
             for kind, loader in loaders.items()
         }
 
+    def score(model: PreTrainedModel) -> float:
+        embeddings = embed_pieces(model, labelled.pieces, data.collate, args.per_device_eval_batch_size, args.pooling)
+        return probe(embeddings, labelled, args.seed)
+
+    downstream = None
+    if labelled:
+        downstream = {"teacher": score(teacher), "before": score(student), "majority": labelled.majority}
     before = compare()
     stages = distill(args, student, teacher, data, accelerator)
-    receipt = recovery.build_receipt(args, student, stages, before, compare())
+    if labelled:
+        about = {"data": labelled.facts.name, "num_pieces": len(labelled.labels), "classes": labelled.label_names}
+        downstream = about | {"after": score(student)} | downstream
+    receipt = recovery.build_receipt(args, student, stages, before, compare(), downstream)
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
-        recovery.publish_student(args, student, processor, receipt, data.facts)
+        names = [facts.name for facts in data.facts]
+        facts = data.facts + ([labelled.facts] if labelled and labelled.facts.name not in names else [])
+        recovery.publish_student(args, student, processor, receipt, facts)
         write_json(args.output_dir / recovery.RECEIPT_FILE, receipt)
         recovery.print_receipt(receipt)
         print(json.dumps(receipt, ensure_ascii=False))

@@ -188,7 +188,7 @@ def fit(args, data: LabelledData, accelerator: Accelerator, output_dir: Path) ->
     )
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
-    steps = plan_steps(args, sampler)
+    steps = plan_steps(args, sampler, output_dir)
     if args.sequence_parallel_size > 1:
         set_seed(args.seed, device_specific=True)  # else every rank would drop the same places of its own tokens
     with share_sequences(args, accelerator):

@@ -163,7 +163,7 @@ def main(args: argparse.Namespace) -> dict:
         **WIDTHS[args.scale],
         "parameters": accelerator.unwrap_model(model).num_parameters(),
         "learning_rate": args.learning_rate,
-        "batch_size": args.per_device_train_batch_size * accelerator.num_processes,
+        "batch_size": args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps,
         **describe_run(state),
         "hardware": describe_hardware(accelerator.device),
         "seed": args.seed,

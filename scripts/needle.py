@@ -48,7 +48,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--longest", type=int, default=8192, help="longest document to train on, in tokens")
     add("--lengths", type=int, nargs="+", default=[2**k for k in range(10, 17)], help="tokens of the scored documents")
     add("--num_test", type=int, default=200, help="documents to score at each length")
-    return parse_flags(parser, "scripts/needle.py", DEFAULTS, argv)
+    args = parse_flags(parser, "scripts/needle.py", DEFAULTS, argv)
+    if min(args.lengths) < needle.MIN_LENGTH:
+        parser.error(f"--lengths must be at least {needle.MIN_LENGTH} tokens each, got {min(args.lengths)}.")
+    if args.longest < SHORTEST:
+        parser.error(f"--longest must be at least {SHORTEST} tokens, got {args.longest}.")
+    if args.short_epochs and args.short_length < needle.MIN_LENGTH:
+        parser.error(f"--short_length must be at least {needle.MIN_LENGTH} tokens, got {args.short_length}.")
+    for name in ("num_documents", "num_test"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    return args
 
 
 def draw_lengths(count: int, longest: int, seed: int) -> list[int]:

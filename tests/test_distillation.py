@@ -276,7 +276,10 @@ def distill_flags(tmp_path: Path, stock: Path, output: str, *more) -> list[str]:
 
 def test_script_leaves_a_loadable_model_nearer_to_its_teacher_with_a_receipt(tmp_path, stock):
     distill = load_script("distill")
-    flags = distill_flags(tmp_path, stock, "out", "--long_steps", 2, "--long_length", 80)
+    labelled = tmp_path / "labelled.csv"
+    rows = [f"{WORDS[index % 3]} {WORDS[3 + index % 7]},{index % 3}\n" for index in range(21)]
+    labelled.write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    flags = distill_flags(tmp_path, stock, "out", "--long_steps", 2, "--long_length", 80, "--probe_file", labelled)
     receipt = distill.main(distill.parse_args(flags))
     figures = receipt["similarity"]["same kinds"]
     # Random weights embed all texts nearly alike, so that the cosine says little here; the errors tell.
@@ -285,10 +288,14 @@ def test_script_leaves_a_loadable_model_nearer_to_its_teacher_with_a_receipt(tmp
     assert all(stage["after"]["loss"] < stage["before"]["loss"] for stage in receipt["stages"][:2])
     assert receipt["tokens"] == sum(stage["train_tokens"] for stage in receipt["stages"]) > 0
     assert json.loads((tmp_path / "out" / "recovery.json").read_text()) == json.loads(json.dumps(receipt))
+    downstream = receipt["downstream"]
+    assert downstream["num_pieces"] == 21 and downstream["majority"] == pytest.approx(1 / 3)
+    assert all(downstream[name] > 0.6 for name in ("teacher", "before", "after"))
     loaded = AutoModel.from_pretrained(tmp_path / "out")
     assert loaded.config.local_window == 2
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['after']['cosine']:.4g}" in card and "before recovery" in card
+    assert "labelled.csv" in card and f"{downstream['after']:.4g}" in card
     converted = load_script("distill").main(
         load_script("distill").parse_args(
             distill_flags(tmp_path, tmp_path / "out", "again", "--teacher_name_or_path", str(stock))
@@ -332,6 +339,9 @@ def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
         (["--transfer_steps", "0", "--end_to_end_steps", "0"], "nothing to train"),
         (["--long_steps", "3"], "--long_length"),
         (["--transfer_learning_rate", "0"], "--transfer_learning_rate"),
+        (["--max_length", "512"], "--max_length 512 is above the teacher's"),
+        (["--probe_folder", "photos"], "--probe_folder is not for --task text"),
+        (["--preprocessing_num_workers", "2"], "--preprocessing_num_workers is for finetune.py"),
     ],
 )
 def test_newcomers_mistakes_are_named(tmp_path, stock, more, message):

@@ -128,3 +128,19 @@ def test_needle_scores_every_length_whole_and_cut_and_draws_the_curve(run, tmp_p
     assert list(results["accuracy"]) == list(results["accuracy_cut_to_512"]) == ["256", "1024"]
     assert results["trained_up_to"] == 256 and results["steps"] == 2
     assert Image.open(tmp_path / "out" / "accuracy.png").size[0] > 100
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (arena, ["--learning_rate", "0"], "--learning_rate must be above 0"),
+        (arena, ["--warmup_steps", "-1"], "--warmup_steps must not be negative"),
+        (needle_script, ["--lengths", "1024", "8"], "--lengths must be at least 20 tokens each, got 8"),
+        (needle_script, ["--longest", "32"], "--longest must be at least 64"),
+        (needle_script, ["--num_test", "0"], "--num_test must be at least 1"),
+    ],
+)
+def test_flags_that_no_run_can_use_are_refused_before_it_starts(script, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(flags)
+    assert message in capsys.readouterr().err

@@ -35,6 +35,7 @@ from fa_transformers.checkpointing import (
     save_checkpoint,
     write_json,
 )
+from fa_transformers.loop import plan_steps
 from fa_transformers.progress import ProgressMeter, TrainingDiverged
 from fa_transformers.results import format_table, plot_confusion_matrix
 from fa_transformers.training import (
@@ -113,6 +114,24 @@ def test_update_steps_count_partial_accumulation_and_fractions_of_epochs():
     assert count_update_steps(sampler, 2, gradient_accumulation_steps=2) == 6
     assert count_update_steps(sampler, 1.5) == 8
     assert count_update_steps(sampler, 0.01) == 1
+
+
+@pytest.mark.parametrize("resume_from", ["last", "auto", "path"])
+def test_a_run_that_goes_on_with_other_processes_has_as_many_steps_as_it_was_to_have(resume_from, tmp_path):
+    lengths = [900] * 5  # four processes join two of the five batches, one would not
+    options = {"batch_size": 4, "max_tokens": 900, "shuffle": False}
+    first = LengthGroupedBatchSampler(lengths, num_processes=4, **options)
+    args = types.SimpleNamespace(
+        max_steps=-1, num_train_epochs=3, gradient_accumulation_steps=1, resume_from_checkpoint=None
+    )
+    steps = plan_steps(args, first, tmp_path)
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    write_json(checkpoint / STATE_FILE, {"settings": first.settings})
+    args.gradient_accumulation_steps = 4
+    anew = plan_steps(args, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path)
+    args.resume_from_checkpoint = str(checkpoint) if resume_from == "path" else resume_from
+    assert plan_steps(args, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path) == steps != anew
 
 
 @pytest.mark.parametrize(

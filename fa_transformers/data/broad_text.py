@@ -166,6 +166,8 @@ def _find_files(roots: dict[str, str], endings: tuple[str, ...]) -> Iterator[tup
             for file in sorted(files):
                 path = Path(folder, file)
                 inside = path.relative_to(root)
-                if not file.endswith(endings) or NO_PROSE.search(file) or path.stat().st_size > LARGEST_FILE:
+                if not file.endswith(endings) or NO_PROSE.search(file):
+                    continue
+                if not path.is_file() or path.stat().st_size > LARGEST_FILE:  # a link may lead nowhere
                     continue
                 yield package or inside.parts[0].removesuffix(".py"), inside.as_posix(), path

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .images import convert_image, open_image
+from .images import convert_image, image_endings, open_image
 from .tables import DataError
 
 VALIDATION_SHARE = 0.1
@@ -45,7 +45,7 @@ def write_tiles(pictures: Path, folder: Path, side: int, max_per_picture: int) -
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; choose another folder")
-    endings = Image.registered_extensions()
+    endings = image_endings()
     paths = sorted(path for path in pictures.rglob("*") if path.suffix.lower() in endings and not path.is_symlink())
     counts = {"train": 0, "validation": 0, "pictures": 0}
     for split in ("train", "validation"):

@@ -134,6 +134,11 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
         raise DataError(f"{path}: the image has {width} x {height} = {width * height:,} pixels. {_limit_advice()}")
 
 
+def image_endings() -> set[str]:
+    """Endings of the files that can be read, in lower case; pictures are written to more, such as .pdf."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def _limit_advice() -> str:
     return (
         f"The limit against decompression bombs is PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS:,} pixels: "
@@ -143,7 +148,7 @@ def _limit_advice() -> str:
 
 def _find_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by class, sorted, from the class folders and whatever folders lie inside them."""
-    endings = Image.registered_extensions()
+    endings = image_endings()
     found: dict[str, list[Path]] = {}
     left_out: list[Path] = []
     for class_folder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
