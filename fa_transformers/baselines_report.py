@@ -66,7 +66,9 @@ def summarise(
                 for (seed, fold), cell in own.items()
             }
             found = [scores for scores in scored.values() if scores]
-            row[name] = {key: statistics.fmean(scores[key] for scores in found) for key in found[0]} if found else {}
+            means = {key: statistics.fmean(scores[key] for scores in found) for key in found[0]} if found else {}
+            # A few rows leave some undefined.
+            row[name] = {key: mean for key, mean in means.items() if math.isfinite(mean)}
             values[name, contender] = _paired_values(own, scored, folds, chosen, metric)
         trained = [cell for cell in own.values() if "train_tokens" in cell]
         for key in ("train_tokens", "train_seconds"):

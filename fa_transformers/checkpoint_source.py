@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from .packaged_checkpoints import resolve_checkpoint
 from .self_test import compute_sha256
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -43,9 +44,10 @@ class CheckpointSource:
 
 
 def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> CheckpointSource:
-    """A model in memory, a folder, or a repository of the Hub, which is downloaded, weights included.
+    """A model in memory, a folder, a short name of `packaged_checkpoints`, or a repository of the Hub, downloaded.
 
     Raises:
+        ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
         FileNotFoundError: the folder has no weights.
         OSError: there is no such folder or repository, or it has no configuration.
     """
@@ -55,7 +57,8 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> Checkpoin
         class_name = type(model).__name__
         return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
     name = os.fspath(model_or_path)
-    folder = Path(name) if Path(name).is_dir() else _download(name)
+    found = resolve_checkpoint(name)
+    folder = Path(found) if Path(found).is_dir() else _download(found)
     model_folder = _find_encoder(folder)
     config = AutoConfig.from_pretrained(model_folder)
     architecture = (config.architectures or [""])[0]

@@ -63,8 +63,11 @@ def write_dinov2(folder: Path) -> Path:
             size={"height": 224, "width": 224}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD, resample=3
         ).save_pretrained(partial)
         save_file(read_dinov2(path), partial / "model.safetensors", {"format": "pt"})
-        if not folder.is_dir():
+        try:
             partial.replace(folder)
+        except OSError:  # not empty: another process was faster, or something else lies there
+            if not (folder / "model.safetensors").is_file():
+                raise FileExistsError(f"{folder} holds other files than these weights: delete it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -207,4 +207,7 @@ def main(args: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -14,6 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -127,10 +128,9 @@ def prepare_output_dir(args: argparse.Namespace) -> None:
     write_json(path, settings)
 
 
-def run_cells(args: argparse.Namespace, folds: list) -> dict:
+def run_cells(args: argparse.Namespace, folds: list, accelerator: Accelerator) -> dict:
     """The result of every cell: read where it is done, else computed and kept."""
     contenders = baselines.list_contenders(args, folds[0].problem_type)
-    accelerator = make_accelerator(args)
     cells = {}
     bar = tqdm(list(baselines.list_cells(contenders, args.seeds, len(folds))), desc="cells", unit="cell")
     for contender, seed, fold in bar:
@@ -150,22 +150,29 @@ def run_cells(args: argparse.Namespace, folds: list) -> dict:
 
 
 def main(args: argparse.Namespace) -> dict:
-    data = load_data(args)
-    prepare_output_dir(args)
-    folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
-    tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(args.model_name_or_path))
-    lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
-    summary = report.summarise(run_cells(args, folds), folds, lengths, args.long_threshold)
-    chart = args.output_dir / "baselines.png"
-    report.plot(summary, chart)
-    text = report.render_report(summary, args.command, data.facts.name, args.token_budget, chart)
-    write_text(args.output_dir / "report.md", text)
+    accelerator = make_accelerator(args)
+    with accelerator.main_process_first():
+        data = load_data(args)
+        if accelerator.is_main_process:
+            prepare_output_dir(args)
+        folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
+        tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(args.model_name_or_path))
+        lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
+    summary = report.summarise(run_cells(args, folds, accelerator), folds, lengths, args.long_threshold)
     results = {"command": args.command, "data": data.facts.name, "seeds": args.seeds, "folds": args.folds} | summary
-    write_json(args.output_dir / "results.json", results)
-    print(f"\n{report.render_table(summary)}\n")
-    print(json.dumps(results, allow_nan=False))
+    if accelerator.is_main_process:
+        chart = args.output_dir / "baselines.png"
+        report.plot(summary, chart)
+        text = report.render_report(summary, args.command, data.facts.name, args.token_budget, chart)
+        write_text(args.output_dir / "report.md", text)
+        write_json(args.output_dir / "results.json", results)
+        print(f"\n{report.render_table(summary)}\n")
+        print(json.dumps(results, allow_nan=False))
     return results
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
