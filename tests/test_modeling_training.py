@@ -18,7 +18,13 @@ from tiny_models import (
 )
 from transformers import Trainer, TrainingArguments
 
-from fa_transformers.models import ARCHITECTURES, FABertConfig, FABertForSequenceClassification, FAViTConfig
+from fa_transformers.models import (
+    ARCHITECTURES,
+    FABertConfig,
+    FABertForSequenceClassification,
+    FABertModel,
+    FAViTConfig,
+)
 
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
 CLASSIFIERS = [
@@ -81,6 +87,15 @@ def _lengths_compile(backend: str, config_class, auto_class: str, model_class, m
 @every_classifier
 def test_one_graph_without_breaks_serves_several_lengths(config_class, auto_class, model_class):
     _lengths_compile("eager", config_class, auto_class, model_class, masked=True)
+
+
+def test_periodic_positions_take_lengths_beyond_their_table_in_the_same_graph():
+    torch._dynamo.reset()
+    model = build(FABertConfig, FABertModel, position_embedding_type="periodic", max_position_embeddings=16)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for stance, length in (("default", 11), ("fail_on_recompile", 40)):
+        with torch.compiler.set_stance(stance):
+            compiled(torch.randint(5, 20, (1, length)))
 
 
 @pytest.mark.slow

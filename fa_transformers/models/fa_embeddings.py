@@ -87,7 +87,8 @@ class FABertEmbeddings(nn.Module):
 
     def check_longest(self, longest: int) -> None:
         table_size = self.position_embeddings.num_embeddings
-        if longest > table_size and not self.is_periodic:
+        # In this order: under torch.compile the comparison would bind the graph to the lengths of one side of it.
+        if not self.is_periodic and longest > table_size:
             raise ValueError(
                 f"The document has {longest} tokens but the position table has {table_size} rows "
                 "(`max_position_embeddings`). Truncate it, enlarge the table, or use "
