@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.memory import estimate_memory, return_freed_memory
@@ -61,25 +62,27 @@ def resident_bytes(field: str) -> int:
     return int(dict(line.split(":") for line in lines)[field].split()[0]) * 1024
 
 
+def make_inputs(config, num_tokens: int, device: str) -> dict[str, torch.Tensor]:
+    if isinstance(config, FABertConfig):
+        return {"input_ids": torch.randint(config.vocab_size, (1, num_tokens), device=device)}
+    rows = int(num_tokens**0.5)
+    sides = [count * side for count, side in zip((rows, num_tokens // rows), config.patch_shape, strict=True)]
+    return {"pixel_values": torch.rand(1, config.num_channels, *sides, device=device)}
+
+
 def run_model(config, num_tokens: int, device: str, run: dict) -> None:
-    """One forward pass, or two training steps: the second one has the optimiser's state beside it."""
-    is_text = isinstance(config, FABertConfig)
-    model = (FABertModel if is_text else FAViTModel)(config).to(device)
-    if is_text:
-        inputs = {"input_ids": torch.randint(config.vocab_size, (1, num_tokens), device=device)}
-    else:
-        rows = int(num_tokens**0.5)
-        sides = [count * side for count, side in zip((rows, num_tokens // rows), config.patch_shape, strict=True)]
-        inputs = {"pixel_values": torch.rand(1, config.num_channels, *sides, device=device)}
+    """One forward pass, or a training step after a short one, which leaves the optimiser's state beside it."""
+    model = (FABertModel if isinstance(config, FABertConfig) else FAViTModel)(config).to(device)
     if not run.get("training"):
         with torch.inference_mode():
-            model.eval()(**inputs)
+            model.eval()(**make_inputs(config, num_tokens, device))
         return
     model.train()
     if run.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters())
-    for _ in range(2):
+    for length in (16, num_tokens):
+        inputs = make_inputs(config, length, device)
         is_mixed = run.get("mixed_precision") == "bf16"
         with torch.autocast(device, dtype=torch.bfloat16, enabled=is_mixed):
             loss = model(**inputs).pooler_output.float().pow(2).mean()
@@ -133,14 +136,18 @@ def compare(name: str, num_tokens: int, options: dict, device: str) -> dict:
     }
 
 
-def longest_training(name: str, budget: int, options: dict, device: str) -> dict:
-    """The largest number of tokens that trains in `budget` bytes: from the slope between two lengths, then verified."""
+def longest_training(name: str, budget: int, options: dict, device: str, verify_up_to: int | None) -> dict:
+    """The largest number of tokens that trains in `budget` bytes: from the slope between two lengths, then verified.
+
+    Above `verify_up_to` tokens it is as the slope says, and `verified_gib` is None.
+    """
     options = {"training": True} | options
     short, long = 2048, 8192
     sizes = [measure(name, tokens, options, device) for tokens in (short, long)]
     slope = (sizes[1] - sizes[0]) / (long - short)
     tokens = int((budget - sizes[0]) / slope + short) // GRANULE * GRANULE
-    verified = measure(name, tokens, options, device)
+    is_short = verify_up_to is None or tokens <= verify_up_to
+    verified = measure(name, tokens, options, device) if is_short else None
     while verified is not None and verified > budget:
         tokens -= max(GRANULE, int((verified - budget) / slope) // GRANULE * GRANULE)
         verified = measure(name, tokens, options, device)
@@ -158,17 +165,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure")
     parser.add_argument("--budgets", type=float, nargs="*", default=[], help="GiB to find the longest text for")
+    parser.add_argument("--verify_up_to", type=int, help="tokens above which a length is told by the slope alone")
+    parser.add_argument("--skip_points", action="store_true", help="measure the budgets alone")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS), help="sizes to measure")
     parser.add_argument("--point", help="measure this point alone, in this process; for the script's own use")
     args = parser.parse_args()
     if args.point:
         print(measure_here(*json.loads(args.point)))
         return
-    rows = [compare(*point, args.device) for point in POINTS if point[0] in args.models]
-    print(format_table(rows, list(rows[0])))
+    points = [] if args.skip_points else [point for point in POINTS if point[0] in args.models]
+    rows = [compare(*point, args.device) for point in tqdm(points, desc="points")]
+    if rows:
+        print(format_table(rows, list(rows[0])))
     texts = [name for name in args.models if MODELS[name][0] is FABertConfig]
     longest = [
-        longest_training(name, int(budget * 2**30), options, args.device)
+        longest_training(name, int(budget * 2**30), options, args.device, args.verify_up_to)
         for name in texts
         for options in ({}, {"gradient_checkpointing": True})
         for budget in args.budgets
