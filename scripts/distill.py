@@ -1,6 +1,6 @@
 """Recover the quality of a converted model: it learns from the softmax model that its weights came from.
 
-accelerate launch scripts/distill.py --recipe quick                  # FA-MiniLM, 24 minutes of one CPU core
+accelerate launch scripts/distill.py --recipe quick                  # FA-MiniLM, 16 minutes of two CPU cores
 accelerate launch scripts/distill.py --recipe full                   # FA-MiniLM, five times as long; not measured yet
 accelerate launch scripts/distill.py --model_name_or_path converted/ --teacher_name_or_path bert/ --train_file my.jsonl
 accelerate launch scripts/distill.py --task images --image_folder photos/     # FA-DINOv2-S

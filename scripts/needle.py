@@ -1,7 +1,7 @@
 """Does a model use the whole document? Train a small FABert on one that must, and score it from 1k to 64k tokens.
 
-accelerate launch scripts/needle.py                                          # 2.6 M tokens, minutes on a CPU core
-accelerate launch scripts/needle.py --num_train_epochs 28 --short_epochs 25  # 6.7 M tokens: better beyond 8k
+accelerate launch scripts/needle.py             # 3.8 M tokens, minutes on a CPU core
+accelerate launch scripts/needle.py --seed 1
 
 A document says at its beginning and at its end what colour the seal is; the label is whether the two statements agree
 (`fa_transformers/data/needle.py`). Half of the document or more lies between them: 4,096 tokens of 8,192. The model has
@@ -25,10 +25,10 @@ from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_hardware, describe_run
 from fa_transformers.training import build_loaders, make_accelerator, start_trackers
 
-# Short documents first: of 64 tokens the loss is at 0.04 after 320 steps, of 128 tokens it begins to fall only then. At
-# twice this learning rate it rose again. Seed 1 stays at 0.43 in the short part and had not recovered by step 600.
+# Very short documents first: of 24 tokens the loss is at 0.01 after 200 steps, of 64 tokens at 0.04 after 320 and with
+# some seeds never, of 128 it begins to fall only then. On long ones it rises to 0.9 and is at 0.01 after 150 steps more.
 DEFAULTS = dict(
-    num_train_epochs=14.0, short_epochs=13, short_length=64, per_device_train_batch_size=32, learning_rate=1.5e-3,
+    num_train_epochs=11.0, short_epochs=9, short_length=24, per_device_train_batch_size=32, learning_rate=1.5e-3,
     max_tokens_per_batch=8192, eval_steps=200, save_steps=200, output_dir=Path("needle"),
 )  # fmt: skip
 MODEL = dict(
