@@ -233,8 +233,11 @@ def refusals(rank, size, group) -> dict[str, str]:
     model = build(FABertConfig, FABertForSequenceClassification)
     batch, other = text_batch(9), text_batch(9, seed=3 + rank)
     packed = {"input_ids": batch["input_ids"][:1], "cu_seqlens": torch.tensor([0, 4, 9])}
+    in_other_order = batch | {"input_ids": batch["input_ids"].flip(1) if rank else batch["input_ids"]}
+    in_other_order.pop("attention_mask")
+    bad = {"packed": packed, "different": other, "longer": text_batch(9 + rank), "order": in_other_order}
     messages = {}
-    for name, inputs in {"packed": packed, "different": other, "longer": text_batch(9 + rank)}.items():
+    for name, inputs in bad.items():
         with sequence_parallel(group), pytest.raises(ValueError) as caught:  # noqa: PT011
             model(**inputs)
         messages[name] = str(caught.value)
@@ -333,7 +336,7 @@ def test_what_cannot_be_shared_is_refused_on_every_rank(on_two):
     for messages in on_two["refusals"]:
         assert isinstance(messages, dict), messages
         assert "cu_seqlens" in messages["packed"] and "nested" in messages["nested"]
-        assert "same whole batch" in messages["different"] and "same whole batch" in messages["longer"]
+        assert all("same whole batch" in messages[name] for name in ("different", "longer", "order"))
         assert "reentrant" in messages["reentrant"]
         assert messages["after"] == "True"
 

@@ -38,8 +38,8 @@ class LocalConvolution(nn.Module):
 def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, window: int) -> Tensor:
     """Softmax attention of each position over those of its own segment at most `window` steps away on every axis.
 
-    The positions are cut into tiles about `window` long; each tile attends to itself and its surroundings under a band
-    mask. Time and memory are O(N · window) for text and O(N · window²) for images.
+    The positions are cut into tiles, as long as the window or longer; each tile attends to itself and its surroundings
+    under a band mask. Time and memory are O(N · window) for text and O(N · window²) for images.
 
     Args:
         query, key, value: [B, H, *grid, D], with one axis for text and two for images.
@@ -98,9 +98,9 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
 
 
 def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
-    """Square tiles, each with copies of its eight neighbours."""
+    """Square tiles, each with copies of the `window` positions around it."""
     batch, heads, *grid, width = query.shape
-    rank, tile = len(grid), max(window, 3)
+    rank, tile = len(grid), max(window, 8)  # a smaller tile is mostly surroundings
     # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
     tiles = [(size + tile - 1) // tile for size in grid]
     tiled_shape = [length for count in tiles for length in (count, tile)]
@@ -112,10 +112,12 @@ def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, w
         return tensor.reshape(*tensor.shape[:first_axis], *tiled_shape, *tensor.shape[first_axis + rank :])
 
     def with_neighbours(tensor: Tensor, first_axis: int) -> Tensor:
-        """Extend every tile by the one before and the one after it on each axis: tile -> 3 · tile."""
+        """Extend every tile by its neighbours' nearest positions on each axis: tile -> tile + 2 · window."""
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - 2 * rank) + [0, 0, 1, 1] * rank)
         for axis, count in zip(range(first_axis, first_axis + 2 * rank, 2), tiles, strict=True):
-            tensor = torch.cat([tensor.narrow(axis, start, count) for start in range(3)], dim=axis + 1)
+            before, itself, after = (tensor.narrow(axis, start, count) for start in range(3))
+            parts = before.narrow(axis + 1, tile - window, window), itself, after.narrow(axis + 1, 0, window)
+            tensor = torch.cat(parts, dim=axis + 1)
         return tensor
 
     def tiles_first(tensor: Tensor) -> Tensor:
@@ -151,8 +153,8 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
 
 
 def _band(tile: int, window: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which of three tiles' positions each position of the middle one may see, and which one is itself."""
-    offset = torch.arange(3 * tile, device=device) - tile - torch.arange(tile, device=device)[:, None]
+    """Which positions of a tile and its surroundings each one of the tile may see, and which one is itself."""
+    offset = torch.arange(-window, tile + window, device=device) - torch.arange(tile, device=device)[:, None]
     near, same = offset.abs() <= window, offset == 0
     if rank == 2:
         near, same = (torch.kron(axis.byte(), axis.byte()).bool() for axis in (near, same))

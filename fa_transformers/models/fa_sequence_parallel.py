@@ -208,8 +208,15 @@ class Shard:
         return _Gather.apply(tensor, dim, sizes.tolist(), self.group)
 
     def check_same(self, tokens: Tensor) -> None:
-        """Raise ValueError, on every rank alike, unless all have the same batch, as far as sizes and a sum tell."""
-        total = tokens.detach().double().nan_to_num().abs().sum().item()
+        """Raise ValueError, on every rank alike, unless all have the same batch, as far as sizes and sums tell.
+
+        Sums of rows and of columns are weighted by their place, so that a batch in another order is another one.
+        """
+        table = tokens.detach().flatten(0, -2)
+        sums = [table.sum(dim, dtype=torch.float64).nan_to_num() for dim in (0, 1)]
+        total = sum(
+            (part * torch.arange(1, len(part) + 1, dtype=part.dtype, device=part.device)).sum().item() for part in sums
+        )
         numbers = torch.tensor([len(tokens), tokens.numel(), total], dtype=torch.float64, device=tokens.device)
         extremes = torch.cat((numbers, -numbers))
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.group)
