@@ -65,10 +65,10 @@ def summarise(
                 (seed, fold): score(folds[fold], folds[fold].score_split, np.array(cell["predictions"]), chosen[fold])
                 for (seed, fold), cell in own.items()
             }
-            found = [scores for scores in scored.values() if scores]
-            means = {key: statistics.fmean(scores[key] for scores in found) for key in found[0]} if found else {}
-            # A few rows leave some undefined.
-            row[name] = {key: mean for key, mean in means.items() if math.isfinite(mean)}
+            found = [scores for scores in scored.values() if scores] or [{}]
+            # A few rows leave some scores undefined.
+            shared = [key for key in found[0] if all(math.isfinite(scores.get(key, math.nan)) for scores in found)]
+            row[name] = {key: statistics.fmean(scores[key] for scores in found) for key in shared}
             values[name, contender] = _paired_values(own, scored, folds, chosen, metric)
         trained = [cell for cell in own.values() if "train_tokens" in cell]
         for key in ("train_tokens", "train_seconds"):

@@ -57,7 +57,7 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> Checkpoin
         class_name = type(model).__name__
         return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
     name = os.fspath(model_or_path)
-    found = resolve_checkpoint(name)
+    found = name if Path(name).is_dir() else resolve_checkpoint(name)
     folder = Path(found) if Path(found).is_dir() else _download(found)
     model_folder = _find_encoder(folder)
     config = AutoConfig.from_pretrained(model_folder)

@@ -28,8 +28,9 @@ def plan_steps(args: argparse.Namespace, sampler: BatchSource, output_dir: Path)
         raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
     if args.resume_from_checkpoint:
         saved = read_settings(args.resume_from_checkpoint, output_dir)
-        planned = saved.get("num_processes", sampler.num_processes)
-        sampler.keep_plan(planned, sampler.num_processes * args.gradient_accumulation_steps)
+        if saved.get("examples") == sampler.settings["examples"]:  # else `resume_run` will say what differs
+            planned = saved.get("num_processes", sampler.num_processes)
+            sampler.keep_plan(planned, sampler.num_processes * args.gradient_accumulation_steps)
     return count_update_steps(sampler, args.num_train_epochs, args.gradient_accumulation_steps)
 
 

@@ -20,8 +20,9 @@ M_MMAP_THRESHOLD = -3
 """glibc's number of that setting, from its malloc.h."""
 MIXED_PRECISIONS = {None: None, "no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WINDOW_KEPT = 10.0
-"""Hidden widths per token that the window branch keeps for the backward pass: query tiles, keys and values with both
-neighbour tiles (3 each), the result twice, and its difference from the factorized output."""
+"""Hidden widths per token that the window branch keeps for the backward pass: query tiles, keys and values with what
+surrounds a tile (3 each; of images 3 at a reach of 3, and up to 9 beyond 8), the result twice, and its difference from
+the factorized output."""
 WINDOW_HELD = 10.0
 """Hidden widths per token that the window branch holds at a time when nothing is kept."""
 

@@ -65,9 +65,12 @@ def write_dinov2(folder: Path) -> Path:
         save_file(read_dinov2(path), partial / "model.safetensors", {"format": "pt"})
         try:
             partial.replace(folder)
-        except OSError:  # not empty: another process was faster, or something else lies there
-            if not (folder / "model.safetensors").is_file():
+        except OSError:
+            is_there = (folder / "model.safetensors").is_file()  # another process was faster
+            if not is_there and folder.is_dir() and any(folder.iterdir()):
                 raise FileExistsError(f"{folder} holds other files than these weights: delete it") from None
+            if not is_there:
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

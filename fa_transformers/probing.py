@@ -77,7 +77,7 @@ def load_labelled_text(args: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         columns = {"text_column": args.text_column_name, "label_column": args.label_column_name}
         loaded = load_text_files(args.probe_file, problem_type="single_label_classification", **columns)
         rows = datasets.concatenate_datasets(list(loaded.values()))
-        facts = DataFacts(name=args.probe_file.name, license=args.data_license, attribution=args.data_attribution)
+        facts = DataFacts(name=f"{args.probe_file.name} (probe)", license="unknown", attribution="not stated")
         classes = rows.features["label"].names
         names = [classes[label] for label in rows["label"][:]]
     elif args.train_file or args.dataset_name:
@@ -100,30 +100,39 @@ def load_labelled_images(
     processor: BaseImageProcessor,
     num_patches: int,
     classes: list[str] | None = None,
-    facts: DataFacts | None = None,
 ) -> LabelledPieces:
     """The images of a folder of one folder per class, or of those that `classes` names.
 
     Raises:
         DataError: it has fewer than two such folders, or one of them has no image.
     """
-    names = sorted(classes or [path.name for path in folder.iterdir() if path.is_dir()])
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; a probe needs one with a folder of images for each class")
+    names = sorted(classes or [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folders; a probe needs two or more")
     found = [(path, index) for index, name in enumerate(names) for path in find_images(folder / name)]
     pieces = ImageExamples(as_image_rows([path for path, _ in found]), processor, num_patches)
-    facts = facts or DataFacts(name=folder.resolve().name, license="unknown", attribution="not stated")
+    facts = DataFacts(name=f"{folder.resolve().name} (probe)", license="unknown", attribution="not stated")
     return LabelledPieces(facts, pieces, np.array([index for _, index in found]), names)
 
 
 @torch.inference_mode()
 def embed_pieces(
-    model: PreTrainedModel, pieces: TokenizedRows | ImageExamples, collate: Callable, batch_size: int, pooling: str
+    model: PreTrainedModel,
+    pieces: TokenizedRows | ImageExamples,
+    collate: Callable,
+    batch_size: int,
+    pooling: str,
+    max_tokens: int | None = None,
 ) -> Tensor:
-    """The embedding of each piece, in their order; every process computes all: float32 [pieces, C]."""
+    """The embedding of each piece, in their order; every process computes all: float32 [pieces, C].
+
+    `batch_size` pieces at a time, of at most `max_tokens` tokens or patches together, padding included.
+    """
     was_training = model.training
     model.eval()
-    sampler = LengthGroupedBatchSampler(pieces.lengths, batch_size, shuffle=False)
+    sampler = LengthGroupedBatchSampler(pieces.lengths, batch_size, max_tokens=max_tokens, shuffle=False)
     order: list[int] = []
     rows: list[Tensor] = []
     for indices in tqdm(sampler.batches(0), desc="probe", unit="batch"):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .arguments import check_arguments as check_training_arguments
+from .arguments import check_arguments as check_run_arguments
 from .card import DataFacts, ModelFacts, ScoreFacts
 from .checkpoint_source import read_source
 from .converted_folder import PIPELINE_TAGS, sentence_transformers_files
@@ -30,7 +30,7 @@ LENGTHS_TIMED = (512, 4096)
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError, naming the flag, for values that no distillation can use."""
     like = {"text": "text-classification", "images": "image-classification"}[args.task]
-    check_training_arguments(argparse.Namespace(**vars(args) | {"task": like, "full_recipe": False}))
+    check_run_arguments(argparse.Namespace(**vars(args) | {"task": like, "full_recipe": False}))
     if args.sequence_parallel_size > 1:
         raise ValueError("--sequence_parallel_size is for finetune.py: a teacher's softmax attention isn't shared.")
     if args.streaming or args.packing:

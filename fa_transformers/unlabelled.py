@@ -229,7 +229,7 @@ def find_images(folder: Path) -> list[Path]:
     endings = image_endings()
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not found:
-        raise DataError(f"--image_folder {folder} holds no file with the ending of an image")
+        raise DataError(f"{folder} holds no file with the ending of an image")
     return found
 
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from fa_transformers import arguments, baselines
 from fa_transformers import baselines_report as report
 from fa_transformers.card import write_text
-from fa_transformers.checkpointing import write_json
+from fa_transformers.checkpointing import CheckpointError, write_json
 from fa_transformers.packaged_checkpoints import resolve_checkpoint
 from fa_transformers.tasks import load_data
 from fa_transformers.training import make_accelerator
@@ -141,38 +141,38 @@ def run_cells(args: argparse.Namespace, folds: list, accelerator: Accelerator) -
             folder = args.output_dir / "unfinished" / name
             own = argparse.Namespace(**vars(args) | {"seed": seed, "output_dir": folder})
             cell = baselines.run_cell(own, contender, folds[fold], accelerator, folder)
-            if accelerator.is_main_process:
-                path.parent.mkdir(exist_ok=True)
-                write_json(path, cell)
-            accelerator.wait_for_everyone()
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, cell)
         cells[contender, seed, fold] = json.loads(path.read_text(encoding="utf-8"))
     return cells
 
 
 def main(args: argparse.Namespace) -> dict:
     accelerator = make_accelerator(args)
-    with accelerator.main_process_first():
-        data = load_data(args)
-        if accelerator.is_main_process:
-            prepare_output_dir(args)
-        folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
-        tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(args.model_name_or_path))
-        lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            "baselines.py compares contenders at equal steps and trains in one process: start it with python. Several "
+            "seeds or folds can run side by side in folders of their own."
+        )
+    data = load_data(args)
+    prepare_output_dir(args)
+    folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
+    tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(args.model_name_or_path))
+    lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
     summary = report.summarise(run_cells(args, folds, accelerator), folds, lengths, args.long_threshold)
     results = {"command": args.command, "data": data.facts.name, "seeds": args.seeds, "folds": args.folds} | summary
-    if accelerator.is_main_process:
-        chart = args.output_dir / "baselines.png"
-        report.plot(summary, chart)
-        text = report.render_report(summary, args.command, data.facts.name, args.token_budget, chart)
-        write_text(args.output_dir / "report.md", text)
-        write_json(args.output_dir / "results.json", results)
-        print(f"\n{report.render_table(summary)}\n")
-        print(json.dumps(results, allow_nan=False))
+    chart = args.output_dir / "baselines.png"
+    report.plot(summary, chart)
+    text = report.render_report(summary, args.command, data.facts.name, args.token_budget, chart)
+    write_text(args.output_dir / "report.md", text)
+    write_json(args.output_dir / "results.json", results)
+    print(f"\n{report.render_table(summary)}\n")
+    print(json.dumps(results, allow_nan=False))
     return results
 
 
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
 
 from fa_transformers import arguments, recovery
-from fa_transformers.card import DataFacts
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir, write_json
 from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
@@ -132,12 +131,7 @@ def load_probe(args: argparse.Namespace, processor, num_patches: int | None) -> 
     """What the downstream scores of the receipt are measured on; None = nothing."""
     if args.task == "text":
         return load_labelled_text(args, processor)
-    if args.probe_folder is None:
-        return None
-    facts = DataFacts(
-        name=args.probe_folder.resolve().name, license=args.data_license, attribution=args.data_attribution
-    )
-    return load_labelled_images(args.probe_folder, processor, num_patches, facts=facts)
+    return load_labelled_images(args.probe_folder, processor, num_patches) if args.probe_folder else None
 
 
 def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, accelerator: Accelerator, **changes):
@@ -206,6 +200,14 @@ def main(args: argparse.Namespace) -> dict:
     source = resolve_checkpoint(args.model_name_or_path)
     teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
     student, auto_class, processor = build_student(args, source)
+    teacher = load_teacher(teacher_source, auto_class, student)
+    if args.task == "text" and teacher.config.position_embedding_type == "absolute":
+        longest = teacher.config.max_position_embeddings
+        if args.max_length > longest:
+            raise ValueError(
+                f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
+                "documents by --long_steps and --long_length, for which the teacher reads windows."
+            )
     num_patches = count_patches(args.image_size, student.config) if args.task == "images" else None
     with accelerator.main_process_first():
         build = build_text_pieces if args.task == "text" else build_image_pieces
@@ -216,13 +218,7 @@ def main(args: argparse.Namespace) -> dict:
             prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
     accelerator.wait_for_everyone()
     start_trackers(accelerator, args.report_to, "distill", vars(args))
-    teacher = load_teacher(teacher_source, auto_class, student).to(accelerator.device)
-    longest = getattr(teacher.config, "max_position_embeddings", None)
-    if args.task == "text" and longest and args.max_length > longest:
-        raise ValueError(
-            f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
-            "documents by --long_steps and --long_length, for which the teacher reads windows."
-        )
+    teacher.to(accelerator.device)
     student.to(accelerator.device)
     loaders = data.heldout_loaders(args, accelerator)
     expected = {kind: embed_batches(teacher, loader, accelerator, args.pooling) for kind, loader in loaders.items()}
@@ -234,7 +230,8 @@ def main(args: argparse.Namespace) -> dict:
         }
 
     def score(model: PreTrainedModel) -> float:
-        embeddings = embed_pieces(model, labelled.pieces, data.collate, args.per_device_eval_batch_size, args.pooling)
+        size, limit = args.per_device_eval_batch_size, args.max_tokens_per_batch or None
+        embeddings = embed_pieces(model, labelled.pieces, data.collate, size, args.pooling, limit)
         return probe(embeddings, labelled, args.seed)
 
     downstream = None

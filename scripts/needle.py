@@ -25,8 +25,8 @@ from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_hardware, describe_run
 from fa_transformers.training import build_loaders, make_accelerator, start_trackers
 
-# Very short documents first: of 24 tokens the loss is at 0.01 after 200 steps, of 64 tokens at 0.04 after 320 and with
-# some seeds never, of 128 it begins to fall only then. On long ones it rises to 0.9 and is at 0.01 after 150 steps more.
+# Very short documents first: of 24 tokens the loss is at 0.01 after 200 steps, of 64 at 0.04 after 320 and with some
+# seeds never, of 128 it begins to fall only then. On long ones it rises to 0.9, and is at 0.01 after 150 steps more.
 DEFAULTS = dict(
     num_train_epochs=11.0, short_epochs=9, short_length=24, per_device_train_batch_size=32, learning_rate=1.5e-3,
     max_tokens_per_batch=8192, eval_steps=200, save_steps=200, output_dir=Path("needle"),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -274,3 +275,10 @@ def test_wrong_flags_are_named(wrong, message, capsys):
     with pytest.raises(SystemExit):
         script.parse_args(wrong)
     assert message in capsys.readouterr().err
+
+
+def test_several_processes_are_refused_before_anything_is_written(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "make_accelerator", lambda args: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="trains in one process"):
+        script.main(script.parse_args(flags))
+    assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from fa_transformers.models.fa_mixer import (
     build_mixer,
 )
 
-GRIDS = [(1,), (2,), (15,), (63,), (65,), (1, 1), (5, 7), (13, 4), (1, 20)]
+GRIDS = [(1,), (2,), (15,), (63,), (65,), (1, 1), (5, 7), (13, 4), (1, 20), (9, 17)]
 
 
 def tensors(*shape: int, count: int = 3) -> list[Tensor]:

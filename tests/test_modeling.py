@@ -28,7 +28,7 @@ from tiny_models import (
     tiny_config,
 )
 
-from fa_transformers.models import ARCHITECTURES
+from fa_transformers.models import ARCHITECTURES, modeling_fa
 
 every_row = pytest.mark.parametrize(("config_class", "auto_class", "model_class", "options"), ROWS, ids=ROW_IDS)
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
@@ -305,3 +305,17 @@ def test_chunked_feed_forward_gives_the_same_answer(config_class):
         for size in (0, num_tokens if num_tokens % 4 else 4)
     )
     torch.testing.assert_close(chunked["last_hidden_state"], whole["last_hidden_state"], **EXACT)
+
+
+@every_config
+def test_dropout_falls_alike_with_and_without_gradients(config_class, monkeypatch):
+    # A layer under reentrant checkpointing runs once without them and once with them, from the same random state.
+    monkeypatch.setattr(modeling_fa, "INFERENCE_CHUNK", 3)
+    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    model = build(config_class, base_class, hidden_dropout_prob=0.5).train()
+    outputs = []
+    for wants_gradients in (True, False):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(wants_gradients):
+            outputs.append(model(**inputs_of(base_class, "AutoModel")).last_hidden_state)
+    torch.testing.assert_close(*outputs)

@@ -210,17 +210,20 @@ class Shard:
     def check_same(self, tokens: Tensor) -> None:
         """Raise ValueError, on every rank alike, unless all have the same batch, as far as sizes and sums tell.
 
-        Sums of rows and of columns are weighted by their place, so that a batch in another order is another one.
+        Of the sums, one is weighted by the row and one by the column, so that another order is another batch.
         """
         table = tokens.detach().flatten(0, -2)
-        sums = [table.sum(dim, dtype=torch.float64).nan_to_num() for dim in (0, 1)]
-        total = sum(
-            (part * torch.arange(1, len(part) + 1, dtype=part.dtype, device=part.device)).sum().item() for part in sums
-        )
-        numbers = torch.tensor([len(tokens), tokens.numel(), total], dtype=torch.float64, device=tokens.device)
+        rows, columns = (table.sum(dim, dtype=torch.float64).nan_to_num() for dim in (1, 0))
+        sums = [rows.sum()] + [
+            part @ torch.arange(1, len(part) + 1, dtype=part.dtype, device=part.device) for part in (rows, columns)
+        ]
+        sizes = torch.tensor([len(tokens), tokens.numel()], dtype=torch.float64, device=tokens.device)
+        numbers = torch.cat((sizes, torch.stack(sums).nan_to_num()))
         extremes = torch.cat((numbers, -numbers))
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.group)
-        if not torch.allclose(extremes[:3], -extremes[3:], rtol=1e-9):
+        # Sums of token ids are exact; those of floats are the same where devices and their libraries are.
+        tolerance = 1e-9 if tokens.is_floating_point() else 0.0
+        if not torch.allclose(extremes[: len(numbers)], -extremes[len(numbers) :], rtol=tolerance, atol=tolerance):
             raise ValueError(
                 "All ranks of a `sequence_parallel` group must get the same whole batch, but they got different ones: "
                 "shard the data over data-parallel ranks only."

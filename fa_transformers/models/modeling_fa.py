@@ -149,13 +149,16 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_hole
     return mask
 
 
-def apply_in_pieces(function: Callable[..., Tensor], chunk_size: int, *tensors: Tensor) -> Tensor:
+def apply_in_pieces(
+    function: Callable[..., Tensor], chunk_size: int, *tensors: Tensor, training: bool = False
+) -> Tensor:
     """Apply a function of single tokens to `chunk_size` tokens of each sample at a time: [B, N, C] each -> [B, N, C].
 
     0 is all at once, but in eager inference `INFERENCE_CHUNK`: allocating wide temporaries for a long text takes a CPU
-    longer than what is computed in them.
+    longer than what is computed in them. Not so with `training`: reentrant checkpointing runs once without gradients
+    and once with them, and dropout must fall alike.
     """
-    if not chunk_size and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if not (chunk_size or training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
         chunk_size = INFERENCE_CHUNK
     if not chunk_size or tensors[0].shape[1] <= chunk_size:
         return function(*tensors)

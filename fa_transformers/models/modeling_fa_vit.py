@@ -295,7 +295,8 @@ class FAViTLayer(GradientCheckpointingLayer):
 
     def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
-        return apply_in_pieces(self.finish_piece, self.chunk_size_feed_forward, mixed, hidden_states)
+        chunk_size = self.chunk_size_feed_forward
+        return apply_in_pieces(self.finish_piece, chunk_size, mixed, hidden_states, training=self.training)
 
     def finish_piece(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         hidden_states = hidden_states + self.layer_scale1(self.attention["output"](mixed))
