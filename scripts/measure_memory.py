@@ -6,6 +6,7 @@ python scripts/measure_memory.py --device cuda --budgets 80
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -46,6 +47,7 @@ POINTS = [
 ]
 RUN_FLAGS = ("training", "gradient_checkpointing", "mixed_precision")
 GRANULE = 512
+TRAINING_OPTIONS = ({"training": True}, {"training": True, "gradient_checkpointing": True})
 
 
 def make_config(name: str, options: dict):
@@ -136,16 +138,32 @@ def compare(name: str, num_tokens: int, options: dict, device: str) -> dict:
     }
 
 
-def longest_training(name: str, budget: int, options: dict, device: str, verify_up_to: int | None) -> dict:
-    """The largest number of tokens that trains in `budget` bytes: from the slope between two lengths, then verified.
+def fit_line(name: str, budget: int, options: dict, device: str) -> tuple[float, float]:
+    """Bytes of a training step without tokens and per token, from two lengths that take about 1/8 and 1/4 of `budget`.
 
-    Above `verify_up_to` tokens it is as the slope says, and `verified_gib` is None.
+    Short texts would not do: the peak of theirs is the optimiser's step, whatever their length.
     """
-    options = {"training": True} | options
-    short, long = 2048, 8192
-    sizes = [measure(name, tokens, options, device) for tokens in (short, long)]
-    slope = (sizes[1] - sizes[0]) / (long - short)
-    tokens = int((budget - sizes[0]) / slope + short) // GRANULE * GRANULE
+    config, run = make_config(name, options)
+    estimates = [estimate_memory(config, tokens, device_type=device, **run).total for tokens in (GRANULE, 2 * GRANULE)]
+    per_token = (estimates[1] - estimates[0]) / GRANULE
+    most = (budget - estimates[0]) / per_token
+    lengths = [max(GRANULE, int(most * share) // GRANULE * GRANULE) for share in (1 / 8, 1 / 4)]
+    sizes = [measure(name, tokens, options, device) for tokens in lengths]
+    if None in sizes:
+        raise RuntimeError(f"{name}, {options}: {lengths} tokens ran out of memory, a quarter of the budget.")
+    slope = (sizes[1] - sizes[0]) / (lengths[1] - lengths[0])
+    return sizes[1] - slope * lengths[1], slope
+
+
+def longest_training(
+    name: str, budget: int, options: dict, device: str, line: tuple[float, float], verify_up_to: int | None
+) -> dict:
+    """The largest number of tokens that trains in `budget` bytes: by the line of `fit_line`, then verified.
+
+    Above `verify_up_to` tokens it is as the line says, and `verified_gib` is None.
+    """
+    fixed, slope = line
+    tokens = int((budget - fixed) / slope) // GRANULE * GRANULE
     is_short = verify_up_to is None or tokens <= verify_up_to
     verified = measure(name, tokens, options, device) if is_short else None
     while verified is not None and verified > budget:
@@ -178,12 +196,12 @@ def main() -> None:
     if rows:
         print(format_table(rows, list(rows[0])))
     texts = [name for name in args.models if MODELS[name][0] is FABertConfig]
-    longest = [
-        longest_training(name, int(budget * 2**30), options, args.device, args.verify_up_to)
-        for name in texts
-        for options in ({}, {"gradient_checkpointing": True})
-        for budget in args.budgets
-    ]
+    longest = []
+    variants = [options for options in TRAINING_OPTIONS if args.budgets]
+    for name, options in tqdm(list(itertools.product(texts, variants)), desc="budgets"):
+        budgets = [int(budget * 2**30) for budget in args.budgets]
+        line = fit_line(name, min(budgets), options, args.device)
+        longest += [longest_training(name, budget, options, args.device, line, args.verify_up_to) for budget in budgets]
     if longest:
         print("\n" + format_table(longest, list(longest[0])))
     print(json.dumps({"device": args.device, "torch": torch.__version__, "points": rows, "longest": longest}))
