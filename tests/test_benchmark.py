@@ -136,9 +136,9 @@ def test_peak_memory_of_a_point_is_that_of_its_largest_tensors():
     """At width 16 all but the feed-forward activations is small: 2 * 4096 floats per token, before and after GELU."""
     peaks = [
         run_point(Point("FA-BERT", "forward", size, layers=1, **TINY | {"intermediate_size": 4096}))["peak_bytes"]
-        for size in (1024, 4096)
+        for size in (512, 2048)
     ]
-    activations = [2 * 4096 * 4 * size for size in (1024, 4096)]
+    activations = [2 * 4096 * 4 * size for size in (512, 2048)]
     assert all(peak >= least for peak, least in zip(peaks, activations, strict=True))
     # The difference, as threads and libraries take tens of MiB of both.
     assert peaks[1] - peaks[0] == pytest.approx(activations[1] - activations[0], rel=0.1)
