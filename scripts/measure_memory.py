@@ -144,9 +144,8 @@ def fit_line(name: str, budget: int, options: dict, device: str) -> tuple[float,
     Short texts would not do: the peak of theirs is the optimiser's step, whatever their length.
     """
     config, run = make_config(name, options)
-    estimates = [estimate_memory(config, tokens, device_type=device, **run).total for tokens in (GRANULE, 2 * GRANULE)]
-    per_token = (estimates[1] - estimates[0]) / GRANULE
-    most = (budget - estimates[0]) / per_token
+    estimate = estimate_memory(config, 2**20, device_type=device, **run)  # of so many that activations are the peak
+    most = (budget - estimate.weights - estimate.optimizer) / (estimate.activations / 2**20)
     lengths = [max(GRANULE, int(most * share) // GRANULE * GRANULE) for share in (1 / 8, 1 / 4)]
     sizes = [measure(name, tokens, options, device) for tokens in lengths]
     if None in sizes:
