@@ -165,8 +165,9 @@ def longest_training(
     tokens = int((budget - fixed) / slope) // GRANULE * GRANULE
     is_short = verify_up_to is None or tokens <= verify_up_to
     verified = measure(name, tokens, options, device) if is_short else None
-    while verified is not None and verified > budget:
-        tokens -= max(GRANULE, int((verified - budget) / slope) // GRANULE * GRANULE)
+    while is_short and (verified is None or verified > budget):  # None: more than this machine has
+        excess = budget / 20 if verified is None else verified - budget
+        tokens -= max(GRANULE, int(excess / slope) // GRANULE * GRANULE)
         verified = measure(name, tokens, options, device)
     return {
         "model": name,
