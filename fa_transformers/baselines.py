@@ -21,13 +21,13 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .batching import LengthGroupedBatchSampler
+from .batching import LengthGroupedBatchSampler, grouped_batches
 from .checkpointing import list_checkpoints
 from .convert import load_factorized
 from .data.baselines import tfidf_predictions
@@ -257,12 +257,11 @@ def predict(
     """The decision for every example, in their order, and the mean loss; every process computes all of them."""
     was_training = model.training
     model.eval()
-    sampler = LengthGroupedBatchSampler(
-        examples.lengths, args.per_device_eval_batch_size, max_tokens=args.max_tokens_per_batch, shuffle=False
-    )
     order, decided, loss = [], [], 0.0
-    for indices in sampler.batches(0):
-        output = model(**send_to_device(collate([examples[index] for index in indices]), device))
+    for indices, batch in grouped_batches(
+        examples, collate, args.per_device_eval_batch_size, args.max_tokens_per_batch, device
+    ):
+        output = model(**batch)
         decided.append(decide(output.logits.float().cpu().numpy(), data.problem_type))
         loss += output.loss.item() * len(indices)
         order += indices

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from accelerate import skip_first_batches
+from accelerate.utils import send_to_device
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -264,6 +266,15 @@ def make_loader(
         generator=torch.Generator().manual_seed(sampler.seed),
         worker_init_fn=ignore_stop_signals,
     )
+
+
+def grouped_batches(
+    examples: Dataset, collate: Callable, batch_size: int, max_tokens: int | None, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Every example once, those of similar `lengths` together, on one process: their indices and their batch."""
+    sampler = LengthGroupedBatchSampler(examples.lengths, batch_size, max_tokens=max_tokens, shuffle=False)  # type: ignore[attr-defined]
+    for indices in sampler.batches(0):
+        yield indices, send_to_device(collate([examples[index] for index in indices]), device)
 
 
 def ignore_stop_signals(worker_index: int) -> None:

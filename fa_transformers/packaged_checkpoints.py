@@ -67,10 +67,9 @@ def write_dinov2(folder: Path) -> Path:
         try:
             partial.replace(folder)
         except OSError:
-            is_there = (folder / "model.safetensors").is_file()  # another process was faster
-            if not is_there and folder.is_dir() and any(folder.iterdir()):
+            if folder.is_dir() and not (folder / "model.safetensors").is_file():
                 raise FileExistsError(f"{folder} holds other files than these weights: delete it") from None
-            if not is_there:
+            if not folder.is_dir():
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import send_to_device
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -18,14 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from .batching import LengthGroupedBatchSampler
+from .batching import grouped_batches
 from .card import DataFacts
 from .data import license_documents
-from .data.files import load_text_files
-from .data.tables import DataError
+from .data.files import load_text_files, tokenize_documents
+from .data.images import find_class_images
+from .data.tables import DataError, listing
 from .distillation import pool
 from .tasks import ImageExamples, TokenizedRows
-from .unlabelled import LICENSE_FACTS, as_image_rows, find_images
+from .unlabelled import LICENSE_FACTS, as_image_rows
 
 FOLDS = 5
 
@@ -77,29 +77,21 @@ def load_labelled_text(args: argparse.Namespace, tokenizer: PreTrainedTokenizerB
         columns = {"text_column": args.text_column_name, "label_column": args.label_column_name}
         loaded = load_text_files(args.probe_file, problem_type="single_label_classification", **columns)
         rows = datasets.concatenate_datasets(list(loaded.values()))
-        facts = DataFacts(name=f"{args.probe_file.name} (probe)", license="unknown", attribution="not stated")
-        classes = rows.features["label"].names
-        names = [classes[label] for label in rows["label"][:]]
+        facts = _unstated_facts(args.probe_file.name)
+        names = np.array(rows.features["label"].names)[rows["label"][:]]
     elif args.train_file or args.dataset_name:
         return None
     else:
         rows, facts = license_documents.load_license_documents()["test"], LICENSE_FACTS
         names, groups = rows["label"][:], np.array(rows["family"][:])
-
-    def cut(batch: dict[str, list]) -> dict[str, list]:
-        tokens = tokenizer(batch["text"], truncation=True, max_length=args.max_length, verbose=False)["input_ids"]
-        return {"input_ids": tokens, "length": [len(row) for row in tokens]}
-
-    pieces = rows.select_columns("text").map(cut, batched=True, batch_size=64, remove_columns="text", desc="cutting")
+    tokenized = tokenize_documents(datasets.DatasetDict({"probe": rows}), tokenizer, args.max_length)["probe"]
+    pieces = TokenizedRows(tokenized.select_columns(["input_ids", "length"]))
     label_names, labels = np.unique(names, return_inverse=True)
-    return LabelledPieces(facts, TokenizedRows(pieces), labels, label_names.tolist(), groups)
+    return LabelledPieces(facts, pieces, labels, label_names.tolist(), groups)
 
 
 def load_labelled_images(
-    folder: Path,
-    processor: BaseImageProcessor,
-    num_patches: int,
-    classes: list[str] | None = None,
+    folder: Path, processor: BaseImageProcessor, num_patches: int, classes: list[str] | None = None
 ) -> LabelledPieces:
     """The images of a folder of one folder per class, or of those that `classes` names.
 
@@ -108,13 +100,21 @@ def load_labelled_images(
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; a probe needs one with a folder of images for each class")
-    names = sorted(classes or [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."])
+    found = find_class_images(folder)
+    names = sorted(classes or found)
+    if unknown := sorted(set(names) - set(found)):
+        raise DataError(f"{folder} has no class folder {unknown[0]!r}, only {listing(sorted(found))}")
     if len(names) < 2:
         raise DataError(f"{folder} has {len(names)} class folders; a probe needs two or more")
-    found = [(path, index) for index, name in enumerate(names) for path in find_images(folder / name)]
-    pieces = ImageExamples(as_image_rows([path for path, _ in found]), processor, num_patches)
-    facts = DataFacts(name=f"{folder.resolve().name} (probe)", license="unknown", attribution="not stated")
-    return LabelledPieces(facts, pieces, np.array([index for _, index in found]), names)
+    paths = [path for name in names for path in found[name]]
+    labels = np.repeat(np.arange(len(names)), [len(found[name]) for name in names])
+    pieces = ImageExamples(as_image_rows(paths), processor, num_patches)
+    return LabelledPieces(_unstated_facts(folder.resolve().name), pieces, labels, names)
+
+
+def _unstated_facts(name: str) -> DataFacts:
+    """The flags on data speak of what is distilled on, not of what is probed with."""
+    return DataFacts(name=f"{name} (probe)", license="unknown", attribution="not stated")
 
 
 @torch.inference_mode()
@@ -132,14 +132,14 @@ def embed_pieces(
     """
     was_training = model.training
     model.eval()
-    sampler = LengthGroupedBatchSampler(pieces.lengths, batch_size, max_tokens=max_tokens, shuffle=False)
     order: list[int] = []
     rows: list[Tensor] = []
-    for indices in tqdm(sampler.batches(0), desc="probe", unit="batch"):
-        batch = send_to_device(collate([pieces[index] for index in indices]), model.device)
-        hidden_states = model.base_model(**batch).last_hidden_state
-        rows.append(pool(hidden_states, batch.get("attention_mask"), pooling).float().cpu())
-        order += indices
+    with tqdm(total=len(pieces), desc="probe", unit="piece") as bar:
+        for indices, batch in grouped_batches(pieces, collate, batch_size, max_tokens, model.device):
+            hidden_states = model.base_model(**batch).last_hidden_state
+            rows.append(pool(hidden_states, batch.get("attention_mask"), pooling).float().cpu())
+            order += indices
+            bar.update(len(indices))
     model.train(was_training)
     return torch.cat(rows)[np.argsort(order)]
 

@@ -32,7 +32,7 @@ from fa_transformers.distillation import (
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.models.configuration_fa import FactorizedConfig
 from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
-from fa_transformers.probing import LabelledPieces, embed_pieces, load_labelled_images, load_labelled_text, probe
+from fa_transformers.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
 from fa_transformers.stock_checkpoints import find_auto_class
@@ -129,13 +129,6 @@ def build_student(args: argparse.Namespace, source: str):
     return student, auto_class, AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
 
 
-def load_probe(args: argparse.Namespace, processor, num_patches: int | None) -> LabelledPieces | None:
-    """What the downstream scores of the receipt are measured on; None = nothing."""
-    if args.task == "text":
-        return load_labelled_text(args, processor)
-    return load_labelled_images(args.probe_folder, processor, num_patches) if args.probe_folder else None
-
-
 def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, accelerator: Accelerator, **changes):
     """Train one objective to its end, or go on with it; returns what the receipt says of it."""
     folder = args.output_dir / name
@@ -210,11 +203,15 @@ def main(args: argparse.Namespace) -> dict:
                 f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
                 "documents by --long_steps and --long_length, for which the teacher reads windows."
             )
-    num_patches = count_patches(args.image_size, student.config) if args.task == "images" else None
     with accelerator.main_process_first():
-        build = build_text_pieces if args.task == "text" else build_image_pieces
-        data = build(args, processor) if num_patches is None else build(args, processor, num_patches)
-        labelled = load_probe(args, processor, num_patches)
+        labelled = None  # what the downstream scores of the receipt are measured on
+        if args.task == "text":
+            data, labelled = build_text_pieces(args, processor), load_labelled_text(args, processor)
+        else:
+            num_patches = count_patches(args.image_size, student.config)
+            data = build_image_pieces(args, processor, num_patches)
+            if args.probe_folder:
+                labelled = load_labelled_images(args.probe_folder, processor, num_patches)
         if accelerator.is_main_process:
             is_resumed = args.resume_from_checkpoint is not None
             prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resume=is_resumed)
@@ -247,8 +244,8 @@ def main(args: argparse.Namespace) -> dict:
     receipt = recovery.build_receipt(args, student, stages, before, compare(), downstream)
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if accelerator.is_main_process:
-        names = [facts.name for facts in data.facts]
-        facts = data.facts + ([labelled.facts] if labelled and labelled.facts.name not in names else [])
+        is_named = labelled is None or labelled.facts in data.facts
+        facts = data.facts if is_named else [*data.facts, labelled.facts]
         recovery.publish_student(args, student, processor, receipt, facts)
         write_json(args.output_dir / recovery.RECEIPT_FILE, receipt)
         recovery.print_receipt(receipt)

@@ -1,7 +1,6 @@
 """Does a model use the whole document? Train a small FABert on one that must, and score it from 1k to 64k tokens.
 
-accelerate launch scripts/needle.py             # 3.8 M tokens, minutes on a CPU core
-accelerate launch scripts/needle.py --seed 1
+accelerate launch scripts/needle.py    # 3.8 M tokens, minutes on a CPU core
 
 A document says at its beginning and at its end what colour the seal is; the label is whether the two statements agree
 (`fa_transformers/data/needle.py`). Half of the document or more lies between them: 4,096 tokens of 8,192. The model has

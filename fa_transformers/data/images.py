@@ -47,7 +47,7 @@ def load_image_folder(
         for split, names in SPLIT_FOLDERS.items()
     }
     split_folders = {split: path for split, path in found.items() if path} if found["train"] else {"train": folder}
-    files = {split: _find_images(path) for split, path in split_folders.items()}
+    files = {split: find_class_images(path) for split, path in split_folders.items()}
     names = sorted(files["train"])
     if len(names) < 2:
         raise DataError(
@@ -146,8 +146,11 @@ def _limit_advice() -> str:
     )
 
 
-def _find_images(folder: Path) -> dict[str, list[Path]]:
-    """Image files by class, sorted, from the class folders and whatever folders lie inside them."""
+def find_class_images(folder: Path) -> dict[str, list[Path]]:
+    """Image files by class, sorted, from the class folders and whatever folders lie inside them.
+
+    Raises DataError for a class without images.
+    """
     endings = image_endings()
     found: dict[str, list[Path]] = {}
     left_out: list[Path] = []
