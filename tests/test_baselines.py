@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel
 
 from fa_transformers import baselines
 from fa_transformers.baselines import Contender
-from fa_transformers.baselines_report import paired_difference
+from fa_transformers.baselines_report import paired_difference, summarise
 from fa_transformers.batching import LengthGroupedBatchSampler
 from fa_transformers.card import DataFacts
 from fa_transformers.data.baselines import tfidf_predictions
@@ -162,6 +162,18 @@ def test_folds_test_every_document_once_and_cut_no_group():
         assert sum(map(len, fold.dataset.values())) == len(texts)
     with pytest.raises(ValueError, match="--folds"):
         baselines.split_folds(data, {baselines.digest(text): "one" for text in texts}, 3)
+
+
+def test_scores_that_some_folds_leave_undefined_are_left_out():
+    """One document has no correlation: the fold where it is the only long one gives no "pearson" there."""
+    dataset = datasets.DatasetDict(test=datasets.Dataset.from_dict({"text": WORDS[:4], "label": [0.0, 1.0, 2.0, 4.0]}))
+    data = LabelledData(dataset, "regression", None, DataFacts(name="numbers", license="x", attribution="x"), False)
+    contender = Contender("model", "softmax", 8)
+    cells = {(contender, 0, fold): {"predictions": [0.0, 1.0, 2.0, 3.0]} for fold in range(3)}
+    lengths = [np.array([9, 9, 9, 9]), np.array([9, 1, 1, 1]), np.array([9, 9, 1, 1])]
+    row = summarise(cells, [data] * 3, lengths, long_threshold=5)["rows"][0]
+    assert "pearson" in row["all"] and "pearson" not in row["long"]
+    assert row["long"]["mse"] == pytest.approx((0.25 + 0 + 0) / 3)
 
 
 def test_paired_difference_is_the_t_interval():
