@@ -2,7 +2,8 @@
 
 python scripts/linear_probe.py --image_folder stamps/ --teacher dinov2/ --student distilled/ --image_sizes 224 448 896
 
-One folder per class. Logistic regression on the standardised, normalised CLS embedding; the same five folds for all.
+One folder per class. Logistic regression on the standardised, normalised CLS embedding; the same five folds for all,
+drawn `--repeats` times. The accuracies are means over the draws.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from transformers import AutoConfig, AutoImageProcessor
 
 from fa_transformers.checkpointing import write_json
@@ -19,6 +21,7 @@ from fa_transformers.packaged_checkpoints import resolve_checkpoint
 from fa_transformers.probing import embed_pieces, load_labelled_images, probe
 from fa_transformers.results import format_table
 from fa_transformers.tasks import count_patches
+from fa_transformers.training import choose_mixed_precision
 from fa_transformers.unlabelled import stack_images
 
 
@@ -33,40 +36,50 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--student", help="factorized model of the same architecture")
     add("--image_sizes", type=int, nargs="+", default=[224], help="sides that images are resized to, in pixels")
     add("--batch_size", type=int, default=8, help="images at a time")
-    add("--seed", type=int, default=0, help="of the folds")
+    add("--mixed_precision", choices=("no", "bf16", "auto"), default="no", help="autocast type of both models")
+    add("--repeats", type=int, default=10, help="times that the folds are drawn")
+    add("--seed", type=int, default=0, help="of the first draw of the folds; the next ones count on")
     add("--num_threads", type=int, default=0, help="CPU threads; 0 = torch's default")
     add("--output", type=Path, default=Path("outputs/linear_probe.json"), help="file for the results")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {args.repeats}.")
+    return args
 
 
 def main(args: argparse.Namespace) -> dict:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu))
     source = resolve_checkpoint(args.teacher)
     num_layers = AutoConfig.from_pretrained(source).num_hidden_layers
     models = {"teacher": load_factorized(source, "AutoModel", softmax_layers=list(range(num_layers)))}
     if args.student:
         models["student"] = load_factorized(args.student, "AutoModel")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {name: model.eval().to(device) for name, model in models.items()}
-    rows = []
+    models = {name: model.eval().to(accelerator.device) for name, model in models.items()}
+    data = {}
     for side in args.image_sizes:
-        processor = AutoImageProcessor.from_pretrained(
-            source, size={"height": side, "width": side}, do_center_crop=False
-        )
+        size = {"height": side, "width": side}
+        processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
         num_patches = count_patches(side, models["teacher"].config)
-        labelled = load_labelled_images(args.image_folder, processor, num_patches, args.classes)
-        embeddings = {
-            name: embed_pieces(model, labelled.pieces, stack_images, args.batch_size, "cls")
-            for name, model in models.items()
-        }
-        row: dict = {"image size": side} | {name: probe(part, labelled, args.seed) for name, part in embeddings.items()}
+        data[side] = load_labelled_images(args.image_folder, processor, num_patches, args.classes)
+    rows = []
+    for side, labelled in data.items():
+        with accelerator.autocast():
+            embeddings = {
+                name: embed_pieces(model, labelled.pieces, stack_images, args.batch_size, "cls")
+                for name, model in models.items()
+            }
+        seeds = range(args.seed, args.seed + args.repeats)
+        draws = {name: [probe(part, labelled, seed) for seed in seeds] for name, part in embeddings.items()}
+        row: dict = {"image size": side} | {name: sum(scores) / len(scores) for name, scores in draws.items()}
         if args.student:
             row["cosine"] = F.cosine_similarity(embeddings["teacher"], embeddings["student"]).mean().item()
         rows.append(row)
     result = {
         "rows": rows, "num_images": len(labelled.labels), "classes": labelled.label_names,
-        "majority": labelled.majority, "seed": args.seed,
+        "majority": labelled.majority, "seed": args.seed, "repeats": args.repeats,
     }  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.output, result)
