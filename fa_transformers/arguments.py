@@ -164,7 +164,7 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--end_to_end_steps", type=int, help="steps in which the whole model learns hidden states and embedding")
     add("--mixer_learning_rate", type=float, help="peak rate of feature maps, convolutions and gates in these steps")
     add("--long_steps", type=int, help="steps on documents of up to --long_length, the teacher reading windows of them")
-    add("--long_length", type=int, help="longest document of these steps, in tokens")
+    add("--long_length", type=int, help="longest document of these steps, in tokens; texts up to it are compared, too")
     add("--freeze_embeddings", action=argparse.BooleanOptionalAction, help="keep the table of words as it is")
     add("--pooling", choices=("mean", "cls"), help="what the embedding of a text or image is")
     add(

@@ -220,13 +220,24 @@ class EndToEndDistillation(nn.Module):
         ids = inputs.get("input_ids")
         if self.teacher_length is None or ids is None or ids.shape[1] <= self.teacher_length:
             return teacher(**inputs, output_hidden_states=True)
-        batch, length = ids.shape
-        windows = {name: _cut(tensor, self.teacher_length) for name, tensor in inputs.items()}
-        if "attention_mask" not in windows:
-            windows["attention_mask"] = _cut(torch.ones_like(ids), self.teacher_length)
-        encoded = teacher.base_model(**windows, output_hidden_states=True)
-        joined = [tensor.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length] for tensor in encoded.hidden_states]
-        return ModelOutput(last_hidden_state=joined[-1], hidden_states=tuple(joined))
+        return encode_windows(teacher.base_model, inputs, self.teacher_length, output_hidden_states=True)
+
+
+def encode_windows(encoder: nn.Module, inputs: Batch, window: int, **options: bool) -> ModelOutput:
+    """The hidden states of texts [B, N, C], read in windows of `window` tokens that don't see each other.
+
+    `hidden_states` are those of all layers with `output_hidden_states=True`, else the last one alone.
+    """
+    batch, length = inputs["input_ids"].shape
+    windows = {name: _cut(tensor, window) for name, tensor in inputs.items()}
+    if "attention_mask" not in windows:
+        windows["attention_mask"] = _cut(torch.ones_like(inputs["input_ids"]), window)
+    encoded = encoder(**windows, **options)
+    states = tuple(
+        tensor.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
+        for tensor in encoded.hidden_states or (encoded.last_hidden_state,)
+    )
+    return ModelOutput(last_hidden_state=states[-1], hidden_states=states)
 
 
 def _cut(tensor: Tensor, window: int) -> Tensor:
@@ -281,14 +292,27 @@ def evaluate_objective(module: nn.Module, loader: Iterable[Batch], accelerator: 
 
 
 @torch.inference_mode()
-def embed_batches(model: nn.Module, loader: Iterable[Batch], accelerator: Accelerator, pooling: str) -> Tensor:
-    """The embeddings of all samples of `loader`, in its order, on every process the same: float32 [samples, C]."""
+def embed_batches(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    accelerator: Accelerator,
+    pooling: str,
+    window: int | None = None,
+) -> Tensor:
+    """The embeddings of all samples of `loader`, in its order, on every process the same: float32 [samples, C].
+
+    With `window`, texts longer than so many tokens are read in windows, and pooled over all of them.
+    """
     was_training = model.training
     model.eval()
     rows: list[Tensor] = []
     for batch in loader:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        hidden_states = getattr(accelerator.unwrap_model(model), "base_model", model)(**inputs).last_hidden_state
+        encoder = getattr(accelerator.unwrap_model(model), "base_model", model)
+        if window is not None and "input_ids" in inputs and inputs["input_ids"].shape[1] > window:
+            hidden_states = encode_windows(encoder, inputs, window).last_hidden_state
+        else:
+            hidden_states = encoder(**inputs).last_hidden_state
         pooled = pool(hidden_states, inputs.get("attention_mask"), pooling).float().cpu()
         rows += accelerator.gather_for_metrics(list(pooled), use_gather_object=True)
     model.train(was_training)

@@ -53,8 +53,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     unread = {"text": "probe_folder", "images": "probe_file"}[args.task]
     if getattr(args, unread):
         raise ValueError(f"--{unread} is not for --task {args.task}.")
-    if args.long_steps and (args.task != "text" or args.long_length <= args.max_length):
-        raise ValueError("--long_steps is for text and needs a --long_length above --max_length.")
+    if args.long_steps and not args.long_length:
+        raise ValueError("--long_steps needs a --long_length.")
+    if args.long_length and (args.task != "text" or args.long_length <= args.max_length):
+        raise ValueError(f"--long_length {args.long_length} is for text, and must be above --max_length.")
 
 
 def build_receipt(
@@ -122,6 +124,10 @@ def publish_student(
     minutes = receipt["seconds"] / 60
     stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
     is_text = args.task == "text"
+    compared = f"texts of up to {max(args.max_length, args.long_length):,} tokens"
+    if not is_text:
+        compared = f"images of {args.image_size} x {args.image_size} pixels"
+    kinds = list(dict.fromkeys(kind.partition(",")[0] for kind in receipt["similarity"]))  # long texts follow a comma
     model.config.recovery = "distilled"
     auto_class = find_auto_class_of(model)
     facts = ModelFacts(
@@ -140,19 +146,19 @@ def publish_student(
         hardware=f"{receipt['hardware']}; distilled for {minutes:.1f} minutes",
         scores=[
             ScoreFacts(
-                dataset=data[min(index, len(data) - 1)].name,
+                dataset=data[min(kinds.index(kind.partition(",")[0]), len(data) - 1)].name,
                 split=f"held out, {kind}",
                 metric=f"{name} with the teacher",
                 value=both["after"][name],
                 baselines={"before recovery": both["before"][name]},
             )
-            for index, (kind, both) in enumerate(receipt["similarity"].items())
+            for kind, both in receipt["similarity"].items()
             for name in ("cosine", "correlation")
         ]
         + describe_downstream(receipt["downstream"]),
         speed=time_student(args, model),
         limits=[
-            f"It was compared with its teacher on {'texts' if is_text else 'images'} of the sizes it was distilled on.",
+            f"It was compared with its teacher on {compared}.",
             "Its embeddings are near the teacher's, not equal: check thresholds that were tuned on it.",
         ],
     )

@@ -82,35 +82,32 @@ def _only_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     return rows if column == "text" else rows.rename_column(column, "text")
 
 
-class TextPieces(TokenizedRows):
-    """Documents cut into pieces of at most `max_length` tokens, each between the tokenizer's special tokens.
+def cut_into_pieces(
+    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, shortest: int = SHORTEST_PIECE
+) -> datasets.Dataset:
+    """Pieces of at most `max_length` tokens, each between the tokenizer's special tokens; `shortest` is the fewest."""
 
-    `lengths` in tokens. Pieces shorter than `SHORTEST_PIECE` are left out; `limit` keeps only so many pieces, drawn by
-    `seed`.
+    def cut(batch: dict[str, list]) -> dict[str, list]:
+        pieces = tokenizer(
+            batch["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False
+        )["input_ids"]
+        rows = [piece for piece in pieces if len(piece) >= shortest]
+        return {"input_ids": rows, "length": [len(row) for row in rows]}
+
+    # Small batches: a document can be long.
+    return documents.select_columns("text").map(
+        cut, batched=True, batch_size=64, remove_columns="text", desc=f"cutting to {max_length:,}"
+    )
+
+
+class TextPieces(TokenizedRows):
+    """The rows of `cut_into_pieces`, `lengths` in tokens; `limit` keeps only so many, drawn by `seed`.
 
     Raises:
-        DataError: nothing is left.
+        DataError: there are none.
     """
 
-    def __init__(
-        self,
-        documents: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        limit: int | None = None,
-        seed: int = 0,
-    ):
-        def cut(batch: dict[str, list]) -> dict[str, list]:
-            pieces = tokenizer(batch["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True)[
-                "input_ids"
-            ]
-            rows = [piece for piece in pieces if len(piece) >= SHORTEST_PIECE]
-            return {"input_ids": rows, "length": [len(row) for row in rows]}
-
-        # Small batches: a document can be long.
-        rows = documents.select_columns("text").map(
-            cut, batched=True, batch_size=64, remove_columns="text", desc="cutting"
-        )
+    def __init__(self, rows: datasets.Dataset, limit: int | None = None, seed: int = 0):
         if not len(rows):
             raise DataError(f"no document has {SHORTEST_PIECE} tokens: there is not enough text to distil on")
         if limit is not None and limit < len(rows):
@@ -169,8 +166,13 @@ class UnlabelledData:
         return loaders
 
 
-def build_text_pieces(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> UnlabelledData:
+def build_text_pieces(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, long_length: int | None = None
+) -> UnlabelledData:
     """The text that the flags name, in pieces of `--max_length` tokens.
+
+    With `long_length`, pieces of more tokens than `--max_length`, and at most of so many, are held out as kinds of
+    their own.
 
     Raises:
         DataError: as in `load_unlabelled_text` and `TextPieces`.
@@ -179,13 +181,21 @@ def build_text_pieces(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
     if args.max_train_samples:
         documents = documents.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(documents))))
     limit = min(args.max_eval_samples, MAX_VALIDATION_PIECES)
+    rows = {kind: cut_into_pieces(part, tokenizer, args.max_length) for kind, part in heldout.items()}
+    pieces = {kind: TextPieces(part, args.max_eval_samples, args.seed) for kind, part in rows.items()}
+    if long_length is not None:
+        shortest = args.max_length + 1
+        for kind, part in heldout.items():
+            long_rows = cut_into_pieces(part, tokenizer, long_length, shortest)
+            if len(long_rows) < FEWEST_HELDOUT:
+                print(f"{kind}: {len(long_rows)} held-out texts of {shortest:,} tokens or more: too few to compare")
+            else:
+                name = f"{kind}, {shortest:,} to {long_length:,} tokens"
+                pieces[name] = TextPieces(long_rows, limit, args.seed)
     return UnlabelledData(
-        train=lambda length: TextPieces(documents, tokenizer, length),
-        validation=TextPieces(next(iter(heldout.values())), tokenizer, args.max_length, limit, args.seed),
-        heldout={
-            kind: TextPieces(part, tokenizer, args.max_length, args.max_eval_samples, args.seed)
-            for kind, part in heldout.items()
-        },
+        train=lambda length: TextPieces(cut_into_pieces(documents, tokenizer, length)),
+        validation=TextPieces(next(iter(rows.values())), limit, args.seed),
+        heldout=pieces,
         collate=PadText(tokenizer),
         facts=facts,
     )

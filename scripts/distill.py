@@ -67,7 +67,7 @@ FIELDS = {
 }
 RECIPES = {
     "quick": dict(transfer_steps=400, end_to_end_steps=600),
-    "full": dict(transfer_steps=1000, end_to_end_steps=4000),
+    "full": dict(transfer_steps=1000, end_to_end_steps=2500),
 }
 
 
@@ -206,7 +206,8 @@ def main(args: argparse.Namespace) -> dict:
     with accelerator.main_process_first():
         labelled = None  # what the downstream scores of the receipt are measured on
         if args.task == "text":
-            data, labelled = build_text_pieces(args, processor), load_labelled_text(args, processor)
+            data = build_text_pieces(args, processor, args.long_length or None)
+            labelled = load_labelled_text(args, processor)
         else:
             num_patches = count_patches(args.image_size, student.config)
             data = build_image_pieces(args, processor, num_patches)
@@ -220,7 +221,10 @@ def main(args: argparse.Namespace) -> dict:
     teacher.to(accelerator.device)
     student.to(accelerator.device)
     loaders = data.heldout_loaders(args, accelerator)
-    expected = {kind: embed_batches(teacher, loader, accelerator, args.pooling) for kind, loader in loaders.items()}
+    window = args.max_length if args.task == "text" else None
+    expected = {
+        kind: embed_batches(teacher, loader, accelerator, args.pooling, window) for kind, loader in loaders.items()
+    }
 
     def compare() -> dict:
         return {

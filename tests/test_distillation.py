@@ -26,6 +26,7 @@ from fa_transformers.data.tables import DataError
 from fa_transformers.distillation import (
     AttentionTransfer,
     EndToEndDistillation,
+    embed_batches,
     evaluate_objective,
     group_student_parameters,
     load_teacher,
@@ -176,6 +177,19 @@ def test_long_documents_reach_the_teacher_in_windows_that_it_reads_as_it_would_a
             )
 
 
+def test_the_embedding_of_a_long_text_is_the_mean_over_the_windows_that_the_teacher_reads():
+    _, teacher = pair(FABertConfig, FABertModel, max_position_embeddings=64, **LOCAL)
+    ids = torch.randint(1, 60, (1, 21))
+    loader = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    accelerator = Accelerator(cpu=True)
+    found = embed_batches(teacher, loader, accelerator, "mean", window=8)
+    windows = [teacher(part).last_hidden_state[0] for part in ids.split(8, dim=1)]
+    torch.testing.assert_close(found[0], torch.cat(windows).mean(dim=0).float(), rtol=0.0, atol=2.0**-20)
+    whole = embed_batches(teacher, loader, accelerator, "mean", window=21)
+    assert whole.equal(embed_batches(teacher, loader, accelerator, "mean"))
+    assert not torch.allclose(whole, found, atol=1e-3)
+
+
 def test_dropout_is_off_while_the_student_learns_and_layers_still_train():
     student, teacher = pair(FABertConfig, FABertModel, hidden_dropout_prob=0.5, softmax_layers=[1], **LOCAL)
     objective = EndToEndDistillation(student, teacher, "mean").train()
@@ -284,6 +298,7 @@ def test_script_leaves_a_loadable_model_nearer_to_its_teacher_with_a_receipt(tmp
     figures = receipt["similarity"]["same kinds"]
     # Random weights embed all texts nearly alike, so that the cosine says little here; the errors tell.
     assert figures["after"]["cosine"] > 0.99
+    assert receipt["similarity"]["same kinds, 65 to 80 tokens"]["after"]["num_samples"] == 12
     assert [stage["stage"] for stage in receipt["stages"]] == ["transfer", "end_to_end", "long"]
     assert all(stage["after"]["loss"] < stage["before"]["loss"] for stage in receipt["stages"][:2])
     assert receipt["tokens"] == sum(stage["train_tokens"] for stage in receipt["stages"]) > 0
@@ -337,7 +352,8 @@ def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
     ("more", "message"),
     [
         (["--transfer_steps", "0", "--end_to_end_steps", "0"], "nothing to train"),
-        (["--long_steps", "3"], "--long_length"),
+        (["--long_steps", "3"], "--long_steps needs a --long_length"),
+        (["--long_length", "512", "--max_length", "512"], "--long_length 512 is for text, and must be above"),
         (["--transfer_learning_rate", "0"], "--transfer_learning_rate"),
         (["--max_length", "512"], "--max_length 512 is above the teacher's"),
         (["--probe_folder", "photos"], "--probe_folder is not for --task text"),
