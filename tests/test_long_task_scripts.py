@@ -67,6 +67,17 @@ def test_the_official_settings_are_those_of_the_benchmark():
     assert pictures.difficulty == "hard" and pictures.num_train_epochs == 200
     config = arena.build_model(listops).config
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (4, 512, 8)
+    config = arena.build_model(pictures).config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (1, 128, 4)
+    assert config.classifier_pooling == "mean" and config.hidden_dropout_prob == 0.2
+    assert pictures.weight_decay == 0.0
+    optimizer, scheduler = build_optimizer(pictures, arena.build_model(pictures), 62_400)
+    rates = []
+    for _ in range(313):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates[155] == pytest.approx(0.5e-3) and rates[311] == pytest.approx(1e-3) and rates[312] < 1e-3
 
 
 def test_the_rate_of_listops_is_the_benchmarks_formula():
