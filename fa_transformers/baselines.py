@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .batching import LengthGroupedBatchSampler, grouped_batches
+from .checkpoint_source import find_encoder, locate_checkpoint
 from .checkpointing import list_checkpoints
 from .convert import load_factorized
 from .data.baselines import tfidf_predictions
@@ -40,6 +41,7 @@ from .metrics import BEST_METRICS, decide, load_metric
 from .models.modeling_fa import classification_loss, mean_over_real
 from .packaged_checkpoints import resolve_checkpoint
 from .results import describe_run
+from .stock_checkpoints import translate_fields
 from .tasks import LabelledData, TokenizedRows, build_examples, label_tensor, load_named
 from .training import build_loaders, group_parameters
 
@@ -80,6 +82,18 @@ def list_contenders(args: argparse.Namespace, problem_type: str) -> list[Contend
             for length in args.fa_lengths
         ]
     return networks + (words if problem_type == "single_label_classification" else [])
+
+
+def check_stock_length(args: argparse.Namespace) -> None:
+    """Raise ValueError if the stock checkpoint has no positions for `--stock_length` tokens."""
+    config = AutoConfig.from_pretrained(find_encoder(locate_checkpoint(args.model_name_or_path)))
+    fields = translate_fields(config.to_dict(), config.model_type)
+    longest = fields["max_position_embeddings"]
+    if fields.get("position_embedding_type", "absolute") == "absolute" and args.stock_length > longest:
+        raise ValueError(
+            f"--stock_length {args.stock_length} is above the {longest} positions of {args.model_name_or_path}, which "
+            "the rows of softmax attention read with the weights as they are."
+        )
 
 
 def digest(text: str) -> bytes:
@@ -294,7 +308,7 @@ def run_cell(
     if contender.kind == "words":
         dataset = data.dataset
         if contender.max_length is not None:
-            tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(args.model_name_or_path))
+            tokenizer = AutoTokenizer.from_pretrained(find_encoder(locate_checkpoint(args.model_name_or_path)))
             dataset = cut_texts(dataset, tokenizer, contender.max_length)
         return {"predictions": tfidf_predictions(dataset, data.score_split).tolist()}
     set_seed(args.seed)
@@ -340,13 +354,14 @@ def build_network(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
     """The model with a fresh head, its tokenizer, and whether its mixers are fresh too."""
     source = resolve_checkpoint(contender.checkpoint or "")
-    config = AutoConfig.from_pretrained(source)
+    folder = find_encoder(locate_checkpoint(source))
+    config = AutoConfig.from_pretrained(folder)
     fields = data.config_fields | {"classifier_pooling": "mean", "attention_probs_dropout_prob": 0.0}
     if contender.kind != "factorized":
         fields["softmax_layers"] = list(range(config.num_hidden_layers))
     max_length = contender.max_length or args.stock_length
     model = load_factorized(source, "AutoModelForSequenceClassification", max_length=max_length, **fields)
-    return model, AutoTokenizer.from_pretrained(source), config.model_type != model.config.model_type
+    return model, AutoTokenizer.from_pretrained(folder), config.model_type != model.config.model_type
 
 
 def build_inputs(

@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from .packaged_checkpoints import resolve_checkpoint
+from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from .self_test import compute_sha256
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 MODULES_FILE = "modules.json"
+POOLING_MODES = {
+    "pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls",
+}  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -57,12 +60,54 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> Checkpoin
         class_name = type(model).__name__
         return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
     name = os.fspath(model_or_path)
-    found = name if Path(name).is_dir() else resolve_checkpoint(name)
-    folder = Path(found) if Path(found).is_dir() else _download(found)
-    model_folder = _find_encoder(folder)
+    folder = locate_checkpoint(name)
+    model_folder = find_encoder(folder)
     config = AutoConfig.from_pretrained(model_folder)
     architecture = (config.architectures or [""])[0]
     return CheckpointSource(name, config, architecture, read_tensors(model_folder), "auto", folder, model_folder)
+
+
+def locate_checkpoint(name_or_path: str) -> Path:
+    """The folder of a checkpoint, as `read_source` takes it by name; a repository of the Hub is downloaded.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
+        OSError: there is no such folder or repository.
+    """
+    found = name_or_path if Path(name_or_path).is_dir() else resolve_checkpoint(name_or_path)
+    return Path(found) if Path(found).is_dir() else _download(found)
+
+
+def find_encoder(folder: Path) -> Path:
+    """The folder of the first module of a sentence-transformers model; any other folder itself."""
+    modules = folder / MODULES_FILE
+    if not modules.is_file():
+        return folder
+    return folder / json.loads(modules.read_text(encoding="utf-8"))[0]["path"]
+
+
+def read_pooling(folder: Path) -> str | None:
+    """How a sentence-transformers model makes one vector of a text, "mean" or "cls"; None where it isn't stated.
+
+    Raises:
+        ValueError: in another way.
+    """
+    path = folder / MODULES_FILE
+    modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    for module in modules:
+        if not module["type"].endswith(".Pooling"):
+            continue
+        settings = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
+        chosen = settings.get("pooling_mode")  # of later versions; before, a switch for each mode
+        modes = [chosen] if chosen else [name for name, on in settings.items() if on is True and name in POOLING_MODES]
+        others = [name for name, on in settings.items() if on is True and name.startswith("pooling_mode_")]
+        if len(modes) != 1 or modes[0] not in POOLING_MODES or len(others) > 1:
+            raise ValueError(
+                f"{folder} pools by {', '.join(map(str, others or modes)) or 'nothing'}; only the mean and the first "
+                "token are known here."
+            )
+        return POOLING_MODES[modes[0]]
+    return None
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -108,13 +153,15 @@ def describe_source(source: CheckpointSource) -> tuple[str, str]:
     """What a model card calls the checkpoint, and what fixes exactly which weights those were."""
     if source.model_folder is None:
         return f"local/{source.name}", "a model in memory"
-    if not Path(source.name).is_dir():
-        return source.name, source.model_folder.resolve().name  # the cache names each revision's folder by its commit
+    if not Path(source.name).is_dir() and source.name not in HUB_IDS:
+        assert source.folder is not None
+        return source.name, source.folder.resolve().name  # the cache names each revision's folder by its commit
     weights = sorted(
         path for name in WEIGHT_FILES for path in source.model_folder.glob(f"{Path(name).stem}*{Path(name).suffix}")
     )[0]
     local_name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(source.name).resolve().name)
-    return f"local/{local_name}", f"sha256 {compute_sha256(weights)} of {weights.name}"
+    name = HUB_IDS.get(source.name, f"local/{local_name}")
+    return name, f"sha256 {compute_sha256(weights)} of {weights.name}"
 
 
 def _download(repo_id: str) -> Path:
@@ -123,11 +170,3 @@ def _download(repo_id: str) -> Path:
     if not any(folder.rglob("*.safetensors")):
         folder = Path(snapshot_download(repo_id, allow_patterns=[*texts, "*.bin"]))
     return folder
-
-
-def _find_encoder(folder: Path) -> Path:
-    """The folder of the first module of a sentence-transformers model; any other folder itself."""
-    modules = folder / MODULES_FILE
-    if not modules.is_file():
-        return folder
-    return folder / json.loads(modules.read_text(encoding="utf-8"))[0]["path"]

@@ -41,6 +41,11 @@ logger = logging.get_logger(__name__)
 POSITIONS = ("tile", "interpolate", "periodic", "none")
 # What the weights were trained with and their shapes don't show.
 FIXED_FIELDS = ("num_attention_heads", "num_hidden_layers", "hidden_act", "layer_norm_eps")
+# What a factorized layer computes; weights that were trained with another value need recovery again.
+OPERATOR_FIELDS = (
+    "attention_normalization", "key_feature_size", "key_features", "learned_temperatures", "local_kernel_size",
+    "local_window",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,10 @@ def convert_checkpoint(
 def load_factorized(
     model_name_or_path: str | os.PathLike, auto_class: str, *, max_length: int | None = None, **config_overrides: Any
 ) -> PreTrainedModel:
-    """The FA model of a checkpoint for fine-tuning: `convert_checkpoint` without report and processor.
+    """The FA model of a checkpoint for fine-tuning: `convert_checkpoint` without report and processor, in float32.
 
-    Weights that the checkpoint has are taken over, others (a new head, feature maps, local terms) are fresh.
+    Weights that the checkpoint has are taken over, others (a new head, feature maps, local terms) are fresh. Float32
+    whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
 
     Args:
         model_name_or_path: a local folder or a Hub repository.
@@ -183,7 +189,7 @@ def load_factorized(
     model, _ = _convert(read_source(model_name_or_path), auto_class, config_overrides)
     if max_length is not None and model.main_input_name == "input_ids":
         extend_positions(model, max_length)
-    return model
+    return model.float()
 
 
 def extend_positions(model: PreTrainedModel, max_length: int, mode: str = "tile") -> None:
@@ -306,7 +312,11 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
     config, unused = config_class.from_dict(fields, return_unused_kwargs=True, **overrides)
     if unused:
         raise ValueError(f"{config_class.__name__} has no field {sorted(unused)[0]!r}.")
-    if source.config.model_type != config.model_type:
+    earlier = config_class.from_dict(fields)
+    has_new_operator = not set(config.factorized_layers) <= set(earlier.factorized_layers) or any(
+        getattr(config, name) != getattr(earlier, name) for name in OPERATOR_FIELDS
+    )
+    if source.config.model_type != config.model_type or has_new_operator:
         config.recovery = "pending"
     if not config.factorized_layers:
         config.recovery = None
@@ -325,7 +335,7 @@ def _place_tensors(
     report = []
     for entry in entries:
         name, found = entry.name.removeprefix(prefix) if is_base else entry.name, tuple(entry.tensor.shape)
-        is_known = KNOWN_PARTS.search(entry.name) is not None
+        is_known = KNOWN_PARTS.search(entry.name) is not None or ".mixer." in entry.name
         is_doubled = not entry.is_head and entry.name in of_head
         reason = entry.reason if entry.action == "dropped" else ""
         if not reason and is_known:

@@ -19,6 +19,7 @@ from .checkpoint_source import MODULES_FILE, CheckpointSource, describe_source
 from .measure import describe_hardware, measure_speed
 from .models import FABertConfig, FABertModel
 from .models.configuration_fa import FactorizedConfig
+from .packaged_checkpoints import HUB_IDS, HUB_LICENSE
 from .publish import find_auto_class_of, publish
 
 SENTENCE_FILE = "sentence_bert_config.json"
@@ -119,7 +120,7 @@ def describe_conversion(
         "pipeline_tag": PIPELINE_TAGS.get(auto_class, tag),
         "auto_class": auto_class,
         "language": None,
-        "license": "unknown",
+        "license": HUB_LICENSE if source.name in HUB_IDS else "unknown",
         "base_model": base_model,
         "base_model_revision": revision,
         "replaced": describe_replacement(model),

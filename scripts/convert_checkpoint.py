@@ -16,7 +16,6 @@ from pathlib import Path
 
 from fa_transformers import ModelFacts, arguments, convert_checkpoint
 from fa_transformers.convert import POSITIONS
-from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from fa_transformers.publish import FACTS_FILE
 
 
@@ -41,10 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict:
     facts = {name: getattr(args, name) for name in ("base_model", "license", "language") if getattr(args, name)}
-    if args.source in HUB_IDS:
-        facts = {"base_model": HUB_IDS[args.source], "license": "apache-2.0"} | facts
     conversion = convert_checkpoint(
-        resolve_checkpoint(args.source),
+        args.source,
         output_dir=args.output_dir,
         overwrite=args.overwrite_output_dir,
         max_length=args.max_length,

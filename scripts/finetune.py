@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
+from fa_transformers.checkpoint_source import find_encoder, locate_checkpoint
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from fa_transformers.convert import load_factorized
 from fa_transformers.loop import plan_steps, run_training
@@ -112,7 +113,7 @@ def build_model(args: argparse.Namespace, data: LabelledData):
     overrides = data.config_fields | arguments.model_overrides(args)
     if args.task == "text-classification":
         source = resolve_checkpoint(args.model_name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(find_encoder(locate_checkpoint(source)))
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=args.max_length, **overrides)
         tokenizer.model_max_length = args.max_length
         return model, tokenizer, args.max_length
@@ -123,8 +124,9 @@ def build_model(args: argparse.Namespace, data: LabelledData):
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": args.image_size} | overrides)
         model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size, **data.image_statistics)
     else:
-        model = load_factorized(args.model_name_or_path, "AutoModelForImageClassification", **overrides)
-        processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, size=size, do_center_crop=False)
+        source = resolve_checkpoint(args.model_name_or_path)
+        model = load_factorized(source, "AutoModelForImageClassification", **overrides)
+        processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
     return model, processor, count_patches(args.image_size, model.config)
 
 
@@ -132,7 +134,8 @@ def build_optimizer(args: argparse.Namespace, model: PreTrainedModel, max_steps:
     """AdamW with its parameter groups, and the schedule of its rates."""
     from_scratch = args.model_name_or_path == "none"
     head_learning_rate = args.head_learning_rate or args.learning_rate * (1 if from_scratch else 10)
-    source = model.config if from_scratch else AutoConfig.from_pretrained(resolve_checkpoint(args.model_name_or_path))
+    folder = None if from_scratch else find_encoder(locate_checkpoint(args.model_name_or_path))
+    source = AutoConfig.from_pretrained(folder) if folder else model.config
     is_stock = source.model_type != model.config.model_type
     groups = group_parameters(model, args.learning_rate, head_learning_rate, args.weight_decay, is_stock)
     optimizer = torch.optim.AdamW(groups)

@@ -93,6 +93,14 @@ def test_softmax_rows_are_the_stock_encoder(tiny_bert):
     torch.testing.assert_close(actual[real], expected[real], rtol=0.0, atol=2.0**-40)
 
 
+def test_more_tokens_than_the_stock_checkpoint_has_positions_are_refused(tiny_bert):
+    args = flags_of(tiny_bert)
+    baselines.check_stock_length(args)
+    args.stock_length = CHUNK + 1
+    with pytest.raises(ValueError, match=f"--stock_length {CHUNK + 1} is above the {CHUNK} positions"):
+        baselines.check_stock_length(args)
+
+
 def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert):
     args, data = flags_of(tiny_bert), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))

@@ -64,6 +64,33 @@ def test_a_stock_checkpoint_loaded_directly_is_marked_too(tmp_path, warnings_see
     assert load_factorized(tmp_path, "AutoModel").config.recovery == "pending"
 
 
+def test_an_fa_model_is_marked_where_a_layer_becomes_another_and_not_where_its_table_only_grows(tmp_path):
+    stock_bert().save_pretrained(tmp_path / "stock")
+    plain = convert_checkpoint(tmp_path / "stock", local_window=2).model
+    plain.config.recovery = "distilled"
+    plain.save_pretrained(tmp_path / "distilled")
+    again = {
+        "distilled": convert_checkpoint(tmp_path / "distilled", max_length=100),
+        "pending": convert_checkpoint(tmp_path / "distilled", key_feature_size=24),
+    }
+    for recovery, conversion in again.items():
+        assert conversion.model.config.recovery == recovery
+    off = convert_checkpoint(tmp_path / "distilled", local_window=0)
+    dropped = {change.source for change in off.report if change.action == "dropped"}
+    assert off.model.config.recovery == "pending" and any("mixer.window_gate" in name for name in dropped)
+    last = plain.config.num_hidden_layers - 1
+    fewer = convert_checkpoint(tmp_path / "distilled", softmax_layers=[last]).model
+    assert fewer.config.recovery == "distilled"
+    fewer.save_pretrained(tmp_path / "fewer")
+    assert convert_checkpoint(tmp_path / "fewer", softmax_layers=[]).model.config.recovery == "pending"
+
+
+def test_weights_in_half_precision_are_trained_in_float32_and_converted_as_they_are(tmp_path):
+    stock_bert().half().save_pretrained(tmp_path)
+    assert load_factorized(tmp_path, "AutoModel").dtype == torch.float32
+    assert convert_checkpoint(tmp_path).model.dtype == torch.float16
+
+
 def test_an_unknown_recovery_is_refused():
     with pytest.raises(ValueError, match="`recovery`"):
         FABertModel.config_class(recovery="perhaps")
@@ -167,6 +194,13 @@ def test_the_script_prints_every_tensor_and_one_line_of_json(small_sentence_mode
     assert facts.license == "mit" and facts.command.startswith("python scripts/convert_checkpoint.py")
     with pytest.raises(SystemExit, match="error: .* is not empty"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_a_short_name_is_called_by_its_name_on_the_hub(minilm, tmp_path):  # noqa: F811
+    convert_checkpoint("minilm", output_dir=tmp_path / "fa")
+    facts = ModelFacts.load(tmp_path / "fa" / "model_facts.json")
+    assert facts.base_model == "sentence-transformers/all-MiniLM-L6-v2" and facts.license == "apache-2.0"
+    assert facts.base_model_revision.startswith("sha256 ")
 
 
 @pytest.mark.slow
