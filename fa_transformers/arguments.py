@@ -166,7 +166,11 @@ def add_distillation_arguments(parser: argparse.ArgumentParser) -> None:
     add("--long_steps", type=int, help="steps on documents of up to --long_length, the teacher reading windows of them")
     add("--long_length", type=int, help="longest document of these steps, in tokens; texts up to it are compared, too")
     add("--freeze_embeddings", action=argparse.BooleanOptionalAction, help="keep the table of words as it is")
-    add("--pooling", choices=("mean", "cls"), help="what the embedding of a text or image is")
+    add(
+        "--pooling",
+        choices=("mean", "cls"),
+        help="what the embedding is; unset = as the checkpoint says, or mean of text, cls of images",
+    )
     add(
         "--probe_file",
         type=Path,

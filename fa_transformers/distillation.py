@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput
 
 from .checkpoint_source import read_source
 from .convert import Conversion, convert_checkpoint
+from .models.configuration_fa import FactorizedConfig
 from .models.fa_mixer import FactorizedMixer, SoftmaxMixer
 from .models.modeling_fa import first_real_token, mean_over_real
 from .stock_checkpoints import translate_fields
@@ -53,10 +54,15 @@ def load_teacher(model_name_or_path: str, auto_class: str, student: PreTrainedMo
     Longformer and LSG teachers attend to everything here, not as they did.
 
     Raises:
-        ValueError: it has another architecture, other widths or another number of layers than the student, or not its
-            head.
+        ValueError: it is a factorized model, or has another architecture, other widths or another number of layers than
+            the student, or not its head.
     """
     stock = read_source(model_name_or_path).config
+    if isinstance(stock, FactorizedConfig):
+        raise ValueError(
+            f"The teacher {model_name_or_path!r} is a factorized model; give the softmax checkpoint that the student "
+            "was converted from (--teacher_name_or_path)."
+        )
     fields = translate_fields(stock.to_dict(), stock.model_type)
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
         found, wanted = fields.get(name), getattr(student.config, name, None)
@@ -73,7 +79,7 @@ def load_teacher(model_name_or_path: str, auto_class: str, student: PreTrainedMo
             f"The teacher {model_name_or_path!r} has no {fresh[0]}, which the student's head needs: convert it again "
             'with auto_class="AutoModel", and distil the encoder.'
         )
-    return conversion.model.eval().requires_grad_(False)
+    return conversion.model.float().eval().requires_grad_(False)
 
 
 def fresh_head(conversion: Conversion) -> list[str]:
@@ -167,14 +173,16 @@ class EndToEndDistillation(nn.Module):
 
     The hidden states are those after each layer and the last one as the model returns it; the embedding is their mean
     over real tokens ("mean") or the first real one ("cls"); the logits are there where the models have a head with
-    class logits. Documents longer than `teacher_length` tokens reach the teacher in windows of that length, whose
-    hidden states the student learns while it reads the document whole.
+    class logits. With `teacher_length`, longer documents reach the teacher in windows of so many tokens, whose hidden
+    states the student learns while it reads the document whole; a head is left as it is then.
     """
 
     def __init__(
         self, student: PreTrainedModel, teacher: PreTrainedModel, pooling: str, teacher_length: int | None = None
     ):
         super().__init__()
+        if teacher_length is not None:  # the teacher's windows have no logits of the whole text
+            student, teacher = student.base_model, teacher.base_model
         self.student = student
         self.pooling, self.teacher_length = pooling, teacher_length
         self._teacher = (teacher,)

@@ -1,6 +1,7 @@
 """The receipt of a recovery: what a converted model was trained on, and how near it came to its teacher."""
 
 import argparse
+import json
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--{unread} is not for --task {args.task}.")
     if args.long_steps and not args.long_length:
         raise ValueError("--long_steps needs a --long_length.")
+    if args.long_length and args.pooling == "cls":
+        raise ValueError(
+            "--long_length needs mean pooling: the first token of a long text stands in the first window alone, which "
+            "is all that the teacher could say of it."
+        )
     if args.long_length and (args.task != "text" or args.long_length <= args.max_length):
         raise ValueError(f"--long_length {args.long_length} is for text, and must be above --max_length.")
 
@@ -77,6 +83,7 @@ def build_receipt(
     return {
         "student": {name: getattr(config, name) for name in (*fields, "softmax_layers", "position_embedding_type")},
         "teacher": args.teacher_name_or_path or args.model_name_or_path,
+        "pooling": args.pooling,
         "parameters": model.num_parameters(),
         "tokens": sum(stage["train_tokens"] for stage in stages),
         "seconds": round(sum(stage["train_seconds"] for stage in stages), 1),
@@ -124,9 +131,11 @@ def publish_student(
     minutes = receipt["seconds"] / 60
     stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
     is_text = args.task == "text"
-    compared = f"texts of up to {max(args.max_length, args.long_length):,} tokens"
-    if not is_text:
-        compared = f"images of {args.image_size} x {args.image_size} pixels"
+    compared = f"images of {args.image_size} x {args.image_size} pixels"
+    if is_text:
+        is_long = any("," in kind for kind in receipt["similarity"])
+        compared = f"texts of up to {args.long_length if is_long else args.max_length:,} tokens"
+    vector = {"mean": "the mean of the last hidden states", "cls": "the last hidden state of the first token"}
     kinds = list(dict.fromkeys(kind.partition(",")[0] for kind in receipt["similarity"]))  # long texts follow a comma
     model.config.recovery = "distilled"
     auto_class = find_auto_class_of(model)
@@ -140,7 +149,7 @@ def publish_student(
         base_model=base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{stages}; {receipt['tokens']:,} tokens, seed {args.seed}.",
+        trained_after=f"{stages}; {receipt['tokens']:,} tokens, seed {args.seed}. {describe_errors(receipt['stages'])}",
         data=data,
         command=args.command,
         hardware=f"{receipt['hardware']}; distilled for {minutes:.1f} minutes",
@@ -158,13 +167,26 @@ def publish_student(
         + describe_downstream(receipt["downstream"]),
         speed=time_student(args, model),
         limits=[
-            f"It was compared with its teacher on {compared}.",
+            f"It was compared with its teacher on {compared}, by {vector[args.pooling]}.",
             "Its embeddings are near the teacher's, not equal: check thresholds that were tuned on it.",
         ],
     )
     source = read_source(resolve_checkpoint(args.model_name_or_path))
+    if args.long_steps:
+        processor.model_max_length = args.long_length
     files = sentence_transformers_files(source, args.long_length if args.long_steps else None)
+    files[RECEIPT_FILE] = (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode()
     publish(model.eval(), processor, facts, args.output_dir, overwrite=True, extra_files=files)
+
+
+def describe_errors(stages: list[dict]) -> str:
+    """The `distillation.relative_error` of every layer before and after each stage; a dash where it is softmax."""
+
+    def row(figures: dict) -> str:
+        return " ".join("-" if error is None else f"{error:.3f}" for error in figures["layer_errors"])
+
+    rows = (f"{stage['stage'].replace('_', ' ')} {row(stage['before'])} → {row(stage['after'])}" for stage in stages)
+    return f"Squared error of every layer relative to the variance of what it learns: {'; '.join(rows)}."
 
 
 def describe_downstream(downstream: dict | None) -> list[ScoreFacts]:

@@ -1,6 +1,7 @@
 """Unlabelled text and images to distil on, cut into pieces that a teacher can read, and how they become a batch."""
 
 import argparse
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from .card import DataFacts
 from .data import broad_text, license_documents
 from .data.images import image_endings
 from .data.tables import DataError
-from .tasks import ImageExamples, TokenizedRows
+from .tasks import ImageExamples, TokenizedRows, load_named
+
+logger = logging.getLogger(__name__)
 
 SHORTEST_PIECE = 32
 """Tokens below which the rest of a document is left out."""
@@ -33,7 +36,10 @@ LICENSE_FACTS = DataFacts(
     license=license_documents.LICENSE,
     attribution=license_documents.ATTRIBUTION,
 )
-LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+LOADERS = {
+    ".jsonl": ("json", {}), ".json": ("json", {}), ".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}), ".txt": ("text", {"sample_by": "document"}),  # else every line were a document
+}  # fmt: skip
 
 
 def load_unlabelled_text(
@@ -58,28 +64,43 @@ def load_unlabelled_text(
         return broad_text.load_broad_text(), parts, facts
     if args.train_file:
         files = {"train": args.train_file, "validation": args.validation_file}
-        kinds = {LOADERS.get(path.suffix.lower()) for path in files.values() if path}
-        if len(kinds) != 1 or None in kinds:
+        endings = {path.suffix.lower() for path in files.values() if path}
+        if len(endings) != 1 or not endings <= set(LOADERS):
             raise DataError(f"--train_file {args.train_file}: give one of {', '.join(LOADERS)}, the same for all files")
-        kind, names = kinds.pop(), {name: str(path) for name, path in files.items() if path}
-        whole = {"sample_by": "document"} if kind == "text" else {}  # else every line were a document
-        loaded = datasets.load_dataset(kind, data_files=names, **whole)
+        (kind, options), names = LOADERS[endings.pop()], {name: str(path) for name, path in files.items() if path}
+        loaded = datasets.load_dataset(kind, data_files=names, **options)
     else:
-        loaded = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+        loaded = _load_named_with_train(args)
     if args.text_column_name not in loaded["train"].column_names:
         raise DataError(f"no column {args.text_column_name!r}, only {loaded['train'].column_names}: --text_column_name")
-    if "validation" not in loaded:
-        parts = loaded["train"].train_test_split(VALIDATION_SHARE, seed=args.seed)
-        loaded = {"train": parts["train"], "validation": parts["test"]}
-    parts = {name: _only_text(loaded[name], args.text_column_name) for name in ("train", "validation")}
+    loaded = _with_validation(loaded, args.seed)
+    parts = {name: _only(part, args.text_column_name, "text") for name, part in loaded.items()}
     name = args.data_name or (args.train_file.name if args.train_file else args.dataset_name)
     facts = [DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)]
     return parts["train"], {"same kinds": parts["validation"]}, facts
 
 
-def _only_text(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+def _load_named_with_train(args: argparse.Namespace) -> datasets.DatasetDict:
+    loaded = load_named(args.dataset_name, args.dataset_config_name)
+    if "train" not in loaded:
+        raise DataError(f"--dataset_name {args.dataset_name} has no split 'train', only {sorted(loaded)}")
+    return loaded
+
+
+def _with_validation(loaded: datasets.DatasetDict, seed: int) -> dict[str, datasets.Dataset]:
+    """The splits "train" and "validation"; the latter a share of the former if there is none."""
+    if "validation" in loaded:
+        return {name: loaded[name] for name in ("train", "validation")}
+    if len(loaded["train"]) < 2:
+        raise DataError(f"{len(loaded['train'])} rows are not enough to train and hold out")
+    parts = loaded["train"].train_test_split(max(1, int(VALIDATION_SHARE * len(loaded["train"]))), seed=seed)
+    return {"train": parts["train"], "validation": parts["test"]}
+
+
+def _only(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
+    """One column, under another name."""
     rows = rows.select_columns(column)
-    return rows if column == "text" else rows.rename_column(column, "text")
+    return rows if column == name else rows.rename_column(column, name)
 
 
 def cut_into_pieces(
@@ -87,7 +108,10 @@ def cut_into_pieces(
 ) -> datasets.Dataset:
     """Pieces of at most `max_length` tokens, each between the tokenizer's special tokens; `shortest` is the fewest."""
 
-    def cut(batch: dict[str, list]) -> dict[str, list]:
+    def cut(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        for index, text in zip(indices, batch["text"], strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"row {index + 1} of the texts has {text!r} instead of text")
         pieces = tokenizer(
             batch["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False
         )["input_ids"]
@@ -96,7 +120,7 @@ def cut_into_pieces(
 
     # Small batches: a document can be long.
     return documents.select_columns("text").map(
-        cut, batched=True, batch_size=64, remove_columns="text", desc=f"cutting to {max_length:,}"
+        cut, with_indices=True, batched=True, batch_size=64, remove_columns="text", desc=f"cutting to {max_length:,}"
     )
 
 
@@ -182,13 +206,17 @@ def build_text_pieces(
         documents = documents.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(documents))))
     limit = min(args.max_eval_samples, MAX_VALIDATION_PIECES)
     rows = {kind: cut_into_pieces(part, tokenizer, args.max_length) for kind, part in heldout.items()}
-    pieces = {kind: TextPieces(part, args.max_eval_samples, args.seed) for kind, part in rows.items()}
+    pieces: dict[str, Pieces] = {
+        kind: TextPieces(part, args.max_eval_samples, args.seed) for kind, part in rows.items()
+    }
     if long_length is not None:
         shortest = args.max_length + 1
         for kind, part in heldout.items():
             long_rows = cut_into_pieces(part, tokenizer, long_length, shortest)
             if len(long_rows) < FEWEST_HELDOUT:
-                print(f"{kind}: {len(long_rows)} held-out texts of {shortest:,} tokens or more: too few to compare")
+                logger.warning(
+                    "%s: %d held-out texts have %d tokens or more, too few to compare", kind, len(long_rows), shortest
+                )
             else:
                 name = f"{kind}, {shortest:,} to {long_length:,} tokens"
                 pieces[name] = TextPieces(long_rows, limit, args.seed)
@@ -202,13 +230,43 @@ def build_text_pieces(
 
 
 def build_image_pieces(args: argparse.Namespace, processor: BaseImageProcessor, num_patches: int) -> UnlabelledData:
-    """The images below `--image_folder`; held out are those in its folder "validation", or else a share of all.
+    """The images below `--image_folder`, or of `--dataset_name`, to train on and held out.
 
     Raises:
-        DataError: there is no image, or only one.
+        DataError: there is no image, or only one; or the column of the data set holds none.
     """
-    if args.image_folder is None:
-        raise DataError("--task images needs an --image_folder: no images come with the package")
+    if args.image_folder is None and args.dataset_name is None:
+        raise DataError("--task images needs an --image_folder or a --dataset_name: no images come with the package")
+    train, heldout = _named_images(args) if args.image_folder is None else _images_of_folder(args)
+    if args.max_train_samples:
+        train = train.select(range(min(args.max_train_samples, len(train))))
+    augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
+    same_kinds, validation = (
+        ImageExamples(heldout.select(range(min(limit, len(heldout)))), processor, num_patches)
+        for limit in (args.max_eval_samples, MAX_VALIDATION_PIECES)
+    )
+    pieces = ImageExamples(train, processor, num_patches, **augment)
+    name = args.data_name or args.dataset_name or args.image_folder.resolve().name
+    facts = DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)
+    return UnlabelledData(lambda length: pieces, validation, {"same kinds": same_kinds}, stack_images, [facts])
+
+
+def _named_images(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and held-out rows of `--dataset_name`: its split "validation", or else a share of all."""
+    loaded, column = _load_named_with_train(args), args.image_column_name
+    features = loaded["train"].features
+    if not isinstance(features.get(column), datasets.Image):
+        raise DataError(
+            f"--dataset_name {args.dataset_name}: the column {column!r} holds no images; its columns are "
+            f"{sorted(features)}: give --image_column_name"
+        )
+    parts = _with_validation(loaded, args.seed).values()
+    train, heldout = (_only(part, column, "image").add_column("label", [0] * len(part)) for part in parts)
+    return train, heldout
+
+
+def _images_of_folder(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and held-out rows of `--image_folder`: those in its folder "validation", or else a share of all."""
     paths = find_images(args.image_folder)
     heldout = [path for path in paths if path.relative_to(args.image_folder).parts[0] == "validation"]
     if not heldout:
@@ -217,17 +275,7 @@ def build_image_pieces(args: argparse.Namespace, processor: BaseImageProcessor, 
     chosen = [path for path in paths if path not in set(heldout)]
     if not chosen:
         raise DataError(f"--image_folder {args.image_folder} has {len(paths)} images: not enough to train and hold out")
-    if args.max_train_samples:
-        chosen = chosen[: args.max_train_samples]
-    augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
-    train = ImageExamples(as_image_rows(chosen), processor, num_patches, **augment)
-    same_kinds, validation = (
-        ImageExamples(as_image_rows(heldout[:limit]), processor, num_patches)
-        for limit in (args.max_eval_samples, MAX_VALIDATION_PIECES)
-    )
-    name = args.data_name or args.image_folder.resolve().name
-    facts = DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)
-    return UnlabelledData(lambda length: train, validation, {"same kinds": same_kinds}, stack_images, [facts])
+    return as_image_rows(chosen), as_image_rows(heldout)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -17,7 +17,8 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
 
 from fa_transformers import arguments, recovery
-from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir, write_json
+from fa_transformers.checkpoint_source import find_encoder, locate_checkpoint, read_pooling
+from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
     AttentionTransfer,
@@ -31,7 +32,7 @@ from fa_transformers.distillation import (
 )
 from fa_transformers.loop import plan_steps, run_training
 from fa_transformers.models.configuration_fa import FactorizedConfig
-from fa_transformers.packaged_checkpoints import HUB_IDS, resolve_checkpoint
+from fa_transformers.packaged_checkpoints import HUB_IDS, HUB_LICENSE, resolve_checkpoint
 from fa_transformers.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
@@ -52,10 +53,10 @@ COMMON = dict(
 )  # fmt: skip
 TASKS = {
     "text": dict(
-        model_name_or_path="minilm", max_length=512, max_tokens_per_batch=2048, pooling="mean",
+        model_name_or_path="minilm", max_length=512, max_tokens_per_batch=2048,
     ),
     "images": dict(
-        model_name_or_path="dinov2-small", image_size=224, max_tokens_per_batch=2048, pooling="cls",
+        model_name_or_path="dinov2-small", image_size=224, max_tokens_per_batch=2048,
         # At the rates of text the loss rose from 0.18 to 0.32.
         learning_rate=1e-5, mixer_learning_rate=1e-4,
     ),
@@ -87,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = COMMON | TASKS[known.task] | RECIPES[known.recipe]
     teacher = known.teacher_name_or_path or known.model_name_or_path or defaults["model_name_or_path"]
     if teacher in HUB_IDS:
-        defaults |= {"license": "apache-2.0"}
+        defaults |= {"license": HUB_LICENSE}
     parser.set_defaults(**defaults)
     args = parser.parse_args(flags)
     args.command = arguments.command_line("scripts/distill.py", flags)
@@ -107,7 +108,8 @@ def build_student(args: argparse.Namespace, source: str):
 
     A stock checkpoint is converted on the way.
     """
-    config = AutoConfig.from_pretrained(source)
+    folder = find_encoder(locate_checkpoint(source))
+    config = AutoConfig.from_pretrained(folder)
     overrides = arguments.model_overrides(args)
     if not isinstance(config, FactorizedConfig):
         overrides = FIELDS[args.task] | overrides
@@ -122,11 +124,11 @@ def build_student(args: argparse.Namespace, source: str):
         print(f"{source} has a head that is not carried over: its encoder alone is distilled.")
         auto_class = "AutoModel"
         conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
-    student = conversion.model
+    student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if args.task == "text":
-        return student, auto_class, AutoTokenizer.from_pretrained(source)
+        return student, auto_class, AutoTokenizer.from_pretrained(folder)
     size = {"height": args.image_size, "width": args.image_size}
-    return student, auto_class, AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
+    return student, auto_class, AutoImageProcessor.from_pretrained(folder, size=size, do_center_crop=False)
 
 
 def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, accelerator: Accelerator, **changes):
@@ -187,13 +189,28 @@ def distill(args, student: PreTrainedModel, teacher: PreTrainedModel, data, acce
     return stages
 
 
+def choose_pooling(args: argparse.Namespace, teacher_source: str) -> str:
+    """What the embedding is: as the teacher's sentence-transformers folder says, else --pooling, else the task's usual.
+
+    Raises:
+        ValueError: --pooling contradicts the folder.
+    """
+    stated = read_pooling(locate_checkpoint(teacher_source))
+    if stated and args.pooling and stated != args.pooling:
+        raise ValueError(
+            f"--pooling {args.pooling}: {teacher_source} makes its embeddings by {stated!r}; leave it out."
+        )
+    return stated or args.pooling or {"text": "mean", "images": "cls"}[args.task]
+
+
 def main(args: argparse.Namespace) -> dict:
+    teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
+    args.pooling = choose_pooling(args, teacher_source)
     recovery.check_arguments(args)
     accelerator = make_accelerator(args)
     args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed)
     source = resolve_checkpoint(args.model_name_or_path)
-    teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
     student, auto_class, processor = build_student(args, source)
     teacher = load_teacher(teacher_source, auto_class, student)
     if args.task == "text" and teacher.config.position_embedding_type == "absolute":
@@ -251,7 +268,6 @@ def main(args: argparse.Namespace) -> dict:
         is_named = labelled is None or labelled.facts in data.facts
         facts = data.facts if is_named else [*data.facts, labelled.facts]
         recovery.publish_student(args, student, processor, receipt, facts)
-        write_json(args.output_dir / recovery.RECEIPT_FILE, receipt)
         recovery.print_receipt(receipt)
         print(json.dumps(receipt, ensure_ascii=False))
     return receipt

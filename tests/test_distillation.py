@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import transformers
@@ -12,7 +14,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_models import as_float64, build, image_inputs, make_tokenizer, randomize, text_inputs, tiny_config
 from torch import nn
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ViTImageProcessor,
+)
 
 from fa_transformers import (
     FABertConfig,
@@ -34,6 +43,7 @@ from fa_transformers.distillation import (
     relative_error,
     similarity,
 )
+from fa_transformers.unlabelled import build_image_pieces
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["red", "blue", "green", "one", "two", "three", "alpha", "beta", "gamma", "delta"]
@@ -218,6 +228,18 @@ def test_every_weight_that_trains_gets_a_gradient_as_several_processes_need(conf
     assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_on_long_texts_the_head_rests_and_all_that_trains_gets_a_gradient():
+    student, teacher = pair(FABertConfig, FABertForSequenceClassification, max_position_embeddings=64, **LOCAL)
+    objective = EndToEndDistillation(student, teacher, "mean", teacher_length=8)
+    for length in (21, 8):
+        objective.zero_grad()
+        objective(input_ids=torch.randint(1, 60, (2, length))).loss.backward()
+        trained = dict(objective.named_parameters())
+        assert [name for name, p in trained.items() if p.requires_grad and p.grad is None] == []
+        assert trained and not any("classifier" in name for name in trained)
+    assert objective.student is student.base_model
+
+
 @pytest.mark.parametrize("stock_class", [transformers.RobertaModel, transformers.DistilBertModel])
 def test_teachers_of_other_architectures_load_as_the_converter_reads_them(stock_class, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -266,8 +288,84 @@ def stock(tmp_path, monkeypatch) -> Path:
     tokenizer = make_tokenizer(WORDS, max_length=64)
     tokenizer.save_pretrained(folder)
     config = tiny_config(BertConfig, vocab_size=len(tokenizer))
-    randomize(BertModel(config)).save_pretrained(folder)
+    randomize(BertModel(config)).bfloat16().save_pretrained(folder)
     return folder
+
+
+def as_sentence_model(folder: Path, **modes: bool) -> Path:
+    """Put the pooling of a sentence-transformers model beside a checkpoint."""
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    rows = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
+    return folder
+
+
+def test_the_embedding_is_what_the_sentence_model_makes(tmp_path, stock):
+    distill = load_script("distill")
+    args = distill.parse_args(distill_flags(tmp_path, stock, "out"))
+    assert distill.choose_pooling(args, str(stock)) == "mean"
+    as_sentence_model(stock, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
+    assert distill.choose_pooling(args, str(stock)) == "cls"
+    as_sentence_model(stock, pooling_mode_cls_token=False, pooling_mode_mean_tokens=True)
+    args.pooling = "cls"
+    with pytest.raises(ValueError, match="--pooling cls: .* makes its embeddings by 'mean'"):
+        distill.choose_pooling(args, str(stock))
+    for modes in ({"pooling_mode_max_tokens": True}, {"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}):
+        as_sentence_model(stock, **modes)
+        with pytest.raises(ValueError, match="pools by pooling_mode_max_tokens"):
+            distill.choose_pooling(args, str(stock))
+
+
+def test_a_converted_model_needs_its_teacher_named(tmp_path, stock):
+    convert_checkpoint(stock, output_dir=tmp_path / "converted", local_window=2)
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, tmp_path / "converted", "out", "--key_feature_size", "32")
+    flags = [flag for flag in flags if flag not in ("--key_feature_size", "32", "--local_kernel_size", "3")]
+    with pytest.raises(ValueError, match="is a factorized model; give .*--teacher_name_or_path"):
+        distill.main(distill.parse_args(flags))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("texts.csv", 'text\nred\n""\nblue\ngreen\n', "row 2 of the texts has None"),
+        ("texts.tsv", "text\tnumber\nred\t1\nblue\t2\ngreen\t3\n", "no document has 32 tokens"),
+        ("texts.xml", "red", "give one of .jsonl"),
+    ],
+)
+def test_unlabelled_files_that_cannot_be_used_are_named(tmp_path, stock, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, stock, "out", "--train_file", path, "--validation_file", path)
+    with pytest.raises(DataError, match=message):
+        distill.main(distill.parse_args(flags))
+
+
+def test_images_of_a_named_data_set_are_distilled_on(tmp_path):
+    generator = np.random.default_rng(0)
+    pictures = [PIL.Image.fromarray(generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)) for _ in range(200)]
+    features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"photo": pictures, "label": ["x"] * 200}, features=features)
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "data")
+    args = load_script("distill").parse_args(
+        ["--task", "images", "--dataset_name", str(tmp_path / "data"), "--image_column_name", "photo"]
+    )
+    data = build_image_pieces(args, ViTImageProcessor(size={"height": 16, "width": 16}), 16)
+    assert len(data.train(0)) == 196 and len(data.validation) == 4
+    assert data.collate([data.train(0)[0]])["pixel_values"].shape == (1, 3, 16, 16)
+    args.image_column_name = "label"
+    with pytest.raises(DataError, match="'label' holds no images"):
+        build_image_pieces(args, ViTImageProcessor(), 16)
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "other")
+    args.dataset_name = str(tmp_path / "other")
+    with pytest.raises(DataError, match=r"no split 'train', only \['test'\]"):
+        build_image_pieces(args, ViTImageProcessor(), 16)
 
 
 def write_texts(path: Path, num: int, words: int = 80) -> Path:
@@ -303,13 +401,18 @@ def test_script_leaves_a_loadable_model_nearer_to_its_teacher_with_a_receipt(tmp
     assert all(stage["after"]["loss"] < stage["before"]["loss"] for stage in receipt["stages"][:2])
     assert receipt["tokens"] == sum(stage["train_tokens"] for stage in receipt["stages"]) > 0
     assert json.loads((tmp_path / "out" / "recovery.json").read_text()) == json.loads(json.dumps(receipt))
+    assert receipt["pooling"] == "mean"
     downstream = receipt["downstream"]
     assert downstream["num_pieces"] == 21 and downstream["majority"] == pytest.approx(1 / 3)
     assert all(downstream[name] > 0.6 for name in ("teacher", "before", "after"))
     loaded = AutoModel.from_pretrained(tmp_path / "out")
-    assert loaded.config.local_window == 2
+    assert loaded.config.local_window == 2 and loaded.dtype == torch.float32  # the stock weights were bfloat16
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 80
+    assert "recovery.json" in json.loads((tmp_path / "out" / "self_test.json").read_text())["files"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['after']['cosine']:.4g}" in card and "before recovery" in card
+    assert " ".join(f"{error:.3f}" for error in receipt["stages"][0]["after"]["layer_errors"]) in card
+    assert "compared with its teacher on texts of up to 80 tokens" in card
     assert "labelled.csv" in card and f"{downstream['after']:.4g}" in card
     converted = load_script("distill").main(
         load_script("distill").parse_args(
@@ -354,6 +457,7 @@ def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
         (["--transfer_steps", "0", "--end_to_end_steps", "0"], "nothing to train"),
         (["--long_steps", "3"], "--long_steps needs a --long_length"),
         (["--long_length", "512", "--max_length", "512"], "--long_length 512 is for text, and must be above"),
+        (["--long_length", "128", "--pooling", "cls"], "--long_length needs mean pooling"),
         (["--transfer_learning_rate", "0"], "--transfer_learning_rate"),
         (["--max_length", "512"], "--max_length 512 is above the teacher's"),
         (["--probe_folder", "photos"], "--probe_folder is not for --task text"),
