@@ -9,9 +9,9 @@ Models: "fa" is factorized attention alone, "fa-local" adds a window and a convo
 in every layer; all have learnt absolute positions. The official setting has the sizes, batches, steps, learning rates
 and models of the benchmark's configurations (ListOps: 0.05 · rsqrt(max(step, 1000)) with linear warm-up over 1,000
 steps, which is transformers' "inverse_sqrt" with a peak of 0.05 / sqrt(1000)). Ours are the optimiser (AdamW, gradients
-clipped to 1), dropout on ListOps, the learnt positions, and on Pathfinder-32 the width of Q, K and V, 128 instead of 64.
-The small setting shows that everything runs and is far too short to rank models. Writes results.json and ends with one
-line of JSON.
+clipped to 1), dropout on ListOps, the learnt positions, and on Pathfinder-32 Q, K and V 128 wide instead of 64. The
+small setting shows that everything runs and is far too short to rank models. Writes results.json, ends with one line
+of JSON.
 """
 
 import argparse
