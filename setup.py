@@ -36,7 +36,7 @@ LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
-TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4"]
+TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "sentence-transformers>=6.2"]
 LINT = ["mypy", "ruff"]
 
 setup(

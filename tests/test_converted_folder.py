@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 from test_convert import VISION, make_stock, stock_bert
 from test_pretrained_weights import SIZES, minilm  # noqa: F401 (a fixture)
 from tiny_models import outputs_of, randomize
@@ -137,6 +138,23 @@ def test_a_written_folder_keeps_the_sentence_modules_loads_elsewhere_and_says_th
     with pytest.raises(FileExistsError, match="not empty"):
         convert_checkpoint(small_sentence_model, output_dir=folder)
     convert_checkpoint(small_sentence_model, output_dir=folder, overwrite=True)
+
+
+def test_sentence_transformers_loads_the_folder_and_pools_as_the_source_did(
+    small_sentence_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "converted"
+    convert_checkpoint(small_sentence_model, output_dir=folder, max_length=200, local_window=2)
+    sentences = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    texts = ["A short one.", "And one of more words than the table of the source had rows. " * 8]
+    found = sentences.encode(texts, convert_to_tensor=True)
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape[1] > 64 and sentences.max_seq_length == 200
+    hidden = outputs_of(AutoModel.from_pretrained(folder), batch)["last_hidden_state"]
+    mask = batch["attention_mask"][:, :, None]
+    mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(mean), rtol=0.0, atol=2.0**-18)
 
 
 def test_an_encoder_in_a_subfolder_of_an_old_sentence_model_moves_to_the_root(small_sentence_model, tmp_path):
