@@ -153,7 +153,7 @@ def render_report(summary: dict, command: str, data_name: str, budget: int, char
             else "It tells what other documents could change, not what other seeds could."
         ),
         "The softmax rows are the stock encoder exactly, with mean pooling; “mean of chunks” encodes a document in "
-        "chunks, of which the classifier reads the mean.",
+        "chunks, of which the classifier reads the mean. No network drops attention weights in training.",
     ]
     parts = [
         f"# Does length help on {data_name}?",
