@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -18,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     ViTImageProcessor,
@@ -498,3 +502,19 @@ def test_a_head_is_kept_through_distillation(tmp_path, stock):
     distill.main(distill.parse_args(distill_flags(tmp_path, stock, "out")))
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert saved["architectures"] == ["FABertForSequenceClassification"]
+
+
+@pytest.mark.slow
+def test_two_processes_distil_a_model_with_a_head_through_all_stages(tmp_path, stock):
+    randomize(BertForMaskedLM(BertConfig.from_pretrained(stock))).save_pretrained(stock)
+    long = write_texts(tmp_path / "long.jsonl", 12, words=100)
+    flags = distill_flags(tmp_path, stock, "two", "--long_steps", 3, "--long_length", 96, "--train_file", long)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, ROOT / "scripts" / "distill.py", *flags]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    receipt = json.loads((tmp_path / "two" / "recovery.json").read_text())
+    assert [stage["steps"] for stage in receipt["stages"]] == [6, 6, 3]
+    assert receipt["similarity"]["same kinds, 65 to 96 tokens"]["after"]["num_samples"] == 12
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == ["FABertForMaskedLM"]
