@@ -172,9 +172,10 @@ class EndToEndDistillation(nn.Module):
         loss = mean over layers of relative_error(hidden states) + (1 - cosine(embeddings)) + KL(logits)
 
     The hidden states are those after each layer and the last one as the model returns it; the embedding is their mean
-    over real tokens ("mean") or the first real one ("cls"); the logits are there where the models have a head with
-    class logits. With `teacher_length`, longer documents reach the teacher in windows of so many tokens, whose hidden
-    states the student learns while it reads the document whole; a head is left as it is then.
+    over real tokens ("mean") or the first real one ("cls"); the logits are those of the models' head, if they have one:
+    over classes, over the vocabulary for each real token, or over the real tokens for the start and end of an answer.
+    With `teacher_length`, longer documents reach the teacher in windows of so many tokens, whose hidden states the
+    student learns while it reads the document whole; a head is left as it is then.
     """
 
     def __init__(
@@ -188,10 +189,8 @@ class EndToEndDistillation(nn.Module):
         self._teacher = (teacher,)
         # What the loss does not reach: processes that train together would wait for its gradients.
         base = student.base_model
-        unreached = [getattr(student, "qa_outputs", None), base.pooler if base is student else None]
-        for module in unreached:
-            if module is not None:
-                module.requires_grad_(False)
+        if base is student and base.pooler is not None:
+            base.pooler.requires_grad_(False)
         if getattr(base.embeddings, "mask_token", None) is not None:
             base.embeddings.mask_token.requires_grad_(False)
 
@@ -213,13 +212,11 @@ class EndToEndDistillation(nn.Module):
         layer_errors = torch.stack([relative_error(output, target, mask) for output, target in pairs])
         output, target = (pool(tensor, mask, self.pooling).float() for tensor in pairs[-1])
         loss = layer_errors.mean() + 1.0 - F.cosine_similarity(output, target).mean()
-        if getattr(expected, "logits", None) is not None:
-            expected_logits, logits = (F.log_softmax(output.logits.float(), dim=-1) for output in (expected, found))
-            if logits.ndim == 3 and mask is not None:
-                expected_logits, logits = (rows[mask.bool()] for rows in (expected_logits, logits))
-            loss = loss + F.kl_div(
-                logits.flatten(0, -2), expected_logits.flatten(0, -2), log_target=True, reduction="batchmean"
-            )
+        for name in ("logits", "start_logits", "end_logits"):
+            if getattr(expected, name, None) is not None:
+                loss = loss + divergence(
+                    getattr(found, name), getattr(expected, name), mask, over_tokens=name != "logits"
+                )
         return DistillationOutput(loss=loss, layer_errors=layer_errors.detach())
 
     def ask_teacher(self, inputs: Batch) -> ModelOutput:
@@ -229,6 +226,21 @@ class EndToEndDistillation(nn.Module):
         if self.teacher_length is None or ids is None or ids.shape[1] <= self.teacher_length:
             return teacher(**inputs, output_hidden_states=True)
         return encode_windows(teacher.base_model, inputs, self.teacher_length, output_hidden_states=True)
+
+
+def divergence(logits: Tensor, expected: Tensor, mask: Tensor | None, *, over_tokens: bool) -> Tensor:
+    """KL(expected ‖ found) of the distributions over the last axis, mean over all others, in nats.
+
+    Logits of classes [B, L], of classes for each token [B, N, L], of which `mask` [B, N] leaves padding out, or of the
+    tokens themselves [B, N] (`over_tokens`), among which it has no share.
+    """
+    pair = [rows.float() for rows in (logits, expected)]
+    if mask is not None and over_tokens:
+        pair = [rows.masked_fill(~mask.bool(), torch.finfo(rows.dtype).min) for rows in pair]
+    elif mask is not None and logits.ndim == 3:
+        pair = [rows[mask.bool()] for rows in pair]
+    found, wanted = (F.log_softmax(rows, dim=-1).flatten(0, -2) for rows in pair)
+    return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
 
 
 def encode_windows(encoder: nn.Module, inputs: Batch, window: int, **options: bool) -> ModelOutput:

@@ -120,7 +120,7 @@ def build_student(args: argparse.Namespace, source: str):
         )
     auto_class = find_auto_class((config.architectures or ["Model"])[0]) or "AutoModel"
     conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
-    if fresh_head(conversion):
+    if fresh_head(conversion) or auto_class == "AutoModelForMultipleChoice":  # which reads several texts as one
         print(f"{source} has a head that is not carried over: its encoder alone is distilled.")
         auto_class = "AutoModel"
         conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))

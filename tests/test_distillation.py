@@ -29,6 +29,7 @@ from transformers import (
 
 from fa_transformers import (
     FABertConfig,
+    FABertForQuestionAnswering,
     FABertForSequenceClassification,
     FABertModel,
     FAViTConfig,
@@ -230,6 +231,24 @@ def test_every_weight_that_trains_gets_a_gradient_as_several_processes_need(conf
     objective = EndToEndDistillation(student, teacher, "cls")
     objective(**inputs_of(make)).loss.backward()
     assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_answers_are_learnt_over_real_tokens_whatever_padding_holds():
+    student, teacher = pair(FABertConfig, FABertForQuestionAnswering, softmax_layers=[0, 1])
+    objective = EndToEndDistillation(student, teacher, "mean")
+    ids, mask = torch.randint(1, 60, (2, 12)), torch.arange(12) < torch.tensor([12, 7])[:, None]
+    assert objective(input_ids=ids, attention_mask=mask.long()).loss.abs() < 2.0**-20
+    with torch.no_grad():
+        student.qa_outputs.weight[0].mul_(-100.0)
+    loss = objective(input_ids=ids, attention_mask=mask.long()).loss
+    starts = [model(ids, attention_mask=mask.long()).start_logits for model in (teacher, student)]
+    expected = 0.0
+    for row, length in ((0, 12), (1, 7)):
+        wanted, found = (rows[row, :length].float().log_softmax(dim=0) for rows in starts)
+        expected += (wanted.exp() * (wanted - found)).sum() / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 1e-3
+    loss.backward()
+    assert student.qa_outputs.weight.grad.abs().sum() > 0
 
 
 def test_on_long_texts_the_head_rests_and_all_that_trains_gets_a_gradient():
