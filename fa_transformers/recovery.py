@@ -196,7 +196,7 @@ def describe_downstream(downstream: dict | None) -> list[ScoreFacts]:
     return [
         ScoreFacts(
             dataset=downstream["data"],
-            split="five folds, embeddings and logistic regression",
+            split="five folds, drawn ten times, embeddings and logistic regression",
             metric="accuracy",
             value=downstream["after"],
             baselines=others,

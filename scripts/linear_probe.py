@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from fa_transformers.checkpointing import write_json
 from fa_transformers.convert import load_factorized
 from fa_transformers.packaged_checkpoints import resolve_checkpoint
-from fa_transformers.probing import embed_pieces, load_labelled_images, probe
+from fa_transformers.probing import DRAWS, embed_pieces, load_labelled_images, probe
 from fa_transformers.results import format_table
 from fa_transformers.tasks import count_patches
 from fa_transformers.training import choose_mixed_precision
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image_sizes", type=int, nargs="+", default=[224], help="sides that images are resized to, in pixels")
     add("--batch_size", type=int, default=8, help="images at a time")
     add("--mixed_precision", choices=("no", "bf16", "auto"), default="no", help="autocast type of both models")
-    add("--repeats", type=int, default=10, help="times that the folds are drawn")
+    add("--repeats", type=int, default=DRAWS, help="times that the folds are drawn")
     add("--seed", type=int, default=0, help="of the first draw of the folds; the next ones count on")
     add("--num_threads", type=int, default=0, help="CPU threads; 0 = torch's default")
     add("--output", type=Path, default=Path("outputs/linear_probe.json"), help="file for the results")
@@ -71,9 +71,8 @@ def main(args: argparse.Namespace) -> dict:
                 name: embed_pieces(model, labelled.pieces, stack_images, args.batch_size, "cls")
                 for name, model in models.items()
             }
-        seeds = range(args.seed, args.seed + args.repeats)
-        draws = {name: [probe(part, labelled, seed) for seed in seeds] for name, part in embeddings.items()}
-        row: dict = {"image size": side} | {name: sum(scores) / len(scores) for name, scores in draws.items()}
+        scores = {name: probe(part, labelled, args.seed, args.repeats) for name, part in embeddings.items()}
+        row: dict = {"image size": side} | scores
         if args.student:
             row["cosine"] = F.cosine_similarity(embeddings["teacher"], embeddings["student"]).mean().item()
         rows.append(row)
