@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .batching import LengthGroupedBatchSampler, grouped_batches
-from .checkpoint_source import find_encoder, locate_checkpoint
+from .checkpoint_source import locate_encoder
 from .checkpointing import list_checkpoints
 from .convert import load_factorized
 from .data.baselines import tfidf_predictions
@@ -86,7 +86,7 @@ def list_contenders(args: argparse.Namespace, problem_type: str) -> list[Contend
 
 def check_stock_length(args: argparse.Namespace) -> None:
     """Raise ValueError if the stock checkpoint has no positions for `--stock_length` tokens."""
-    config = AutoConfig.from_pretrained(find_encoder(locate_checkpoint(args.model_name_or_path)))
+    config = AutoConfig.from_pretrained(locate_encoder(args.model_name_or_path))
     fields = translate_fields(config.to_dict(), config.model_type)
     longest = fields["max_position_embeddings"]
     if fields.get("position_embedding_type", "absolute") == "absolute" and args.stock_length > longest:
@@ -308,7 +308,7 @@ def run_cell(
     if contender.kind == "words":
         dataset = data.dataset
         if contender.max_length is not None:
-            tokenizer = AutoTokenizer.from_pretrained(find_encoder(locate_checkpoint(args.model_name_or_path)))
+            tokenizer = AutoTokenizer.from_pretrained(locate_encoder(args.model_name_or_path))
             dataset = cut_texts(dataset, tokenizer, contender.max_length)
         return {"predictions": tfidf_predictions(dataset, data.score_split).tolist()}
     set_seed(args.seed)
@@ -354,7 +354,7 @@ def build_network(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
     """The model with a fresh head, its tokenizer, and whether its mixers are fresh too."""
     source = resolve_checkpoint(contender.checkpoint or "")
-    folder = find_encoder(locate_checkpoint(source))
+    folder = locate_encoder(source)
     config = AutoConfig.from_pretrained(folder)
     fields = data.config_fields | {"classifier_pooling": "mean", "attention_probs_dropout_prob": 0.0}
     if contender.kind != "factorized":

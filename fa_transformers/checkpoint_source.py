@@ -61,7 +61,7 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> Checkpoin
         return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
     name = os.fspath(model_or_path)
     folder = locate_checkpoint(name)
-    model_folder = find_encoder(folder)
+    model_folder = _find_encoder(folder)
     config = AutoConfig.from_pretrained(model_folder)
     architecture = (config.architectures or [""])[0]
     return CheckpointSource(name, config, architecture, read_tensors(model_folder), "auto", folder, model_folder)
@@ -78,7 +78,12 @@ def locate_checkpoint(name_or_path: str) -> Path:
     return Path(found) if Path(found).is_dir() else _download(found)
 
 
-def find_encoder(folder: Path) -> Path:
+def locate_encoder(name_or_path: str) -> Path:
+    """The folder of a checkpoint's encoder: its configuration, weights, and tokenizer or image processor."""
+    return _find_encoder(locate_checkpoint(name_or_path))
+
+
+def _find_encoder(folder: Path) -> Path:
     """The folder of the first module of a sentence-transformers model; any other folder itself."""
     modules = folder / MODULES_FILE
     if not modules.is_file():

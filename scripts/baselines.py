@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from fa_transformers import arguments, baselines
 from fa_transformers import baselines_report as report
 from fa_transformers.card import write_text
-from fa_transformers.checkpoint_source import find_encoder, locate_checkpoint
+from fa_transformers.checkpoint_source import locate_encoder
 from fa_transformers.checkpointing import CheckpointError, write_json
 from fa_transformers.tasks import load_data
 from fa_transformers.training import make_accelerator
@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> dict:
     prepare_output_dir(args)
     folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
     baselines.check_stock_length(args)
-    tokenizer = AutoTokenizer.from_pretrained(find_encoder(locate_checkpoint(args.model_name_or_path)))
+    tokenizer = AutoTokenizer.from_pretrained(locate_encoder(args.model_name_or_path))
     lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
     summary = report.summarise(run_cells(args, folds, accelerator), folds, lengths, args.long_threshold)
     results = {"command": args.command, "data": data.facts.name, "seeds": args.seeds, "folds": args.folds} | summary

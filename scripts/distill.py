@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
 
 from fa_transformers import arguments, recovery
-from fa_transformers.checkpoint_source import find_encoder, locate_checkpoint, read_pooling
+from fa_transformers.checkpoint_source import locate_checkpoint, locate_encoder, read_pooling
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
@@ -108,7 +108,7 @@ def build_student(args: argparse.Namespace, source: str):
 
     A stock checkpoint is converted on the way.
     """
-    folder = find_encoder(locate_checkpoint(source))
+    folder = locate_encoder(source)
     config = AutoConfig.from_pretrained(folder)
     overrides = arguments.model_overrides(args)
     if not isinstance(config, FactorizedConfig):

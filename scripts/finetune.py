@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
-from fa_transformers.checkpoint_source import find_encoder, locate_checkpoint
+from fa_transformers.checkpoint_source import locate_encoder
 from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from fa_transformers.convert import load_factorized
 from fa_transformers.loop import plan_steps, run_training
@@ -113,7 +113,7 @@ def build_model(args: argparse.Namespace, data: LabelledData):
     overrides = data.config_fields | arguments.model_overrides(args)
     if args.task == "text-classification":
         source = resolve_checkpoint(args.model_name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(find_encoder(locate_checkpoint(source)))
+        tokenizer = AutoTokenizer.from_pretrained(locate_encoder(source))
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=args.max_length, **overrides)
         tokenizer.model_max_length = args.max_length
         return model, tokenizer, args.max_length
@@ -134,8 +134,7 @@ def build_optimizer(args: argparse.Namespace, model: PreTrainedModel, max_steps:
     """AdamW with its parameter groups, and the schedule of its rates."""
     from_scratch = args.model_name_or_path == "none"
     head_learning_rate = args.head_learning_rate or args.learning_rate * (1 if from_scratch else 10)
-    folder = None if from_scratch else find_encoder(locate_checkpoint(args.model_name_or_path))
-    source = AutoConfig.from_pretrained(folder) if folder else model.config
+    source = model.config if from_scratch else AutoConfig.from_pretrained(locate_encoder(args.model_name_or_path))
     is_stock = source.model_type != model.config.model_type
     groups = group_parameters(model, args.learning_rate, head_learning_rate, args.weight_decay, is_stock)
     optimizer = torch.optim.AdamW(groups)
