@@ -103,13 +103,14 @@ def read_pooling(folder: Path) -> str | None:
         if not module["type"].endswith(".Pooling"):
             continue
         settings = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
-        chosen = settings.get("pooling_mode")  # of later versions; before, a switch for each mode
-        modes = [chosen] if chosen else [name for name, on in settings.items() if on is True and name in POOLING_MODES]
-        others = [name for name, on in settings.items() if on is True and name.startswith("pooling_mode_")]
-        if len(modes) != 1 or modes[0] not in POOLING_MODES or len(others) > 1:
+        # Later versions write one name, or a list of those that they concatenate; earlier ones a switch for each.
+        stated = settings.get("pooling_mode")
+        if stated is None:
+            stated = [name for name, on in settings.items() if on is True and name.startswith("pooling_mode_")]
+        modes = [stated] if isinstance(stated, str) else stated
+        if len(modes) != 1 or modes[0] not in POOLING_MODES:
             raise ValueError(
-                f"{folder} pools by {', '.join(map(str, others or modes)) or 'nothing'}; only the mean and the first "
-                "token are known here."
+                f"{folder} pools by {', '.join(modes) or 'nothing'}; only the mean and the first token are known here."
             )
         return POOLING_MODES[modes[0]]
     return None

@@ -56,11 +56,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--{unread} is not for --task {args.task}.")
     if args.long_steps and not args.long_length:
         raise ValueError("--long_steps needs a --long_length.")
-    if args.long_length and args.pooling == "cls":
-        raise ValueError(
-            "--long_length needs mean pooling: the first token of a long text stands in the first window alone, which "
-            "is all that the teacher could say of it."
-        )
     if args.long_length and (args.task != "text" or args.long_length <= args.max_length):
         raise ValueError(f"--long_length {args.long_length} is for text, and must be above --max_length.")
 

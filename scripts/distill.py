@@ -193,20 +193,26 @@ def choose_pooling(args: argparse.Namespace, teacher_source: str) -> str:
     """What the embedding is: as the teacher's sentence-transformers folder says, else --pooling, else the task's usual.
 
     Raises:
-        ValueError: --pooling contradicts the folder.
+        ValueError: --pooling contradicts the folder, or can't teach long texts.
     """
     stated = read_pooling(locate_checkpoint(teacher_source))
     if stated and args.pooling and stated != args.pooling:
         raise ValueError(
             f"--pooling {args.pooling}: {teacher_source} makes its embeddings by {stated!r}; leave it out."
         )
-    return stated or args.pooling or {"text": "mean", "images": "cls"}[args.task]
+    pooling = stated or args.pooling or {"text": "mean", "images": "cls"}[args.task]
+    if args.long_length and pooling == "cls":
+        raise ValueError(
+            "--long_length needs mean pooling: the first token of a long text stands in the first window alone, which "
+            "is all that the teacher could say of it."
+        )
+    return pooling
 
 
 def main(args: argparse.Namespace) -> dict:
+    recovery.check_arguments(args)
     teacher_source = resolve_checkpoint(args.teacher_name_or_path or args.model_name_or_path)
     args.pooling = choose_pooling(args, teacher_source)
-    recovery.check_arguments(args)
     accelerator = make_accelerator(args)
     args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
     set_seed(args.seed)

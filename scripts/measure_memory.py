@@ -166,6 +166,9 @@ def longest_training(
     """The largest number of tokens that trains in `budget` bytes: by the line of `fit_line`, then verified.
 
     Above `verify_up_to` tokens it is as the line says, and `verified_gib` is None.
+
+    Raises:
+        ValueError: not even `GRANULE` tokens train in it.
     """
     fixed, slope = line
     tokens = int((budget - fixed) / slope) // GRANULE * GRANULE
@@ -174,6 +177,8 @@ def longest_training(
     while is_short and (verified is None or verified > budget):  # None: more than this machine has
         excess = budget / 20 if verified is None else verified - budget
         tokens -= max(GRANULE, int(excess / slope) // GRANULE * GRANULE)
+        if tokens < GRANULE:
+            raise ValueError(f"--budgets {budget / 2**30:g} GiB: not even {GRANULE} tokens of {name} train in it here.")
         verified = measure(name, tokens, options, device)
     return {
         "model": name,

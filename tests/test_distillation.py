@@ -315,7 +315,7 @@ def stock(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def as_sentence_model(folder: Path, **modes: bool) -> Path:
+def as_sentence_model(folder: Path, **modes: bool | str | list[str]) -> Path:
     """Put the pooling of a sentence-transformers model beside a checkpoint."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     rows = [
@@ -338,10 +338,31 @@ def test_the_embedding_is_what_the_sentence_model_makes(tmp_path, stock):
     args.pooling = "cls"
     with pytest.raises(ValueError, match="--pooling cls: .* makes its embeddings by 'mean'"):
         distill.choose_pooling(args, str(stock))
-    for modes in ({"pooling_mode_max_tokens": True}, {"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}):
+    for modes, named in (
+        ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_cls_token": True}, "pooling_mode_max_tokens, pooling_mode"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode": ["mean", "max"]}, "mean, max"),
+        ({"pooling_mode": []}, "nothing"),
+    ):
         as_sentence_model(stock, **modes)
-        with pytest.raises(ValueError, match="pools by pooling_mode_max_tokens"):
+        with pytest.raises(ValueError, match=f"pools by {named}"):
             distill.choose_pooling(args, str(stock))
+    as_sentence_model(stock, pooling_mode="cls")
+    assert distill.choose_pooling(args, str(stock)) == "cls"
+    args.long_length = 128
+    with pytest.raises(ValueError, match="--long_length needs mean pooling"):
+        distill.choose_pooling(args, str(stock))
+
+
+def test_a_wrong_flag_is_named_before_the_teacher_is_looked_for(tmp_path):
+    distill = load_script("distill")
+    with pytest.raises(ValueError, match="nothing to train"):
+        distill.main(
+            distill.parse_args(
+                ["--teacher_name_or_path", "nobody/absent", "--transfer_steps", "0", "--end_to_end_steps", "0"]
+            )
+        )
 
 
 def test_a_converted_model_needs_its_teacher_named(tmp_path, stock):
