@@ -3,8 +3,9 @@
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import SchedulerType
 
@@ -19,15 +20,42 @@ MODEL_FIELDS = (
     "position_embedding_type",
     "classifier_pooling",
 )
+NO_HELPS: Mapping[str, str] = {}
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+def adder(
+    parser: argparse.ArgumentParser, title: str, leave_out: Collection[str], helps: Mapping[str, str]
+) -> Callable[..., None]:
+    """`add_argument` of a new group, for scripts that share its flags but not all of them.
+
+    Flags named in `leave_out` are unknown to the parser, and their defaults are set; `helps` has other texts by name.
+    """
+    group = parser.add_argument_group(title)
+
+    def add(flag: str, **options: Any) -> None:
+        name = flag.removeprefix("--")
+        if name in leave_out:
+            parser.set_defaults(
+                **{name: options.get("default", False if options.get("action") == "store_true" else None)}
+            )
+        else:
+            group.add_argument(flag, **options | ({"help": helps[name]} if name in helps else {}))
+
+    return add
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, *, leave_out: Collection[str] = (), helps: Mapping[str, str] = NO_HELPS
+) -> None:
     """What to learn from: files, a folder of images, or a data set of the Hub; without any, the built-in demo."""
-    group = parser.add_argument_group("data (none of these = the built-in demo data)")
-    add = group.add_argument
+    add = adder(parser, "data (none of these = the built-in demo data)", leave_out, helps)
     add("--train_file", type=Path, help="csv, tsv, json, jsonl or parquet file with a text and a label column")
-    add("--validation_file", type=Path, help="same columns; without it a tenth of the train rows is drawn")
-    add("--test_file", type=Path, help="same columns; the final scores are on it, else on the validation rows")
+    add("--validation_file", type=Path, help="same columns; unset = a tenth of the train rows")
+    add(
+        "--test_file",
+        type=Path,
+        help="same columns, for the final scores; unset = the rows of --validation_file, or another tenth of train's",
+    )
     add(
         "--image_folder",
         type=Path,
@@ -61,26 +89,28 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--random_flip", action="store_true", help="images: mirror half of the training images left to right")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, leave_out: Collection[str] = (), helps: Mapping[str, str] = NO_HELPS
+) -> None:
     """Which model to start from, and the fields of its config that a user may set; unset fields stay as they are."""
-    group = parser.add_argument_group("model")
-    add = group.add_argument
+    add = adder(parser, "model", leave_out, helps)
     add("--model_name_or_path", help="stock BERT or ViT checkpoint or one of ours; 'none' = from scratch (images)")
-    add("--base_model", help="owner/name on the Hub that a local --model_name_or_path is a copy of, for the model card")
+    add(
+        "--base_model", help="owner/name on the Hub that a local --model_name_or_path was made from, for the model card"
+    )
     add("--license", help="licence of the trained weights as the Hub spells it, for the model card")
     add("--language", help="ISO 639-1 code of the text, for the model card; unset = not stated")
     add("--max_length", type=int, help="longest document in tokens, special ones included; longer ones are cut")
     add("--strict_length", action="store_true", help="a document longer than --max_length is an error")
-    add("--image_size", type=int, help="side that images are resized to, in pixels")
-    add_field_arguments(group)
+    add("--image_size", type=int, help="side that images are resized to, in pixels; unset = the checkpoint's")
+    add_field_arguments(add)
     add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
     add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")
     add("--gradient_checkpointing", action="store_true", help="recompute activations backward: less memory, more time")
 
 
-def add_field_arguments(group: argparse._ArgumentGroup) -> None:
-    """The fields of an FA model's config that change no stock weight; unset fields stay as they are."""
-    add = group.add_argument
+def add_field_arguments(add: Callable) -> None:
+    """The fields of an FA model's config that change no stock weight, by an `add_argument`; unset ones stay."""
     add("--attention_normalization", choices=("softmax", "scaling"), help="see FABertConfig; unset = the checkpoint's")
     add("--key_feature_size", type=int, help="features per head that Q and K are mapped to; unset = the checkpoint's")
     add("--key_features", choices=("copies", "sign_pairs"), help="how the learned maps of Q and K start")
@@ -95,10 +125,9 @@ def add_field_arguments(group: argparse._ArgumentGroup) -> None:
     add("--classifier_pooling", choices=("cls", "mean"), help="what the classifier reads")
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+def add_training_arguments(parser: argparse.ArgumentParser, *, leave_out: Collection[str] = ()) -> None:
     """Batches, optimiser, evaluation, checkpoints and reporting."""
-    group = parser.add_argument_group("training")
-    add = group.add_argument
+    add = adder(parser, "training", leave_out, {})
     add("--per_device_train_batch_size", type=int, help="most examples in a batch of one process")
     add("--per_device_eval_batch_size", type=int, help="most examples in an evaluation batch of one process")
     add("--max_tokens_per_batch", type=int, help="most tokens in a batch of a process, padding included; 0 = no limit")
@@ -131,8 +160,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataloader_num_workers", type=int, help="processes that load data; 0 = none but this; unset = as is best")
     add("--seed", type=int, help="seed of weights, order, dropout and augmentation")
-    group = parser.add_argument_group("evaluation and checkpoints")
-    add = group.add_argument
+    add = adder(parser, "evaluation and checkpoints", leave_out, {})
     add("--eval_steps", type=int, help="optimiser steps between evaluations; 0 = after each epoch")
     add("--save_steps", type=int, help="optimiser steps between checkpoints; 0 = after each epoch")
     add("--save_total_limit", type=int, help="newest checkpoints kept besides the best; 0 = all")

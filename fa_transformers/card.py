@@ -24,6 +24,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+FACTS_FILE = "model_facts.json"
 UNPUBLISHED = "unpublished"
 FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"

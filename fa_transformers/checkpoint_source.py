@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from .card import FACTS_FILE, FROM_SCRATCH, ModelFacts
 from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from .self_test import compute_sha256
 
@@ -162,12 +163,26 @@ def describe_source(source: CheckpointSource) -> tuple[str, str]:
     if not Path(source.name).is_dir() and source.name not in HUB_IDS:
         assert source.folder is not None
         return source.name, source.folder.resolve().name  # the cache names each revision's folder by its commit
-    weights = sorted(
-        path for name in WEIGHT_FILES for path in source.model_folder.glob(f"{Path(name).stem}*{Path(name).suffix}")
-    )[0]
-    local_name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(source.name).resolve().name)
-    name = HUB_IDS.get(source.name, f"local/{local_name}")
-    return name, f"sha256 {compute_sha256(weights)} of {weights.name}"
+    return describe_folder(source.name, source.model_folder)
+
+
+def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
+    """The same of a local checkpoint: its Hub name, and the checksum of the weights in `encoder`.
+
+    A folder that `publish` wrote goes by the base model that its card names, which is on the Hub; others by "local/".
+    """
+    weights = sorted(path for file in WEIGHT_FILES for path in encoder.glob(f"{Path(file).stem}*{Path(file).suffix}"))[
+        0
+    ]
+    revision = f"sha256 {compute_sha256(weights)} of {weights.name}"
+    if name in HUB_IDS:
+        return HUB_IDS[name], revision
+    local_name = "local/" + "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).resolve().name)
+    facts = Path(name) / FACTS_FILE
+    origin = ModelFacts.load(facts) if facts.is_file() else None
+    if origin is None or origin.base_model == FROM_SCRATCH:
+        return local_name, revision
+    return origin.base_model, f"{origin.base_model_revision}, by way of {local_name}, {revision}"
 
 
 def _download(repo_id: str) -> Path:

@@ -27,12 +27,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import self_test
-from .card import UNPUBLISHED, FactError, ModelFacts, render_card, write_text
+from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card, write_text
 from .models import ARCHITECTURES
 from .self_test import SELF_TEST_FILE, SelfTestError
 
 CARD_FILE = "README.md"
-FACTS_FILE = "model_facts.json"
 SELF_TEST_TEXTS = [
     "Permission is hereby granted, free of charge, to any person obtaining a copy.",
     "The software is provided as is, without warranty of any kind, express or implied, "

@@ -1,10 +1,8 @@
 """What a run leaves behind: its table, JSON line and figures, and the facts for the model card."""
 
 import argparse
-import hashlib
 import json
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +13,12 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 
 from .card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement, write_text
+from .checkpoint_source import describe_folder, locate_encoder
 from .checkpointing import TrainingState, write_json
 from .data.baselines import tfidf_baseline
 from .measure import describe_hardware, measure_speed
 from .metrics import load_metric
-from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
+from .packaged_checkpoints import resolve_checkpoint
 from .tasks import LabelledData, count_patches, label_tensor
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
@@ -147,7 +146,7 @@ def build_facts(args: argparse.Namespace, data: LabelledData, fitted: dict, riva
 
 
 def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
-    """Hub name and revision of what the run started from; a local copy's revision is a checksum of its weights."""
+    """Hub name and revision of what the run started from, where it was local as `describe_folder` has them."""
     if args.model_name_or_path == "none":
         return FROM_SCRATCH, FROM_SCRATCH
     source = resolve_checkpoint(args.model_name_or_path)
@@ -155,12 +154,8 @@ def describe_base_model(args: argparse.Namespace) -> tuple[str, str]:
         # The cache keeps each revision in a folder that is named by its commit.
         cached = try_to_load_from_cache(source, "config.json")
         return args.base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
-    weights = sorted([*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")])[0]
-    revision = f"sha256 {hashlib.sha256(weights.read_bytes()).hexdigest()} of {weights.name}"
-    if args.model_name_or_path in HUB_IDS:
-        return HUB_IDS[args.model_name_or_path], revision
-    local_name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
-    return args.base_model or f"local/{local_name}", revision
+    name, revision = describe_folder(args.model_name_or_path, locate_encoder(source))
+    return args.base_model or name, revision
 
 
 def describe_limits(args: argparse.Namespace, data: LabelledData, fitted: dict) -> list[str]:

@@ -15,24 +15,27 @@ import sys
 from pathlib import Path
 
 from fa_transformers import ModelFacts, arguments, convert_checkpoint
+from fa_transformers.card import FACTS_FILE
 from fa_transformers.convert import POSITIONS
-from fa_transformers.publish import FACTS_FILE
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("source", help="folder or Hub repository of a stock, sentence-transformers or FA checkpoint, or 'minilm'")
+    add(
+        "source",
+        help="folder or Hub repository of a stock, sentence-transformers or FA checkpoint, or 'minilm', 'dinov2-small'",
+    )
     add("output_dir", type=Path, help="folder for the converted model")
     add("--overwrite_output_dir", action="store_true", help="replace what an earlier conversion wrote there")
     add("--max_length", type=int, help="text: longest document in tokens; unset = as long as the checkpoint's")
     add("--positions", choices=POSITIONS, help="how the position table grows; unset = tile, for images interpolate")
     add("--image_size", type=int, help="images: side in pixels; unset = the checkpoint's")
     add("--auto_class", help="head, as AutoModelForMaskedLM; unset = the checkpoint's own")
-    add("--base_model", help="owner/name on the Hub that a local SOURCE is a copy of, for the model card")
+    add("--base_model", help="owner/name on the Hub that a local SOURCE was made from, for the model card")
     add("--license", help="licence of the weights as the Hub spells it, for the model card; unset = unknown")
     add("--language", help="ISO 639-1 code of the text, for the model card; unset = not stated")
-    arguments.add_field_arguments(parser.add_argument_group("model (unset = off)"))
+    arguments.add_field_arguments(parser.add_argument_group("model (unset = off)").add_argument)
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "scripts/convert_checkpoint.py", *(sys.argv[1:] if argv is None else argv)])
     return args
