@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,11 @@ TRAINING_DEFAULTS = dict(
     short_epochs=0, short_length=256, eval_steps=0, save_steps=0, save_total_limit=1, early_stopping_patience=0,
     load_best_model_at_end=True, group_by_length=True, num_threads=0, report_to="none", logging_steps=10,
     mixed_precision=None,
+)  # fmt: skip
+# Flags of finetune.py without a use here: these tasks compare models, all of whose weights are new, by accuracy.
+LEAVE_OUT = (
+    "packing", "sequence_parallel_size", "head_learning_rate", "metric_for_best_model", "push_to_hub", "hub_model_id",
+    "hub_token", "hub_private",
 )  # fmt: skip
 
 
@@ -118,16 +123,18 @@ def train_classifier(
 
 
 def parse_flags(
-    parser: argparse.ArgumentParser, script: str, defaults: dict, argv: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    script: str,
+    defaults: dict,
+    argv: Sequence[str] | None = None,
+    leave_out: Collection[str] = (),
 ) -> argparse.Namespace:
     """The flags of a script that trains from scratch: the parser's own, those of training, and the command."""
-    add_training_arguments(parser)
+    add_training_arguments(parser, leave_out={*LEAVE_OUT, *leave_out})
     parser.add_argument("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
     parser.set_defaults(**TRAINING_DEFAULTS | defaults)
     flags = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args(flags)
-    if args.sequence_parallel_size > 1 or args.packing:
-        parser.error("these tasks take no --sequence_parallel_size and no --packing.")
     try:
         check_training_arguments(args)
     except ValueError as error:

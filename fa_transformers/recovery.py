@@ -21,10 +21,6 @@ RECEIPT_FILE = "recovery.json"
 DOWNSTREAM = ("teacher", "before", "after", "majority")
 DOWNSTREAM_NAMES = {"teacher": "teacher", "before recovery": "before", "majority class": "majority"}
 SIMILARITIES = ("cosine", "cosine_p5", "correlation")
-NOT_FOR_DISTILLATION = (
-    "push_to_hub", "freeze_layers", "gradient_checkpointing", "head_learning_rate", "metric_for_best_model",
-    "strict_length", "test_file", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
-)  # fmt: skip
 LENGTHS_TIMED = (512, 4096)
 
 
@@ -32,15 +28,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError, naming the flag, for values that no distillation can use."""
     like = {"text": "text-classification", "images": "image-classification"}[args.task]
     check_run_arguments(argparse.Namespace(**vars(args) | {"task": like, "full_recipe": False}))
-    if args.sequence_parallel_size > 1:
-        raise ValueError("--sequence_parallel_size is for finetune.py: a teacher's softmax attention isn't shared.")
-    if args.streaming or args.packing:
-        raise ValueError("--streaming and --packing are for finetune.py: distillation reads its text in padded pieces.")
-    for name in NOT_FOR_DISTILLATION:
-        if getattr(args, name):
-            raise ValueError(f"--{name} is for finetune.py; distillation has no use for it.")
-    if args.max_steps > 0:
-        raise ValueError("--max_steps is for finetune.py; every stage of distillation has steps of its own.")
     if args.resume_from_checkpoint not in (None, "last", "auto"):
         raise ValueError("--resume_from_checkpoint must be 'last' or 'auto': every stage has a folder of its own.")
     for name in ("transfer_steps", "end_to_end_steps", "long_steps"):

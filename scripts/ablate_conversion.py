@@ -54,7 +54,7 @@ VARIANTS = {
     "maps 2D, window large": dict(key_feature_size="2D", local_window="large"),
     "maps 2D, convolution, window small": dict(key_feature_size="2D", local_kernel_size="large", local_window="small"),
     "maps 2D, convolution, window large": dict(key_feature_size="2D", local_kernel_size="large", local_window="large"),
-    "the same, temperatures": dict(
+    "maps 2D, convolution, window large, temperatures": dict(
         key_feature_size="2D", local_kernel_size="large", local_window="large", learned_temperatures=True
     ),
     "maps 4D, convolution, window large": dict(key_feature_size="4D", local_kernel_size="large", local_window="large"),
@@ -66,6 +66,11 @@ SIZES = {
     "text": {"local_kernel_size": {"small": 5, "large": 15}, "local_window": {"small": 32, "large": 64}},
     "images": {"local_kernel_size": {"small": 3, "large": 5}, "local_window": {"small": 1, "large": 3}},
 }
+# Flags of finetune.py without a use here: no label is read, and there is no model card.
+LEAVE_OUT = (
+    "test_file", "streaming", "label_column_name", "label_separator", "problem_type", "preprocessing_num_workers",
+    "overwrite_cache", "data_license", "data_attribution",
+)  # fmt: skip
 LENGTHS_TIMED = {"text": (512, 8192), "images": (224, 896)}
 
 
@@ -86,7 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_threads", type=int, default=0, help="CPU threads; 0 = torch's default")
     add("--seed", type=int, default=0, help="of fresh weights and of the order of the data")
     add("--output_dir", type=Path, default=Path("outputs/ablation"), help="folder for ablation.json and ablation.txt")
-    arguments.add_data_arguments(parser)
+    arguments.add_data_arguments(parser, leave_out=LEAVE_OUT)
     parser.set_defaults(max_eval_samples=64, per_device_eval_batch_size=32)
     return parser.parse_args(argv)
 

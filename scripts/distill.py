@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel, get_scheduler
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    get_scheduler,
+)
 
 from fa_transformers import arguments, recovery
 from fa_transformers.checkpoint_source import locate_checkpoint, locate_encoder, read_pooling
@@ -36,7 +43,7 @@ from fa_transformers.packaged_checkpoints import HUB_IDS, HUB_LICENSE, resolve_c
 from fa_transformers.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
-from fa_transformers.stock_checkpoints import find_auto_class
+from fa_transformers.stock_checkpoints import FAMILIES, find_auto_class
 from fa_transformers.tasks import count_patches
 from fa_transformers.training import build_loaders, make_accelerator, start_trackers
 from fa_transformers.unlabelled import build_image_pieces, build_text_pieces
@@ -47,7 +54,7 @@ COMMON = dict(
     max_steps=-1, weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
     seed=0, short_epochs=0, short_length=512, eval_steps=0, save_steps=500, save_total_limit=1,
     early_stopping_patience=0, load_best_model_at_end=False, group_by_length=True, num_threads=0,
-    report_to="tensorboard", logging_steps=10, output_dir=Path("distilled"), license="unknown",
+    report_to="tensorboard", logging_steps=10, output_dir=Path("outputs/distilled"), license="unknown",
     mixed_precision="auto", freeze_layers=0, max_eval_samples=200, transfer_learning_rate=1e-2, learning_rate=5e-5,
     mixer_learning_rate=5e-4, long_length=0, long_steps=0, freeze_embeddings=True,
 )  # fmt: skip
@@ -61,10 +68,26 @@ TASKS = {
         learning_rate=1e-5, mixer_learning_rate=1e-4,
     ),
 }  # fmt: skip
-# Of students that are made here from a stock checkpoint; a converted one has its own.
+# Flags of finetune.py that distillation has no use for: its text is cut into pieces without labels, each of its stages
+# has steps of its own, and a teacher's softmax attention isn't shared by processes.
+LEAVE_OUT = (
+    "test_file", "streaming", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
+    "strict_length", "freeze_layers", "gradient_checkpointing", "packing", "sequence_parallel_size", "short_epochs",
+    "short_length", "max_steps", "num_train_epochs", "head_learning_rate", "metric_for_best_model", "push_to_hub",
+    "hub_token", "hub_private",
+)  # fmt: skip
+HELPS = {
+    "train_file": "txt, csv, tsv, json, jsonl or parquet file with a text column; labels aren't read",
+    "validation_file": "the same, to compare student and teacher on; unset = 2 %% of the train rows",
+    "image_folder": "folder of images, or of train and validation folders; labels aren't read",
+    "label_column_name": "column of --probe_file with the labels",
+    "model_name_or_path": "converted checkpoint, or a stock one, which is converted on the way",
+    "max_length": "tokens of a piece of text to train on; longer documents are cut into several",
+}
+# Of students made here from a stock checkpoint, beside maps of twice the head width; a converted one has its own.
 FIELDS = {
-    "text": dict(position_embedding_type="periodic", key_feature_size=64, local_kernel_size=15, local_window=64),
-    "images": dict(key_feature_size=128, local_kernel_size=5, local_window=3),
+    "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
+    "images": dict(local_kernel_size=5, local_window=3),
 }
 RECIPES = {
     "quick": dict(transfer_steps=400, end_to_end_steps=530),
@@ -79,9 +102,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", choices=list(TASKS), default="text", help="what the model reads")
     parser.add_argument("--recipe", choices=list(RECIPES), default="quick", help="how long to train")
     parser.add_argument("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
-    arguments.add_data_arguments(parser)
-    arguments.add_model_arguments(parser)
-    arguments.add_training_arguments(parser)
+    arguments.add_data_arguments(parser, leave_out=LEAVE_OUT, helps=HELPS)
+    arguments.add_model_arguments(parser, leave_out=LEAVE_OUT, helps=HELPS)
+    arguments.add_training_arguments(parser, leave_out=LEAVE_OUT)
     arguments.add_distillation_arguments(parser)
     flags = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
@@ -103,6 +126,13 @@ def as_options(fields: dict) -> dict:
     return rest | ({"positions": kind} if kind in ("periodic", "none") else {})
 
 
+def double_maps(config: PretrainedConfig) -> dict:
+    """Learned maps of twice the head width, for the types of checkpoint that can be converted."""
+    if config.model_type not in FAMILIES:  # which convert_checkpoint refuses, naming the type
+        return {}
+    return {"key_feature_size": 2 * config.hidden_size // config.num_attention_heads}
+
+
 def build_student(args: argparse.Namespace, source: str):
     """The model to train, the Auto class of its head, and its tokenizer or image processor.
 
@@ -112,7 +142,7 @@ def build_student(args: argparse.Namespace, source: str):
     config = AutoConfig.from_pretrained(folder)
     overrides = arguments.model_overrides(args)
     if not isinstance(config, FactorizedConfig):
-        overrides = FIELDS[args.task] | overrides
+        overrides = FIELDS[args.task] | double_maps(config) | overrides
     elif other := [name for name, value in overrides.items() if getattr(config, name) != value]:
         raise ValueError(
             f"--{other[0]} {overrides[other[0]]}: {source} was converted with {getattr(config, other[0])!r}. "

@@ -52,7 +52,7 @@ COMMON = dict(
     max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, freeze_layers=0, seed=0,
     short_epochs=0, short_length=512, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
     load_best_model_at_end=True, group_by_length=True, num_threads=0, report_to="tensorboard",
-    logging_steps=10, output_dir=Path("finetuned"), license="unknown", mixed_precision=None,
+    logging_steps=10, output_dir=Path("outputs/finetuned"), license="unknown", mixed_precision=None,
 )  # fmt: skip
 TASKS = {
     "text-classification": dict(
@@ -64,6 +64,7 @@ TASKS = {
         model_name_or_path="none",
     ),
 }  # fmt: skip
+PRETRAINED_IMAGES = dict(learning_rate=1e-4, image_size=None)  # None: the checkpoint's own
 DEMOS = {
     "text-classification": dict(
         max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,
@@ -88,7 +89,9 @@ LOW_RESOLUTION_PX = 224
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=f"{__doc__.splitlines()[0]} The defaults shown are those of the flags before --help: alone, the "
+        "demo's; after --train_file my.csv, those of your data.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--task", choices=list(TASKS), default="text-classification", help="what to train for")
     parser.add_argument("--full_recipe", action="store_true", help="demo data: all of it, whole, for several epochs")
@@ -100,12 +103,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
     is_demo = not (known.train_file or known.image_folder or known.dataset_name)
     defaults = COMMON | TASKS[known.task] | (DEMOS[known.task] if is_demo else {})
+    if known.task == "image-classification" and known.model_name_or_path not in (None, "none"):
+        defaults |= PRETRAINED_IMAGES
     parser.set_defaults(**defaults | (FULL_RECIPES[known.task] if known.full_recipe else {}))
     args = parser.parse_args(flags)
     args.command = arguments.command_line("scripts/finetune.py", flags)
     args.resume_command = args.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
     args.canvas = CANVAS | {"seed": args.seed}
     return args
+
+
+def native_side(model: PreTrainedModel) -> int:
+    """The side of the square images that a model is for, in pixels.
+
+    Raises:
+        ValueError: they are not square.
+    """
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"--image_size: the checkpoint is for images of {height} x {width} px; say which side to use.")
+    return height
 
 
 def build_model(args: argparse.Namespace, data: LabelledData):
@@ -117,15 +135,17 @@ def build_model(args: argparse.Namespace, data: LabelledData):
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=args.max_length, **overrides)
         tokenizer.model_max_length = args.max_length
         return model, tokenizer, args.max_length
-    size = {"height": args.image_size, "width": args.image_size}
     if args.model_name_or_path == "none":
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 
+        size = {"height": args.image_size, "width": args.image_size}
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": args.image_size} | overrides)
         model, processor = FAViTForImageClassification(config), ViTImageProcessor(size=size, **data.image_statistics)
     else:
         source = resolve_checkpoint(args.model_name_or_path)
         model = load_factorized(source, "AutoModelForImageClassification", **overrides)
+        args.image_size = args.image_size or native_side(model)  # the report and the card ask for it, too
+        size = {"height": args.image_size, "width": args.image_size}
         processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
     return model, processor, count_patches(args.image_size, model.config)
 

@@ -89,8 +89,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--picture", type=Path, help="only write a PNG with examples of pathfinder32 there")
     flags = sys.argv[1:] if argv is None else argv
     known, _ = parser.parse_known_args([flag for flag in flags if flag not in ("-h", "--help")])
-    defaults = SETTINGS[known.setting][known.task] | {"output_dir": Path(f"{known.task}-{known.model}")}
-    args = parse_flags(parser, "scripts/long_range_arena.py", defaults, flags)
+    defaults = SETTINGS[known.setting][known.task] | {"output_dir": Path(f"outputs/{known.task}-{known.model}")}
+    args = parse_flags(parser, "scripts/long_range_arena.py", defaults, flags, ("short_epochs", "short_length"))
     args.difficulty = args.difficulty or DIFFICULTY[args.setting]
     args.scale = "small" if args.setting == "small" else args.task
     sizes = SIZES[args.scale]

@@ -28,7 +28,7 @@ from fa_transformers.training import build_loaders, make_accelerator, start_trac
 # seeds never, of 128 it begins to fall only then. On long ones it rises to 0.9, and is at 0.01 after 150 steps more.
 DEFAULTS = dict(
     num_train_epochs=11.0, short_epochs=9, short_length=24, per_device_train_batch_size=32, learning_rate=1.5e-3,
-    max_tokens_per_batch=8192, eval_steps=200, save_steps=200, output_dir=Path("needle"),
+    max_tokens_per_batch=8192, eval_steps=200, save_steps=200, output_dir=Path("outputs/needle"),
 )  # fmt: skip
 MODEL = dict(
     hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=0.0,

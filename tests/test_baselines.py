@@ -288,7 +288,6 @@ def test_folds_pair_differences_over_folds_and_seeds(flags):
         (["--token_budget", "0"], "--token_budget"),
         (["--seeds", "1", "1"], "each once"),
         (["--fa_lengths", "2"], "--fa_lengths"),
-        (["--streaming"], "--streaming"),
     ],
 )
 def test_wrong_flags_are_named(wrong, message, capsys):

@@ -505,7 +505,6 @@ def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
         (["--transfer_learning_rate", "0"], "--transfer_learning_rate"),
         (["--max_length", "512"], "--max_length 512 is above the teacher's"),
         (["--probe_folder", "photos"], "--probe_folder is not for --task text"),
-        (["--preprocessing_num_workers", "2"], "--preprocessing_num_workers is for finetune.py"),
     ],
 )
 def test_newcomers_mistakes_are_named(tmp_path, stock, more, message):

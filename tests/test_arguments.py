@@ -1,0 +1,59 @@
+"""Protects the scripts' flags: those without a use in a script are unknown to it, and what --help says holds."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, DistilBertConfig, FunnelConfig, ViTConfig
+
+from fa_transformers import FAViTConfig, FAViTForImageClassification, from_scratch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+finetune = load_script("finetune")
+NAMES = ("distill", "needle", "long_range_arena", "baselines", "ablate_conversion")
+LEFT_OUT = [(name, flag) for name in NAMES for flag in getattr(load_script(name), "LEAVE_OUT", from_scratch.LEAVE_OUT)]
+
+
+@pytest.mark.parametrize(("name", "flag"), [*LEFT_OUT, ("long_range_arena", "short_epochs")])
+def test_a_flag_without_a_use_is_unknown(name, flag, capsys):
+    assert hasattr(finetune.parse_args([]), flag)  # which a misspelt one isn't
+    assert hasattr(load_script(name).parse_args([]), flag)  # for the code that is shared
+    with pytest.raises(SystemExit):
+        load_script(name).parse_args([f"--{flag}", "1"])
+    assert f"unrecognized arguments: --{flag}" in capsys.readouterr().err
+
+
+def test_distilling_says_what_it_reads_itself(capsys):
+    with pytest.raises(SystemExit):
+        load_script("distill").parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "labels aren't read" in text and "longer ones are cut" not in text and "2 % of the train rows" in text
+
+
+def test_maps_are_twice_the_head_width_of_what_is_converted():
+    double_maps = load_script("distill").double_maps
+    assert double_maps(BertConfig(hidden_size=384, num_attention_heads=12)) == {"key_feature_size": 64}
+    assert double_maps(DistilBertConfig(dim=768, n_heads=12)) == {"key_feature_size": 128}
+    assert double_maps(ViTConfig(hidden_size=384, num_attention_heads=6)) == {"key_feature_size": 128}
+    assert double_maps(FunnelConfig()) == {}
+
+
+def test_pretrained_image_models_have_settings_of_their_own():
+    image = ["--task", "image-classification", "--image_folder", "photos"]
+    scratch, pretrained = finetune.parse_args(image), finetune.parse_args([*image, "--model_name_or_path", "vit/"])
+    assert scratch.image_size == 1024 and pretrained.image_size is None
+    assert pretrained.learning_rate < scratch.learning_rate
+    sizes = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, patch_size=8)
+    assert finetune.native_side(FAViTForImageClassification(FAViTConfig(image_size=32, **sizes))) == 32
+    oblong = FAViTForImageClassification(FAViTConfig(image_size=(32, 48), **sizes))
+    with pytest.raises(ValueError, match="--image_size: the checkpoint is for images of 32 x 48 px"):
+        finetune.native_side(oblong)
