@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from .batching import LengthGroupedBatchSampler, make_loader
 from .card import DataFacts
 from .data import broad_text, license_documents
-from .data.images import image_endings
+from .data.images import check_images, find_split_folders, image_endings
 from .data.tables import DataError
 from .tasks import ImageExamples, TokenizedRows, load_named
 
@@ -233,13 +233,14 @@ def build_image_pieces(args: argparse.Namespace, processor: BaseImageProcessor, 
     """The images below `--image_folder`, or of `--dataset_name`, to train on and held out.
 
     Raises:
-        DataError: there is no image, or only one; or the column of the data set holds none.
+        DataError: there is no image, or only one, or a broken one; or the column of the data set holds none.
     """
     if args.image_folder is None and args.dataset_name is None:
         raise DataError("--task images needs an --image_folder or a --dataset_name: no images come with the package")
     train, heldout = _named_images(args) if args.image_folder is None else _images_of_folder(args)
+    heldout = heldout.shuffle(seed=args.seed)  # files lie class by class, and only the first ones are taken
     if args.max_train_samples:
-        train = train.select(range(min(args.max_train_samples, len(train))))
+        train = train.shuffle(seed=args.seed).select(range(min(args.max_train_samples, len(train))))
     augment = {"random_crop": args.random_crop, "random_flip": args.random_flip, "seed": args.seed}
     same_kinds, validation = (
         ImageExamples(heldout.select(range(min(limit, len(heldout)))), processor, num_patches)
@@ -266,26 +267,42 @@ def _named_images(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.
 
 
 def _images_of_folder(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Train and held-out rows of `--image_folder`: those in its folder "validation", or else a share of all."""
-    paths = find_images(args.image_folder)
-    heldout = [path for path in paths if path.relative_to(args.image_folder).parts[0] == "validation"]
-    if not heldout:
-        shuffled = np.random.default_rng(args.seed).permutation(len(paths))
-        heldout = [paths[index] for index in sorted(shuffled[: max(1, int(VALIDATION_SHARE * len(paths)))])]
-    chosen = [path for path in paths if path not in set(heldout)]
+    """Train and held-out rows of `--image_folder`: of its folders "train" and "validation", where it has them.
+
+    Without "train" it is all images in no folder of a split; without "validation" a share of those is held out. Images
+    in "test" are read neither way.
+    """
+    splits = find_split_folders(args.image_folder)
+    chosen = find_images(splits.get("train", args.image_folder))
+    if "train" not in splits:
+        chosen = [path for path in chosen if not any(path.is_relative_to(split) for split in splits.values())]
+    if "validation" in splits:
+        heldout = find_images(splits["validation"])
+    else:
+        shuffled = [chosen[index] for index in np.random.default_rng(args.seed).permutation(len(chosen))]
+        count = max(1, int(VALIDATION_SHARE * len(chosen)))
+        heldout, chosen = sorted(shuffled[:count]), sorted(shuffled[count:])
     if not chosen:
-        raise DataError(f"--image_folder {args.image_folder} has {len(paths)} images: not enough to train and hold out")
+        raise DataError(
+            f"--image_folder {args.image_folder} has {len(heldout)} images outside of 'test': not enough to train and "
+            "hold out"
+        )
+    check_images([*chosen, *heldout])
     return as_image_rows(chosen), as_image_rows(heldout)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All images below `folder`, sorted.
+    """All images below `folder`, sorted; hidden files are none.
 
     Raises:
         DataError: there is none.
     """
     endings = image_endings()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+    )
     if not found:
         raise DataError(f"{folder} holds no file with the ending of an image")
     return found

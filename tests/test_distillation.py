@@ -412,6 +412,40 @@ def test_images_of_a_named_data_set_are_distilled_on(tmp_path):
         build_image_pieces(args, ViTImageProcessor(), 16)
 
 
+def paint(folder: Path, level: int, count: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        PIL.Image.new("L", (16, 16), level + index % 10).save(folder / f"{index:03}.png")
+
+
+def levels_of(pieces) -> set[int]:
+    """The tens of the grey levels of images that `paint` wrote."""
+    return {round(float(pieces[index]["pixel_values"].mean() * 255)) // 10 * 10 for index in range(len(pieces))}
+
+
+def test_images_of_a_folder_are_split_as_fine_tuning_splits_them(tmp_path):
+    folder = tmp_path / "photos"
+    for level, place in ((50, "train/dogs"), (60, "train/cats"), (100, "val/dogs"), (200, "test/dogs")):
+        paint(folder / place, level, 30)
+    (folder / "train" / "cats" / "._000.png").write_bytes(b"left by a file manager")
+    distill = load_script("distill")
+    options = dict(size={"height": 16, "width": 16}, do_normalize=False)
+    flags = ["--task", "images", "--image_folder", str(folder), "--max_train_samples", "40", "--max_eval_samples", "10"]
+    data = build_image_pieces(distill.parse_args(flags), ViTImageProcessor(**options), 16)
+    assert levels_of(data.train(0)) == {50, 60} and len(data.train(0)) == 40  # drawn, not the first ones
+    assert levels_of(data.heldout["same kinds"]) == {100}
+    (folder / "train").rename(folder / "dogs and cats")
+    data = build_image_pieces(distill.parse_args(flags), ViTImageProcessor(**options), 16)
+    assert levels_of(data.train(0)) == {50, 60} and levels_of(data.heldout["same kinds"]) == {100}
+    (folder / "val").rename(folder / "birds")
+    paint(folder / "frogs", 150, 100)
+    data = build_image_pieces(distill.parse_args(flags[:4]), ViTImageProcessor(**options), 16)
+    assert levels_of(data.train(0)) == {50, 60, 100, 150} and len(data.train(0)) == 187
+    (folder / "birds" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png: no image that Pillow can read"):
+        build_image_pieces(distill.parse_args(flags[:4]), ViTImageProcessor(**options), 16)
+
+
 def write_texts(path: Path, num: int, words: int = 80) -> Path:
     random = torch.Generator().manual_seed(num)
     with open(path, "w", encoding="utf-8") as file:

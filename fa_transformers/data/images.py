@@ -42,11 +42,9 @@ def load_image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
-    found = {
-        split: next((folder / name for name in names if (folder / name).is_dir()), None)
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    split_folders = {split: path for split, path in found.items() if path} if found["train"] else {"train": folder}
+    split_folders = find_split_folders(folder)
+    if "train" not in split_folders:
+        split_folders = {"train": folder}
     files = {split: find_class_images(path) for split, path in split_folders.items()}
     names = sorted(files["train"])
     if len(names) < 2:
@@ -61,7 +59,7 @@ def load_image_folder(
                 f"{split_folders[split] / unknown[0]}: the class {unknown[0]!r} doesn't occur in train, whose classes "
                 f"are {listing(names)}; rename the folder or add such images to train"
             )
-        _check_images([path for paths in by_class.values() for path in paths])
+        check_images([path for paths in by_class.values() for path in paths])
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     dataset = {}
     for split, by_class in files.items():
@@ -146,6 +144,12 @@ def _limit_advice() -> str:
     )
 
 
+def find_split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits "train", "validation" and "test" in `folder`, of those that are there."""
+    places = {split: [folder / name for name in names] for split, names in SPLIT_FOLDERS.items()}
+    return {split: path for split, paths in places.items() for path in paths if path.is_dir()}
+
+
 def find_class_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by class, sorted, from the class folders and whatever folders lie inside them.
 
@@ -170,8 +174,11 @@ def find_class_images(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _check_images(paths: Iterable[Path]) -> None:
-    """Decode every image once, in a few threads: Pillow's decoders run outside Python's lock."""
+def check_images(paths: Iterable[Path]) -> None:
+    """Decode every image once, in a few threads: Pillow's decoders run outside Python's lock.
+
+    Raises DataError, naming the file, as `open_image` and `convert_image` do.
+    """
     paths = list(paths)
 
     def check(path: Path) -> None:
