@@ -74,8 +74,10 @@ def build_documents(args: argparse.Namespace) -> tuple[dict[str, needle.NeedleDo
     short = {"short_epochs": args.short_epochs, "short_length": args.short_length}
     lengths = draw_lengths(args.num_documents, args.longest, args.seed)
     examples = {
-        "train": needle.NeedleDocuments(filler["train"], vocabulary, lengths, args.seed, **short),
-        "validation": needle.NeedleDocuments(filler["validation"], vocabulary, lengths[:128], args.seed + 1),
+        "train": needle.NeedleDocuments(filler["train"], vocabulary, lengths, args.seed, fresh=True, **short),
+        "validation": needle.NeedleDocuments(
+            filler["validation"], vocabulary, lengths[:128], args.seed + 1, fresh=False
+        ),
     }
     return examples, vocabulary, filler["test"]
 
@@ -88,7 +90,9 @@ def score_by_length(
     for length in args.lengths:
         row: dict[str, float] = {"tokens": length}
         for name, cut in (("whole", None), ("cut", CUT)):
-            documents = needle.NeedleDocuments(filler, vocabulary, [length] * args.num_test, args.seed + 2, cut=cut)
+            documents = needle.NeedleDocuments(
+                filler, vocabulary, [length] * args.num_test, args.seed + 2, fresh=False, cut=cut
+            )
             loaders, _ = build_loaders(args, {"train": documents, "test": documents}, pad_batch, accelerator)
             row[name] = score_classifier(model, loaders["test"], accelerator)["accuracy"]
         accelerator.print(f"{length:>7,} tokens: {row['whole']:.3f}, cut to {CUT}: {row['cut']:.3f}", flush=True)

@@ -205,7 +205,7 @@ def test_needle_documents_cut_to_512_hold_one_statement_at_most_and_its_colour_d
 
 
 def test_needle_documents_are_new_in_each_epoch_short_at_first_and_the_same_again(text):
-    documents = needle.NeedleDocuments(*text, lengths=[100, 300], seed=5, short_epochs=1, short_length=64)
+    documents = needle.NeedleDocuments(*text, lengths=[100, 300], seed=5, fresh=True, short_epochs=1, short_length=64)
     assert [len(documents[row]["input_ids"]) for row in range(2)] == [64, 64]
     documents.set_epoch(1)
     second = documents[1]
@@ -214,7 +214,11 @@ def test_needle_documents_are_new_in_each_epoch_short_at_first_and_the_same_agai
     assert not np.array_equal(documents[1]["input_ids"], second["input_ids"])
     documents.set_epoch(1)
     assert np.array_equal(documents[1]["input_ids"], second["input_ids"])
-    cut = needle.NeedleDocuments(*text, lengths=[100, 300], seed=5, cut=128)
+    cut = needle.NeedleDocuments(*text, lengths=[100, 300], seed=5, fresh=True, cut=128)
     assert list(cut.lengths) == [100, 128] and len(cut[1]["input_ids"]) == 128
+    same = needle.NeedleDocuments(*text, lengths=[100, 300], seed=5, fresh=False)
+    first = same[1]["input_ids"]
+    same.set_epoch(1)  # as loaders do at every pass
+    assert np.array_equal(same[1]["input_ids"], first)
     with pytest.raises(ValueError, match="has no words"):
         needle.encode_filler(["amber"], text[1])

@@ -76,8 +76,9 @@ def plant_statements(
 
 
 class NeedleDocuments(Dataset):
-    """Documents of the given `lengths`, in tokens, drawn anew for each epoch from (seed, epoch, index).
+    """Documents of the given `lengths`, in tokens, drawn from (seed, epoch, index).
 
+    Of `fresh` ones every epoch has others; those to compare models by are the same in all epochs.
     In the first `short_epochs` epochs none is longer than `short_length`. With `cut`, only that many first tokens of a
     document are given.
     """
@@ -89,6 +90,7 @@ class NeedleDocuments(Dataset):
         lengths: Sequence[int],
         seed: int,
         *,
+        fresh: bool,
         short_epochs: int = 0,
         short_length: int = 0,
         cut: int | None = None,
@@ -96,10 +98,11 @@ class NeedleDocuments(Dataset):
         self._documents = np.asarray(lengths)
         self.lengths = self._documents if cut is None else np.minimum(self._documents, cut)
         self._filler, self._vocabulary, self._seed, self._epoch, self._cut = filler, vocabulary, seed, 0, cut
-        self._short_epochs, self._short_length = short_epochs, short_length
+        self._short_epochs, self._short_length, self._fresh = short_epochs, short_length, fresh
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        if self._fresh:
+            self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._documents)
