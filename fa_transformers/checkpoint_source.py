@@ -186,8 +186,11 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
 
 
 def _download(repo_id: str) -> Path:
-    texts = ["*.json", "*.txt", "*.model"]
-    folder = Path(snapshot_download(repo_id, allow_patterns=[*texts, "*.safetensors"]))
-    if not any(folder.rglob("*.safetensors")):
-        folder = Path(snapshot_download(repo_id, allow_patterns=[*texts, "*.bin"]))
-    return folder
+    """The folder of a repository's texts and weights: of each module safetensors, or else PyTorch's format."""
+    folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    modules = folder / MODULES_FILE
+    places = [""]
+    if modules.is_file():
+        places = [module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+    missing = [f"{place}/*.bin".lstrip("/") for place in places if not any((folder / place).glob("*.safetensors"))]
+    return Path(snapshot_download(repo_id, allow_patterns=missing)) if missing else folder

@@ -23,13 +23,12 @@ from .converted_folder import write_converted_folder
 from .models import ARCHITECTURES
 from .publish import check_target
 from .stock_checkpoints import (
-    FAMILIES,
     FRESH_PARTS,
     KNOWN_PARTS,
-    Family,
     StockTensor,
     check_encoder,
     find_auto_class,
+    find_family,
     first_match,
     head_difference,
     translate_fields,
@@ -141,7 +140,7 @@ def convert_checkpoint(
     if output_dir is not None:
         check_target(output_dir, overwrite)
     source = read_source(model_or_path)
-    heads = ARCHITECTURES[_find_family(source).config_class]
+    heads = ARCHITECTURES[find_family(source.config.model_type).config_class]
     is_text = heads["AutoModel"].main_input_name == "input_ids"
     mode = _check_length_options(is_text, positions, max_length, image_size, config_overrides)
     if positions is not None:
@@ -214,27 +213,28 @@ def extend_positions(model: PreTrainedModel, max_length: int, mode: str = "tile"
 
 
 def resize_image_positions(model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
-    """Make the position table for another image size, in place, by what the model does at run time for such images."""
+    """Make the position table for another image size, in place, by what the model does at run time for such images.
+
+    Raises:
+        ValueError: a side is no multiple of the patch, so that its last row of patches would have no position.
+    """
     embeddings, config = model.base_model.embeddings, model.config
     resized = copy.deepcopy(config)
     resized.image_size = list(image_size) if isinstance(image_size, tuple) else image_size
     resized.check_fields()
+    sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    for side, patch in zip(sides, config.patch_shape, strict=True):
+        if side % patch:
+            below = side // patch * patch
+            raise ValueError(
+                f"`image_size` {image_size}: the patches are of {patch} px; take {below} or {below + patch}."
+            )
     table = embeddings.position_embeddings
     if table is not None and resized.native_grid != config.native_grid:
         with torch.no_grad():
             patches = embeddings.patch_positions(resized.native_grid, interpolate_pos_encoding=True)
             embeddings.position_embeddings = nn.Parameter(torch.cat([table[:, :1], patches], dim=1))
     config.image_size = resized.image_size
-
-
-def _find_family(source: CheckpointSource) -> Family:
-    family = FAMILIES.get(source.config.model_type)
-    if family is None:
-        raise ValueError(
-            f"{source.name!r} is of type {source.config.model_type!r}, which has no FA model; types that have: "
-            f"{', '.join(FAMILIES)}."
-        )
-    return family
 
 
 def _check_length_options(
@@ -261,7 +261,7 @@ def _check_length_options(
 def _convert(
     source: CheckpointSource, auto_class: str | None, overrides: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, list[TensorChange]]:
-    family, stock = _find_family(source), source.config.to_dict()
+    family, stock = find_family(source.config.model_type), source.config.to_dict()
     check_encoder(stock)
     own_auto_class = find_auto_class(source.architecture) if source.architecture else auto_class or "AutoModel"
     heads, auto_class = ARCHITECTURES[family.config_class], auto_class or own_auto_class
@@ -300,7 +300,7 @@ def _without_load_report() -> Iterator[None]:
 
 
 def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str, Any]) -> PretrainedConfig:
-    config_class = _find_family(source).config_class
+    config_class = find_family(source.config.model_type).config_class
     fields = translate_fields(stock, source.config.model_type)
     for name in FIXED_FIELDS:
         if name in overrides and overrides[name] != fields[name]:

@@ -130,6 +130,15 @@ class Family:
         return f"{ARCHITECTURES[self.config_class]['AutoModel'].base_model_prefix}."
 
 
+def find_family(model_type: str) -> Family:
+    """What is known of a type of checkpoint; ValueError for an unknown one."""
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"The checkpoint is of type {model_type!r}, which has no FA model; types that have: {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[model_type]
+
+
 def find_auto_class(architecture: str) -> str | None:
     """The Auto class with the head of a stock class, such as "BertForMaskedLM"; None where no FA model has that head.
 
@@ -160,7 +169,7 @@ def translate_fields(config_fields: dict, model_type: str) -> dict:
 
     Raises ValueError if it is of a variant that cannot be converted.
     """
-    family = FAMILIES[model_type]
+    family = find_family(model_type)
     config_class = family.config_class
     translated = translate_config(family.fields(config_fields), config_class.model_type, config_class.STOCK_MODEL_TYPES)
     ours = config_class()

@@ -6,6 +6,7 @@ The oracle is transformers' own model of the checkpoint, in float64, where the t
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,12 @@ def test_a_resized_patch_table_gives_what_the_model_computes_at_that_size(class_
         assert torch.equal(actual[name], expected[name]), name
 
 
+def test_a_side_that_is_no_multiple_of_the_patch_is_refused():
+    stock = make_stock("ViTModel", VISION)
+    with pytest.raises(ValueError, match="`image_size` 50: the patches are of 8 px; take 48 or 56"):
+        convert_checkpoint(stock, image_size=50)
+
+
 STRANGERS = {
     "a decoder": (
         lambda: make_stock("GPT2Model", dict(n_embd=32, n_layer=1, n_head=2)),
@@ -375,14 +382,25 @@ def test_repositories_of_the_hub_are_downloaded_with_their_weights_in_either_for
     stock.save_pretrained(tmp_path / "safe")
     stock.config.save_pretrained(tmp_path / "pickle")
     torch.save(stock.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    # A sentence model whose encoder is in one format and whose projection in the other.
+    shutil.copytree(tmp_path / "safe", tmp_path / "mixed")
+    (tmp_path / "mixed" / "2_Dense").mkdir()
+    (tmp_path / "mixed" / "2_Dense" / "config.json").write_text("{}")
+    torch.save({"linear.weight": torch.ones(2, 2)}, tmp_path / "mixed" / "2_Dense" / "pytorch_model.bin")
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]
+    (tmp_path / "mixed" / "modules.json").write_text(json.dumps(modules))
     code = (
         "import json, fa_transformers as fa\n"
-        "for name in ('tester/safe', 'tester/pickle'):\n"
+        "from fa_transformers.checkpoint_source import locate_checkpoint\n"
+        "assert (locate_checkpoint('tester/mixed') / '2_Dense' / 'pytorch_model.bin').is_file()\n"
+        "for name in ('tester/safe', 'tester/pickle', 'tester/mixed'):\n"
         "    print(json.dumps(fa.convert_checkpoint(name, auto_class='AutoModelForMaskedLM').counts))"
     )
     with HubServer() as hub:
-        for name in ("safe", "pickle"):
-            files = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("safe", "pickle", "mixed"):
+            paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+            files = {path.relative_to(tmp_path / name).as_posix(): path.read_bytes() for path in paths}
             hub.repositories[f"tester/{name}"] = Repository(private=False)
             hub.repositories[f"tester/{name}"].commit("main", "weights", files, frozenset())
         environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
@@ -391,7 +409,7 @@ def test_repositories_of_the_hub_are_downloaded_with_their_weights_in_either_for
         finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     kept = len(convert_checkpoint(stock).report)
-    for line in finished.stdout.splitlines()[-2:]:
+    for line in finished.stdout.splitlines()[-3:]:
         counts = json.loads(line)
         assert counts["resized"] == 1 and sum(counts.values()) == kept and counts["dropped"] == 0
 
