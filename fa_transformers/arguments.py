@@ -258,6 +258,24 @@ def _check_not_negative(args: argparse.Namespace, *names: str) -> None:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
 
 
+def check_sources(args: argparse.Namespace, *, is_text: bool) -> list[str]:
+    """The flags that name data, one at most.
+
+    Raises:
+        ValueError: there are two, or one of the other kind of data.
+    """
+    sources = [name for name in ("train_file", "image_folder", "dataset_name") if getattr(args, name)]
+    if len(sources) > 1:
+        raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
+    if (args.validation_file or args.test_file) and not args.train_file:
+        raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
+    if args.image_folder and is_text:
+        raise ValueError("--image_folder is for images, and --task for text, which --train_file names.")
+    if args.train_file and not is_text:
+        raise ValueError("--train_file is for text, and --task for images, which --image_folder names.")
+    return sources
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
     check_training_arguments(args)
@@ -274,17 +292,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--sequence_parallel_size shares out padded batches: leave out --packing.")
     if args.sequence_parallel_size > 1 and args.streaming:
         raise ValueError("--sequence_parallel_size needs data that is not streamed: leave out --streaming.")
-    sources = [name for name in ("train_file", "image_folder", "dataset_name") if getattr(args, name)]
-    if len(sources) > 1:
-        raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
-    if (args.validation_file or args.test_file) and not args.train_file:
-        raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
+    sources = check_sources(args, is_text=args.task == "text-classification")
     if args.streaming:
         check_streaming(args)
-    if args.image_folder and args.task != "image-classification":
-        raise ValueError("--image_folder needs --task image-classification.")
-    if args.train_file and args.task != "text-classification":
-        raise ValueError("--train_file needs --task text-classification; for images use --image_folder.")
     if args.task == "text-classification" and args.model_name_or_path == "none":
         raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
     if sources and args.full_recipe:

@@ -274,7 +274,7 @@ def predict(
     model.eval()
     order, decided, loss = [], [], 0.0
     for indices, batch in grouped_batches(
-        examples, collate, args.per_device_eval_batch_size, args.max_tokens_per_batch, device
+        examples, collate, args.per_device_eval_batch_size, args.max_tokens_per_batch or None, device
     ):
         output = model(**batch)
         decided.append(decide(output.logits.float().cpu().numpy(), data.problem_type))

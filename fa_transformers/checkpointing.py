@@ -138,10 +138,11 @@ def _launch() -> str:
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints of `output_dir`, oldest step first."""
     found = [path for path in output_dir.glob("checkpoint-*") if _CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The optimiser step after which a checkpoint was saved."""
     return int(checkpoint.name.split("-")[1])
 
 
@@ -295,7 +296,7 @@ def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, set
     if checkpoint is None:
         return TrainingState(settings, settings.get("num_processes", accelerator.num_processes))
     state = load_checkpoint(accelerator, checkpoint, settings)
-    newer = [path.name for path in list_checkpoints(output_dir) if _step_of(path) > state.step]
+    newer = [path.name for path in list_checkpoints(output_dir) if step_of(path) > state.step]
     if newer:
         raise CheckpointError(
             f"{output_dir} holds {newer[-1]}, which is newer than {checkpoint}: a run that goes on from the older one "

@@ -169,11 +169,12 @@ class AttentionTransfer(nn.Module):
 class EndToEndDistillation(nn.Module):
     """Hidden states, embedding and logits of the whole model.
 
-        loss = mean over layers of relative_error(hidden states) + (1 - cosine(embeddings)) + KL(logits)
+        loss = mean over layers of relative_error(hidden states) + (1 - cosine(embeddings)) + difference of the logits
 
-    The hidden states are those after each layer and the last one as the model returns it; the embedding is their mean
-    over real tokens ("mean") or the first real one ("cls"); the logits are those of the models' head, if they have one:
-    over classes, over the vocabulary for each real token, or over the real tokens for the start and end of an answer.
+    The hidden states are those after each layer and the last one as the encoder returns it; the embedding is the last
+    one's mean over real tokens ("mean") or its first real token ("cls"); the logits are those of the models' head, if
+    they have one: over classes, over the vocabulary for each real token, or over the real tokens for the start and end
+    of an answer. They differ by `divergence`, or as `head_loss` has it.
     With `teacher_length`, longer documents reach the teacher in windows of so many tokens, whose hidden states the
     student learns while it reads the document whole; a head is left as it is then.
     """
@@ -208,15 +209,19 @@ class EndToEndDistillation(nn.Module):
         with torch.no_grad():
             expected = self.ask_teacher(inputs)
         found = self.student(**inputs, output_hidden_states=True)
-        pairs = list(zip(_hidden_states(found), _hidden_states(expected), strict=True))
+        states = (
+            _hidden_states(output, model.base_model)
+            for output, model in ((found, self.student), (expected, self._teacher[0]))
+        )
+        pairs = list(zip(*states, strict=True))
         layer_errors = torch.stack([relative_error(output, target, mask) for output, target in pairs])
         output, target = (pool(tensor, mask, self.pooling).float() for tensor in pairs[-1])
         loss = layer_errors.mean() + 1.0 - F.cosine_similarity(output, target).mean()
-        for name in ("logits", "start_logits", "end_logits"):
+        if getattr(expected, "logits", None) is not None:
+            loss = loss + head_loss(found.logits, expected.logits, mask, self.student.config.problem_type)
+        for name in ("start_logits", "end_logits"):
             if getattr(expected, name, None) is not None:
-                loss = loss + divergence(
-                    getattr(found, name), getattr(expected, name), mask, over_tokens=name != "logits"
-                )
+                loss = loss + divergence(getattr(found, name), getattr(expected, name), mask, over_tokens=True)
         return DistillationOutput(loss=loss, layer_errors=layer_errors.detach())
 
     def ask_teacher(self, inputs: Batch) -> ModelOutput:
@@ -226,6 +231,22 @@ class EndToEndDistillation(nn.Module):
         if self.teacher_length is None or ids is None or ids.shape[1] <= self.teacher_length:
             return teacher(**inputs, output_hidden_states=True)
         return encode_windows(teacher.base_model, inputs, self.teacher_length, output_hidden_states=True)
+
+
+def head_loss(logits: Tensor, expected: Tensor, mask: Tensor | None, problem_type: str | None) -> Tensor:
+    """How far a head's logits are from the teacher's, as its problem means them.
+
+    Numbers ("regression", or one logit): mean squared difference, in the square of the labels' unit. Labels that don't
+    exclude each other ("multi_label_classification"): KL of sigmoid(expected) and sigmoid(found), mean over labels.
+    Classes: `divergence`.
+    """
+    if problem_type == "regression" or logits.shape[-1] == 1:
+        return F.mse_loss(logits.float(), expected.float())
+    if problem_type == "multi_label_classification":
+        pair = [torch.stack([-rows.float(), rows.float()], dim=-1) for rows in (logits, expected)]  # of "no" and "yes"
+        found, wanted = (F.logsigmoid(rows).flatten(0, -2) for rows in pair)
+        return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+    return divergence(logits, expected, mask, over_tokens=False)
 
 
 def divergence(logits: Tensor, expected: Tensor, mask: Tensor | None, *, over_tokens: bool) -> Tensor:
@@ -265,9 +286,12 @@ def _cut(tensor: Tensor, window: int) -> Tensor:
     return F.pad(tensor, (0, -tensor.shape[1] % window)).unflatten(1, (-1, window)).flatten(0, 1)
 
 
-def _hidden_states(output: ModelOutput) -> tuple[Tensor, ...]:
-    """The state after each layer and, where it is another one, the last state as the model returns it."""
+def _hidden_states(output: ModelOutput, encoder: nn.Module) -> tuple[Tensor, ...]:
+    """The state after each layer and, where it is another one, the last state as the encoder returns it."""
     last, states = getattr(output, "last_hidden_state", None), output.hidden_states[1:]
+    norm = getattr(encoder, "layernorm", None)
+    if last is None and norm is not None:  # the output of a head doesn't have it
+        last = norm(states[-1])
     return states if last is None or last is states[-1] else (*states, last)
 
 

@@ -47,6 +47,7 @@ def run_training(
     best_metric: str,
     max_steps: int,
     output_dir: Path,
+    log: Callable[[dict, int], None] | None = None,
 ) -> tuple[nn.Module, TrainingState, dict]:
     """Train for `max_steps` optimiser steps; a stop by signal saves a checkpoint, says how to resume, and exits with
     status 130.
@@ -59,11 +60,13 @@ def run_training(
         evaluate: scores of the model by name, among them `loss` and `best_metric`.
         best_metric: the score that names the best checkpoint.
         output_dir: folder of the checkpoints.
+        log: takes values by name, and the step, to the trackers; unset = `accelerator.log`.
 
     Returns:
         The prepared model, with the best checkpoint's weights where `load_best_model_at_end` asks for them, and the
         run's state, and the figures of `ProgressMeter.figures` and of `--profile`.
     """
+    log = log or accelerator.log
     flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settings = sampler.settings | {"gradient_accumulation_steps": args.gradient_accumulation_steps}
@@ -104,14 +107,14 @@ def run_training(
                     profiler.finish_step()
                 done, gained = state.step == max_steps, False
                 if state.step % args.logging_steps == 0 or done:
-                    accelerator.log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, step=state.step)
+                    log(meter.values | {"learning_rate": scheduler.get_last_lr()[0]}, state.step)
                 if done or (state.step % args.eval_steps == 0 if args.eval_steps else epoch_ends):
                     with meter.paused():
                         scores = evaluate(model)
                     gained = state.record_score(scores, best_metric)
                     state.stopped_early = 0 < args.early_stopping_patience <= state.evaluations_without_gain
                     numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
-                    accelerator.log(numbers, step=state.step)
+                    log(numbers, state.step)
                     meter.write(f"step {state.step}: {results.format_scores(numbers)}")
                 done = done or state.stopped_early
                 must_stop = bool(stop) and not done

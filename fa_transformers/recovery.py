@@ -16,6 +16,7 @@ from .packaged_checkpoints import resolve_checkpoint
 from .publish import find_auto_class_of, publish
 from .results import describe_base_model, describe_hardware, describe_replacement, format_table
 from .tasks import count_patches
+from .unlabelled import SHORTEST_PIECE
 
 RECEIPT_FILE = "recovery.json"
 DOWNSTREAM = ("teacher", "before", "after", "majority")
@@ -38,6 +39,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     if not args.transfer_steps + args.end_to_end_steps + args.long_steps:
         raise ValueError("--transfer_steps, --end_to_end_steps and --long_steps are all 0: there is nothing to train.")
+    if args.task == "text" and args.max_length < SHORTEST_PIECE:
+        raise ValueError(f"--max_length must be at least {SHORTEST_PIECE} tokens, got {args.max_length}.")
     unread = {"text": "probe_folder", "images": "probe_file"}[args.task]
     if getattr(args, unread):
         raise ValueError(f"--{unread} is not for --task {args.task}.")

@@ -93,7 +93,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", type=Path, default=Path("outputs/ablation"), help="folder for ablation.json and ablation.txt")
     arguments.add_data_arguments(parser, leave_out=LEAVE_OUT)
     parser.set_defaults(max_eval_samples=64, per_device_eval_batch_size=32)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    try:
+        arguments.check_sources(args, is_text=args.task == "text")
+    except ValueError as error:
+        parser.error(str(error))
+    return args
 
 
 def fields_of(variant: str, task: str, config) -> dict:

@@ -25,7 +25,13 @@ from transformers import (
 
 from fa_transformers import arguments, recovery
 from fa_transformers.checkpoint_source import locate_checkpoint, locate_encoder, read_pooling
-from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
+from fa_transformers.checkpointing import (
+    CheckpointError,
+    choose_resume,
+    list_checkpoints,
+    prepare_output_dir,
+    step_of,
+)
 from fa_transformers.convert import convert_checkpoint
 from fa_transformers.distillation import (
     AttentionTransfer,
@@ -43,7 +49,7 @@ from fa_transformers.packaged_checkpoints import HUB_IDS, HUB_LICENSE, resolve_c
 from fa_transformers.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.processes import report_lost_processes
 from fa_transformers.results import describe_run
-from fa_transformers.stock_checkpoints import FAMILIES, find_auto_class
+from fa_transformers.stock_checkpoints import find_auto_class, find_family
 from fa_transformers.tasks import count_patches
 from fa_transformers.training import build_loaders, make_accelerator, start_trackers
 from fa_transformers.unlabelled import build_image_pieces, build_text_pieces
@@ -89,6 +95,9 @@ FIELDS = {
     "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
     "images": dict(local_kernel_size=5, local_window=3),
 }
+STAGES = ("transfer", "end_to_end", "long")
+# The first reads several texts as one, the second draws pictures, which the teacher drew of hidden patches.
+ENCODER_ALONE = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
 RECIPES = {
     "quick": dict(transfer_steps=400, end_to_end_steps=530),
     "full": dict(transfer_steps=1000, end_to_end_steps=2500),
@@ -127,9 +136,8 @@ def as_options(fields: dict) -> dict:
 
 
 def double_maps(config: PretrainedConfig) -> dict:
-    """Learned maps of twice the head width, for the types of checkpoint that can be converted."""
-    if config.model_type not in FAMILIES:  # which convert_checkpoint refuses, naming the type
-        return {}
+    """Learned maps of twice the head width; ValueError for a type of checkpoint that can't be converted."""
+    find_family(config.model_type)
     return {"key_feature_size": 2 * config.hidden_size // config.num_attention_heads}
 
 
@@ -150,13 +158,13 @@ def build_student(args: argparse.Namespace, source: str):
         )
     auto_class = find_auto_class((config.architectures or ["Model"])[0]) or "AutoModel"
     conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
-    if fresh_head(conversion) or auto_class == "AutoModelForMultipleChoice":  # which reads several texts as one
-        print(f"{source} has a head that is not carried over: its encoder alone is distilled.")
+    if fresh_head(conversion) or auto_class in ENCODER_ALONE:
+        print(f"{source} has a head that is not distilled: its encoder alone is.")
         auto_class = "AutoModel"
         conversion = convert_checkpoint(source, auto_class=auto_class, **as_options(overrides))
     student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if args.task == "text":
-        return student, auto_class, AutoTokenizer.from_pretrained(folder)
+        return student, auto_class, conversion.processor or AutoTokenizer.from_pretrained(folder)
     size = {"height": args.image_size, "width": args.image_size}
     return student, auto_class, AutoImageProcessor.from_pretrained(folder, size=size, do_center_crop=False)
 
@@ -165,19 +173,19 @@ def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, a
     """Train one objective to its end, or go on with it; returns what the receipt says of it."""
     folder = args.output_dir / name
     folder.mkdir(exist_ok=True)
+    steps_before = sum(getattr(args, f"{earlier}_steps") for earlier in STAGES[: STAGES.index(name)])
     resume = "last" if args.resume_from_checkpoint and list_checkpoints(folder) else None
     args = argparse.Namespace(**vars(args) | changes | {"resume_from_checkpoint": resume})
     loaders, sampler = build_loaders(args, pieces, collate, accelerator)
     accelerator.print(f"{name}: {len(pieces['train'])} pieces, {args.max_steps} steps")
 
-    latest: dict = {}
-
     def evaluate(trained: torch.nn.Module) -> dict:
-        latest.update(evaluate_objective(trained, loaders["validation"], accelerator))
-        return dict(latest)
+        return evaluate_objective(trained, loaders["validation"], accelerator)
+
+    def log(values: dict, step: int) -> None:
+        accelerator.log({f"{name}/{value}": number for value, number in values.items()}, step=steps_before + step)
 
     before = evaluate(module.to(accelerator.device))
-    latest.clear()
     groups = group_student_parameters(module, args.learning_rate, args.mixer_learning_rate, args.weight_decay)
     optimizer = torch.optim.AdamW(groups)
     steps = plan_steps(args, sampler, folder)
@@ -185,9 +193,9 @@ def run_stage(args, name: str, module: torch.nn.Module, pieces: dict, collate, a
     schedule = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, steps)
     trained, state, figures = run_training(
         args, module, optimizer, schedule, loaders["train"], sampler, accelerator,
-        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, log=log,
     )  # fmt: skip
-    after = latest or evaluate(trained)  # a stage that had ended before the run was resumed has not been evaluated
+    after = evaluate(trained)  # the best weights, which needn't be the last ones
     accelerator.free_memory()
     rates = {"learning_rate": args.learning_rate, "mixer_learning_rate": args.mixer_learning_rate}
     return {"stage": name, **describe_run(state), **figures, **rates, "before": before, "after": after}
@@ -213,10 +221,32 @@ def distill(args, student: PreTrainedModel, teacher: PreTrainedModel, data, acce
         module = EndToEndDistillation(student, teacher, args.pooling, teacher_length=args.max_length)
         changes = {
             "max_steps": args.long_steps,
-            "max_tokens_per_batch": max(args.max_tokens_per_batch, args.long_length),
+            "max_tokens_per_batch": args.max_tokens_per_batch and max(args.max_tokens_per_batch, args.long_length),
         }
         stages.append(run_stage(args, "long", module, pieces, data.collate, accelerator, **changes))
     return stages
+
+
+def check_resumed(args: argparse.Namespace) -> None:
+    """Raise an error for a run that can't be gone on with as the flags say.
+
+    Raises:
+        CheckpointError: "last" was asked for, and no stage has a checkpoint.
+        ValueError: a stage has had other steps than it is to have, and later ones have begun from its end.
+    """
+    found = {name: list_checkpoints(args.output_dir / name) for name in STAGES}
+    if args.resume_from_checkpoint == "last" and not any(found.values()):
+        raise CheckpointError(f"--resume_from_checkpoint last: no stage in {args.output_dir} has a checkpoint.")
+    if args.resume_from_checkpoint is None or args.early_stopping_patience:
+        return
+    for position, name in enumerate(STAGES):
+        planned = getattr(args, f"{name}_steps")
+        has_later = any(found[later] for later in STAGES[position + 1 :])
+        if found[name] and has_later and (done := step_of(found[name][-1])) != planned:
+            raise ValueError(
+                f"--{name}_steps {planned}: the run in {args.output_dir} went on to its next stage after {done}. Give "
+                "the same number, or another --output_dir."
+            )
 
 
 def choose_pooling(args: argparse.Namespace, teacher_source: str) -> str:
@@ -245,6 +275,7 @@ def main(args: argparse.Namespace) -> dict:
     args.pooling = choose_pooling(args, teacher_source)
     accelerator = make_accelerator(args)
     args.resume_from_checkpoint = choose_resume(args.resume_from_checkpoint, args.output_dir)
+    check_resumed(args)
     set_seed(args.seed)
     source = resolve_checkpoint(args.model_name_or_path)
     student, auto_class, processor = build_student(args, source)
@@ -256,6 +287,12 @@ def main(args: argparse.Namespace) -> dict:
                 f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
                 "documents by --long_steps and --long_length, for which the teacher reads windows."
             )
+    longest = student.config.max_position_embeddings if args.task == "text" else 0
+    if student.config.position_embedding_type == "absolute" and longest < args.long_length:
+        raise ValueError(
+            f"--long_length {args.long_length} is above the student's {longest} positions: convert it with more, or "
+            "with --position_embedding_type periodic."
+        )
     with accelerator.main_process_first():
         labelled = None  # what the downstream scores of the receipt are measured on
         if args.task == "text":

@@ -32,6 +32,20 @@ def test_a_flag_without_a_use_is_unknown(name, flag, capsys):
     assert f"unrecognized arguments: --{flag}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image_folder", "photos"], "--image_folder is for images, and --task for text"),
+        (["--task", "images", "--train_file", "a.csv"], "--train_file is for text, and --task for images"),
+        (["--train_file", "a.csv", "--dataset_name", "b"], "--train_file and --dataset_name are two sources"),
+    ],
+)
+def test_an_ablation_has_one_source_of_data_of_its_kind(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        load_script("ablate_conversion").parse_args(flags)
+    assert message in capsys.readouterr().err
+
+
 def test_distilling_says_what_it_reads_itself(capsys):
     with pytest.raises(SystemExit):
         load_script("distill").parse_args(["--help"])
@@ -44,7 +58,8 @@ def test_maps_are_twice_the_head_width_of_what_is_converted():
     assert double_maps(BertConfig(hidden_size=384, num_attention_heads=12)) == {"key_feature_size": 64}
     assert double_maps(DistilBertConfig(dim=768, n_heads=12)) == {"key_feature_size": 128}
     assert double_maps(ViTConfig(hidden_size=384, num_attention_heads=6)) == {"key_feature_size": 128}
-    assert double_maps(FunnelConfig()) == {}
+    with pytest.raises(ValueError, match="type 'funnel', which has no FA model"):
+        double_maps(FunnelConfig())
 
 
 def test_pretrained_image_models_have_settings_of_their_own():

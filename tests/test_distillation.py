@@ -33,16 +33,20 @@ from fa_transformers import (
     FABertForSequenceClassification,
     FABertModel,
     FAViTConfig,
+    FAViTForImageClassification,
     FAViTModel,
     convert_checkpoint,
 )
+from fa_transformers.checkpointing import CheckpointError
 from fa_transformers.data.tables import DataError
 from fa_transformers.distillation import (
     AttentionTransfer,
     EndToEndDistillation,
+    _hidden_states,
     embed_batches,
     evaluate_objective,
     group_student_parameters,
+    head_loss,
     load_teacher,
     mixers,
     relative_error,
@@ -63,10 +67,11 @@ def load_script(name: str):
     return module
 
 
-def pair(config_class, model_class, **fields):
+def pair(config_class, model_class, num_labels: int = 2, **fields):
     """A student, and the softmax model with the same weights."""
-    teacher = build(config_class, model_class, softmax_layers=[0, 1]).double().requires_grad_(False)
-    student = build(config_class, model_class, **fields).double()
+    teacher = build(config_class, model_class, num_labels=num_labels, softmax_layers=[0, 1]).double()
+    teacher.requires_grad_(False)
+    student = build(config_class, model_class, num_labels=num_labels, **fields).double()
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert not unexpected and all(".mixer." in name for name in missing)
     return student, teacher
@@ -249,6 +254,39 @@ def test_answers_are_learnt_over_real_tokens_whatever_padding_holds():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 1e-3
     loss.backward()
     assert student.qa_outputs.weight.grad.abs().sum() > 0
+
+
+def test_heads_that_tell_numbers_or_several_labels_are_taught_too():
+    student, teacher = pair(FABertConfig, FABertForSequenceClassification, num_labels=1, **LOCAL)
+    inputs = text_inputs("AutoModel")
+    with torch.no_grad():
+        student.classifier.bias += 3.0
+    EndToEndDistillation(student, teacher, "mean")(**inputs).loss.backward()
+    assert student.classifier.bias.grad.item() > 0.0  # back down
+    logits, expected = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    p, q = torch.sigmoid(expected), torch.sigmoid(logits)
+    wanted = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    found = head_loss(logits, expected, None, "multi_label_classification")
+    torch.testing.assert_close(found, wanted.float(), rtol=2.0**-18, atol=0.0)  # float32
+    assert head_loss(expected, expected, None, "multi_label_classification") == 0.0
+    assert head_loss(expected + 7, expected, None, "multi_label_classification") > 0.1  # a shift changes every label
+    assert head_loss(expected + 7, expected, None, None).abs() < 2.0**-20  # and no class
+    assert head_loss(expected + 2, expected, None, "regression") == pytest.approx(4.0)
+
+
+def test_with_a_head_the_embedding_is_of_the_state_that_the_encoder_returns():
+    student, teacher = pair(FAViTConfig, FAViTForImageClassification, **LOCAL)
+    inputs = as_float64(image_inputs())
+    with torch.no_grad():
+        teacher.base_model.layernorm.bias += torch.randn(teacher.config.hidden_size)
+        expected = EndToEndDistillation(teacher, teacher, "cls")(**inputs).layer_errors
+        last = teacher.base_model(**inputs).last_hidden_state
+        states = _hidden_states(teacher(**inputs, output_hidden_states=True), teacher.base_model)
+    torch.testing.assert_close(states[-1], last, rtol=0.0, atol=0.0)
+    assert len(expected) == teacher.config.num_hidden_layers + 1
+    objective = EndToEndDistillation(student, teacher, "cls")
+    objective(**inputs).loss.backward()
+    assert [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_on_long_texts_the_head_rests_and_all_that_trains_gets_a_gradient():
@@ -523,6 +561,45 @@ def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_bee
     assert [stage["after"] for stage in resumed["stages"]] == [stage["after"] for stage in whole["stages"]]
 
 
+def test_the_receipt_of_a_stage_is_of_the_weights_that_are_kept(tmp_path, stock):
+    distill = load_script("distill")
+    more = ["--load_best_model_at_end", "--eval_steps", "2", "--transfer_steps", "0", "--end_to_end_steps", "8"]
+    flags = distill_flags(tmp_path, stock, "best", *more, "--mixer_learning_rate", "1", "--learning_rate", "0.3")
+    flags += ["--warmup_steps", "8"]  # so that every step is larger, and worse, than the one before
+    (stage,) = distill.main(distill.parse_args(flags))["stages"]
+    assert stage["best_step"] < 8
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (again,) = distill.main(distill.parse_args([*flags, "--resume_from_checkpoint", "last"]))["stages"]
+    assert again["after"] == stage["after"]
+
+
+def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, stock, "run")
+    with pytest.raises(CheckpointError, match="no stage in .* has a checkpoint"):
+        distill.main(distill.parse_args([*flags, "--resume_from_checkpoint", "last"]))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    distill.main(distill.parse_args(flags))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    more = [*flags, "--resume_from_checkpoint", "last", "--transfer_steps", "9"]
+    with pytest.raises(ValueError, match="--transfer_steps 9: .* went on to its next stage after 6"):
+        distill.main(distill.parse_args(more))
+
+
+def test_a_tokenizer_without_a_length_gets_that_of_the_positions(tmp_path, stock):
+    tokenizer = AutoTokenizer.from_pretrained(stock)
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(stock)
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, stock, "run", "--position_embedding_type", "absolute", "--transfer_steps", "0")
+    distill.main(distill.parse_args([*flags, "--end_to_end_steps", "1"]))
+    longest = BertConfig.from_pretrained(stock).max_position_embeddings
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == longest
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=f"--long_length 4096 is above the student's {longest} positions"):
+        distill.main(distill.parse_args([*flags, "--output_dir", str(tmp_path / "long"), "--long_length", "4096"]))
+
+
 def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
     student = build(FABertConfig, FABertModel, hidden_size=48, num_attention_heads=3)
     with pytest.raises(ValueError, match="hidden_size 32, the student 48"):
@@ -533,6 +610,7 @@ def test_a_teacher_of_another_shape_is_refused_by_name(tmp_path, stock):
     ("more", "message"),
     [
         (["--transfer_steps", "0", "--end_to_end_steps", "0"], "nothing to train"),
+        (["--max_length", "16"], "--max_length must be at least 32 tokens"),
         (["--long_steps", "3"], "--long_steps needs a --long_length"),
         (["--long_length", "512", "--max_length", "512"], "--long_length 512 is for text, and must be above"),
         (["--long_length", "128", "--pooling", "cls"], "--long_length needs mean pooling"),

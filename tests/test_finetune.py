@@ -466,8 +466,11 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
         (["--preprocessing_num_workers", "0"], "--preprocessing_num_workers must be above 0"),
         (["--train_file", "a.csv", "--dataset_name", "b"], "two sources of data"),
         (["--test_file", "a.csv"], "go with --train_file"),
-        (["--image_folder", "a"], "--image_folder needs --task image-classification"),
-        (["--task", "image-classification", "--train_file", "a.csv"], "--train_file needs --task text-classification"),
+        (["--image_folder", "a"], "--image_folder is for images, and --task for text"),
+        (
+            ["--task", "image-classification", "--train_file", "a.csv"],
+            "--train_file is for text, and --task for images",
+        ),
         (["--packing", "--max_tokens_per_batch", "0"], "--packing is for text and needs a --max_tokens_per_batch"),
         (["--packing", "--task", "image-classification"], "--packing is for text"),
         (["--streaming"], "--streaming is for text from --train_file or --dataset_name"),
