@@ -1,4 +1,4 @@
-"""Does length help on your documents? Word counts, truncation, chunk-and-mean and FA models at equal training tokens.
+"""Does length help on your documents? Truncation, chunk-and-mean and FA models at equal tokens, beside word counts.
 
 python scripts/baselines.py                                                  # licence documents
 python scripts/baselines.py --fa_model outputs/fa-minilm --fa_lengths 512 2048 --seeds 0 1

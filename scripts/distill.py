@@ -93,7 +93,7 @@ HELPS = {
 # Of students made here from a stock checkpoint, beside maps of twice the head width; a converted one has its own.
 FIELDS = {
     "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
-    "images": dict(local_kernel_size=5, local_window=3),
+    "images": dict(local_kernel_size=5),
 }
 STAGES = ("transfer", "end_to_end", "long")
 # The first reads several texts as one, the second draws pictures, which the teacher drew of hidden patches.

@@ -7,8 +7,8 @@
 3. Loads that commit back from the Hub in a fresh process and compares again.
 4. Uploads the model card, whose loading snippet pins the commit.
 
-Prints one line of JSON. If it stops half-way, run the same command again: what was sent is kept. Takes about half a
-minute beside the transfer itself. Needs a token with write permission: --hub_token, HF_TOKEN, or `hf auth login`.
+Prints one line of JSON. If it stops half-way, run the same command again: what was sent is kept. Takes about 20 s
+beside the transfer itself. Needs a token with write permission: --hub_token, HF_TOKEN, or `hf auth login`.
 """
 
 import argparse

@@ -37,6 +37,7 @@ from fa_transformers import (
     FAViTModel,
     convert_checkpoint,
 )
+from fa_transformers.card import ModelFacts
 from fa_transformers.checkpointing import CheckpointError
 from fa_transformers.data.tables import DataError
 from fa_transformers.distillation import (
@@ -584,6 +585,22 @@ def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
     more = [*flags, "--resume_from_checkpoint", "last", "--transfer_steps", "9"]
     with pytest.raises(ValueError, match="--transfer_steps 9: .* went on to its next stage after 6"):
         distill.main(distill.parse_args(more))
+
+
+def test_a_sentence_model_with_its_encoder_in_a_subfolder_is_distilled_to_the_end(tmp_path, stock):
+    old = tmp_path / "old"
+    stock.rename(tmp_path / "encoder")
+    old.mkdir()
+    (tmp_path / "encoder").rename(old / "0_Transformer")
+    as_sentence_model(old, pooling_mode_mean_tokens=True)
+    modules = json.loads((old / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (old / "modules.json").write_text(json.dumps(modules))
+    distill = load_script("distill")
+    flags = distill_flags(tmp_path, old, "run", "--transfer_steps", 0, "--end_to_end_steps", 1)
+    distill.main(distill.parse_args(flags))
+    assert ModelFacts.load(tmp_path / "run" / "model_facts.json").base_model == "local/old"
+    assert AutoModel.from_pretrained(tmp_path / "run").config.recovery == "distilled"
 
 
 def test_a_tokenizer_without_a_length_gets_that_of_the_positions(tmp_path, stock):
