@@ -41,7 +41,7 @@ typecheck: $(VENV)/installed
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) $(OLDEST) outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The stamp is written last and holds the folder it was built in, so an interrupted, copied or moved environment is built
 # anew. When only the pins change it is brought up to date in place, and the stamp is away meanwhile.

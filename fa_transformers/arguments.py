@@ -102,7 +102,11 @@ def add_model_arguments(
     add("--language", help="ISO 639-1 code of the text, for the model card; unset = not stated")
     add("--max_length", type=int, help="longest document in tokens, special ones included; longer ones are cut")
     add("--strict_length", action="store_true", help="a document longer than --max_length is an error")
-    add("--image_size", type=int, help="side that images are resized to, in pixels; unset = the checkpoint's")
+    add(
+        "--image_size",
+        type=int,
+        help="side that images are resized to, in pixels; unset = as the checkpoint's processor says",
+    )
     add_field_arguments(add)
     add("--position_embedding_type", choices=("absolute", "periodic", "none"), help="see FABertConfig")
     add("--freeze_layers", type=int, help="keep the embeddings and this many bottom layers as they are; 0 = train all")

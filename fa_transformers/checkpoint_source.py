@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from .card import FACTS_FILE, FROM_SCRATCH, ModelFacts
+from .card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
 from .packaged_checkpoints import HUB_IDS, resolve_checkpoint
 from .self_test import compute_sha256
 
@@ -21,6 +21,7 @@ MODULES_FILE = "modules.json"
 POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls",
 }  # fmt: skip
+WITHOUT_WEIGHTS = (".Pooling", ".Normalize")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -178,9 +179,11 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
     if name in HUB_IDS:
         return HUB_IDS[name], revision
     local_name = "local/" + "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).resolve().name)
-    facts = Path(name) / FACTS_FILE
-    origin = ModelFacts.load(facts) if facts.is_file() else None
-    if origin is None or origin.base_model == FROM_SCRATCH:
+    try:
+        origin = ModelFacts.load(Path(name) / FACTS_FILE)
+    except (FactError, FileNotFoundError):  # of another version, or none: what was trained must not be lost for it
+        return local_name, revision
+    if origin.base_model == FROM_SCRATCH:
         return local_name, revision
     return origin.base_model, f"{origin.base_model_revision}, by way of {local_name}, {revision}"
 
@@ -191,6 +194,7 @@ def _download(repo_id: str) -> Path:
     modules = folder / MODULES_FILE
     places = [""]
     if modules.is_file():
-        places = [module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        rows = json.loads(modules.read_text(encoding="utf-8"))
+        places = [row["path"] for row in rows if not row["type"].endswith(WITHOUT_WEIGHTS)]
     missing = [f"{place}/*.bin".lstrip("/") for place in places if not any((folder / place).glob("*.safetensors"))]
     return Path(snapshot_download(repo_id, allow_patterns=missing)) if missing else folder

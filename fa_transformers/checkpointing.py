@@ -143,7 +143,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """The optimiser step after which a checkpoint was saved."""
-    return int(checkpoint.name.split("-")[1])
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def choose_resume(resume_from: str | None, output_dir: Path) -> str | None:

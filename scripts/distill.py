@@ -88,6 +88,7 @@ HELPS = {
     "image_folder": "folder of images, or of train and validation folders; labels aren't read",
     "label_column_name": "column of --probe_file with the labels",
     "model_name_or_path": "converted checkpoint, or a stock one, which is converted on the way",
+    "image_size": "side that images are resized to, in pixels",
     "max_length": "tokens of a piece of text to train on; longer documents are cut into several",
 }
 # Of students made here from a stock checkpoint, beside maps of twice the head width; a converted one has its own.
@@ -242,7 +243,9 @@ def check_resumed(args: argparse.Namespace) -> None:
     for position, name in enumerate(STAGES):
         planned = getattr(args, f"{name}_steps")
         has_later = any(found[later] for later in STAGES[position + 1 :])
-        if found[name] and has_later and (done := step_of(found[name][-1])) != planned:
+        damaged = (args.output_dir / name).glob("damaged-checkpoint-*")  # set aside, it tells how far the stage went
+        done = max(map(step_of, [*found[name], *damaged]), default=planned)
+        if has_later and done != planned:
             raise ValueError(
                 f"--{name}_steps {planned}: the run in {args.output_dir} went on to its next stage after {done}. Give "
                 "the same number, or another --output_dir."

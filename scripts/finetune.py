@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedModel,
     get_scheduler,
 )
@@ -64,7 +65,7 @@ TASKS = {
         model_name_or_path="none",
     ),
 }  # fmt: skip
-PRETRAINED_IMAGES = dict(learning_rate=1e-4, image_size=None)  # None: the checkpoint's own
+PRETRAINED_IMAGES = dict(learning_rate=1e-4, image_size=None)  # None: as the checkpoint's processor says
 DEMOS = {
     "text-classification": dict(
         max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,
@@ -104,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     is_demo = not (known.train_file or known.image_folder or known.dataset_name)
     defaults = COMMON | TASKS[known.task] | (DEMOS[known.task] if is_demo else {})
     if known.task == "image-classification" and known.model_name_or_path not in (None, "none"):
-        defaults |= PRETRAINED_IMAGES
+        defaults |= PRETRAINED_IMAGES | ({"image_size": defaults["image_size"]} if is_demo else {})  # digits need it
     parser.set_defaults(**defaults | (FULL_RECIPES[known.task] if known.full_recipe else {}))
     args = parser.parse_args(flags)
     args.command = arguments.command_line("scripts/finetune.py", flags)
@@ -113,17 +114,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def native_side(model: PreTrainedModel) -> int:
-    """The side of the square images that a model is for, in pixels.
+def native_side(processor: BaseImageProcessor) -> int:
+    """The side in pixels of the square images that an image processor makes.
 
     Raises:
         ValueError: they are not square.
     """
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ValueError(f"--image_size: the checkpoint is for images of {height} x {width} px; say which side to use.")
-    return height
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    sides = {side for name in ("height", "width", "shortest_edge") if (side := getattr(size, name, None))}
+    if len(sides) != 1:
+        raise ValueError(f"--image_size: the checkpoint's processor says {size}, no square; say which side to use.")
+    return sides.pop()
 
 
 def build_model(args: argparse.Namespace, data: LabelledData):
@@ -144,7 +145,8 @@ def build_model(args: argparse.Namespace, data: LabelledData):
     else:
         source = resolve_checkpoint(args.model_name_or_path)
         model = load_factorized(source, "AutoModelForImageClassification", **overrides)
-        args.image_size = args.image_size or native_side(model)  # the report and the card ask for it, too
+        # The report and the card ask for it, too.
+        args.image_size = args.image_size or native_side(AutoImageProcessor.from_pretrained(source))
         size = {"height": args.image_size, "width": args.image_size}
         processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
     return model, processor, count_patches(args.image_size, model.config)

@@ -1,6 +1,6 @@
 """How well frozen image embeddings tell classes apart: a softmax model beside its factorized one, at several sizes.
 
-python scripts/linear_probe.py --image_folder stamps/ --teacher dinov2/ --student distilled/ --image_sizes 224 448 896
+python scripts/linear_probe.py --image_folder stamps/ --teacher dinov2-small --student outputs/distilled
 
 One folder per class. Logistic regression on the standardised, normalised CLS embedding; the same five folds for all,
 drawn `--repeats` times. The accuracies are means over the draws.

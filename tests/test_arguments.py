@@ -4,9 +4,16 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, DistilBertConfig, FunnelConfig, ViTConfig
+from transformers import (
+    BertConfig,
+    BitImageProcessor,
+    DistilBertConfig,
+    FunnelConfig,
+    ViTConfig,
+    ViTImageProcessor,
+)
 
-from fa_transformers import FAViTConfig, FAViTForImageClassification, from_scratch
+from fa_transformers import from_scratch
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -67,8 +74,9 @@ def test_pretrained_image_models_have_settings_of_their_own():
     scratch, pretrained = finetune.parse_args(image), finetune.parse_args([*image, "--model_name_or_path", "vit/"])
     assert scratch.image_size == 1024 and pretrained.image_size is None
     assert pretrained.learning_rate < scratch.learning_rate
-    sizes = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, patch_size=8)
-    assert finetune.native_side(FAViTForImageClassification(FAViTConfig(image_size=32, **sizes))) == 32
-    oblong = FAViTForImageClassification(FAViTConfig(image_size=(32, 48), **sizes))
-    with pytest.raises(ValueError, match="--image_size: the checkpoint is for images of 32 x 48 px"):
-        finetune.native_side(oblong)
+    demo = finetune.parse_args([*image[:2], "--model_name_or_path", "vit/"])
+    assert demo.image_size == 1024  # at 224 px nothing of it can be read
+    assert finetune.native_side(ViTImageProcessor(size={"height": 32, "width": 32})) == 32
+    assert finetune.native_side(BitImageProcessor(size={"shortest_edge": 256}, crop_size=224)) == 224  # DINOv2's
+    with pytest.raises(ValueError, match="--image_size: the checkpoint's processor says .*48.* no square"):
+        finetune.native_side(ViTImageProcessor(size={"height": 32, "width": 48}))

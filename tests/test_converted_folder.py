@@ -235,6 +235,9 @@ def test_a_short_name_is_called_by_its_name_on_the_hub(minilm, tmp_path):  # noq
     assert ModelFacts.load(tmp_path / "again" / "model_facts.json").base_model == facts.base_model
     trained_from_it.base_model = "me/mine"
     assert describe_base_model(trained_from_it) == ("me/mine", revision)
+    trained_from_it.base_model = None
+    (tmp_path / "fa" / "model_facts.json").write_text("{}")  # of another version
+    assert describe_base_model(trained_from_it) == ("local/fa", f"sha256 {weights} of model.safetensors")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ from fa_transformers import (
 )
 from fa_transformers.card import ModelFacts
 from fa_transformers.checkpointing import CheckpointError
+from fa_transformers.data.images import find_split_folders
 from fa_transformers.data.tables import DataError
 from fa_transformers.distillation import (
     AttentionTransfer,
@@ -476,6 +478,11 @@ def test_images_of_a_folder_are_split_as_fine_tuning_splits_them(tmp_path):
     (folder / "train").rename(folder / "dogs and cats")
     data = build_image_pieces(distill.parse_args(flags), ViTImageProcessor(**options), 16)
     assert levels_of(data.train(0)) == {50, 60} and levels_of(data.heldout["same kinds"]) == {100}
+    (folder / "val").rename(folder / "validation")
+    paint(folder / "val", 220, 3)
+    assert find_split_folders(folder)["validation"].name == "validation"
+    shutil.rmtree(folder / "val")
+    (folder / "validation").rename(folder / "val")
     (folder / "val").rename(folder / "birds")
     paint(folder / "frogs", 150, 100)
     data = build_image_pieces(distill.parse_args(flags[:4]), ViTImageProcessor(**options), 16)
@@ -585,6 +592,10 @@ def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
     more = [*flags, "--resume_from_checkpoint", "last", "--transfer_steps", "9"]
     with pytest.raises(ValueError, match="--transfer_steps 9: .* went on to its next stage after 6"):
         distill.main(distill.parse_args(more))
+    transfer = tmp_path / "run" / "transfer"
+    (transfer / "checkpoint-6").rename(transfer / "damaged-checkpoint-6")  # the stage had ended, all the same
+    (transfer / "checkpoint-4").mkdir()
+    distill.check_resumed(distill.parse_args([*flags, "--resume_from_checkpoint", "last"]))
 
 
 def test_a_sentence_model_with_its_encoder_in_a_subfolder_is_distilled_to_the_end(tmp_path, stock):

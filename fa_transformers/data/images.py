@@ -146,8 +146,11 @@ def _limit_advice() -> str:
 
 def find_split_folders(folder: Path) -> dict[str, Path]:
     """The folders of the splits "train", "validation" and "test" in `folder`, of those that are there."""
-    places = {split: [folder / name for name in names] for split, names in SPLIT_FOLDERS.items()}
-    return {split: path for split, paths in places.items() for path in paths if path.is_dir()}
+    found = {
+        split: next((folder / name for name in names if (folder / name).is_dir()), None)
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    return {split: path for split, path in found.items() if path}
 
 
 def find_class_images(folder: Path) -> dict[str, list[Path]]:
