@@ -466,18 +466,24 @@ def levels_of(pieces) -> set[int]:
 
 def test_images_of_a_folder_are_split_as_fine_tuning_splits_them(tmp_path):
     folder = tmp_path / "photos"
-    for level, place in ((50, "train/dogs"), (60, "train/cats"), (100, "val/dogs"), (200, "test/dogs")):
+    for level, place in (
+        (50, "train/dogs"),
+        (60, "train/cats"),
+        (200, "test/dogs"),
+        (100, "val/dogs"),
+        (110, "val/cats"),
+    ):
         paint(folder / place, level, 30)
     (folder / "train" / "cats" / "._000.png").write_bytes(b"left by a file manager")
     distill = load_script("distill")
     options = dict(size={"height": 16, "width": 16}, do_normalize=False)
-    flags = ["--task", "images", "--image_folder", str(folder), "--max_train_samples", "40", "--max_eval_samples", "10"]
+    flags = ["--task", "images", "--image_folder", str(folder), "--max_train_samples", "20", "--max_eval_samples", "10"]
     data = build_image_pieces(distill.parse_args(flags), ViTImageProcessor(**options), 16)
-    assert levels_of(data.train(0)) == {50, 60} and len(data.train(0)) == 40  # drawn, not the first ones
-    assert levels_of(data.heldout["same kinds"]) == {100}
+    assert levels_of(data.train(0)) == {50, 60} and len(data.train(0)) == 20  # the first 20 are all cats
+    assert levels_of(data.heldout["same kinds"]) == {100, 110}
     (folder / "train").rename(folder / "dogs and cats")
     data = build_image_pieces(distill.parse_args(flags), ViTImageProcessor(**options), 16)
-    assert levels_of(data.train(0)) == {50, 60} and levels_of(data.heldout["same kinds"]) == {100}
+    assert levels_of(data.train(0)) == {50, 60} and levels_of(data.heldout["same kinds"]) == {100, 110}
     (folder / "val").rename(folder / "validation")
     paint(folder / "val", 220, 3)
     assert find_split_folders(folder)["validation"].name == "validation"
@@ -486,7 +492,7 @@ def test_images_of_a_folder_are_split_as_fine_tuning_splits_them(tmp_path):
     (folder / "val").rename(folder / "birds")
     paint(folder / "frogs", 150, 100)
     data = build_image_pieces(distill.parse_args(flags[:4]), ViTImageProcessor(**options), 16)
-    assert levels_of(data.train(0)) == {50, 60, 100, 150} and len(data.train(0)) == 187
+    assert levels_of(data.train(0)) == {50, 60, 100, 110, 150} and len(data.train(0)) == 216
     (folder / "birds" / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png: no image that Pillow can read"):
         build_image_pieces(distill.parse_args(flags[:4]), ViTImageProcessor(**options), 16)
@@ -567,6 +573,31 @@ def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_bee
     resumed = distill.main(distill.parse_args([*flags, "--resume_from_checkpoint", "last"]))
     assert resumed["similarity"] == whole["similarity"]
     assert [stage["after"] for stage in resumed["stages"]] == [stage["after"] for stage in whole["stages"]]
+
+
+def test_the_trackers_get_a_curve_of_each_stage_and_steps_that_never_go_back(tmp_path, stock, monkeypatch):
+    logged: list[tuple[str, int]] = []
+    log = Accelerator.log
+    monkeypatch.setattr(
+        Accelerator,
+        "log",
+        lambda self, values, step, **options: logged.extend((name, step) for name in values) or log(self, values, step),
+    )
+    distill = load_script("distill")
+    distill.main(distill.parse_args(distill_flags(tmp_path, stock, "run")))
+    steps = {stage: [step for name, step in logged if name == f"{stage}/loss"] for stage in ("transfer", "end_to_end")}
+    assert steps == {"transfer": list(range(1, 7)), "end_to_end": list(range(7, 13))}
+    assert ("end_to_end/eval_loss", 12) in logged
+
+
+def test_the_encoder_alone_is_distilled_where_the_head_draws_pictures(tmp_path):
+    config = tiny_config(transformers.ViTConfig, image_size=16, patch_size=8, encoder_stride=8)
+    randomize(transformers.ViTForMaskedImageModeling(config)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    distill = load_script("distill")
+    args = distill.parse_args(["--task", "images", "--image_size", "16", "--local_kernel_size", "3"])
+    student, auto_class, _ = distill.build_student(args, str(tmp_path))
+    assert auto_class == "AutoModel" and type(student) is FAViTModel
 
 
 def test_the_receipt_of_a_stage_is_of_the_weights_that_are_kept(tmp_path, stock):
