@@ -87,10 +87,14 @@ def locate_encoder(name_or_path: str) -> Path:
 
 def _find_encoder(folder: Path) -> Path:
     """The folder of the first module of a sentence-transformers model; any other folder itself."""
-    modules = folder / MODULES_FILE
-    if not modules.is_file():
-        return folder
-    return folder / json.loads(modules.read_text(encoding="utf-8"))[0]["path"]
+    modules = read_modules(folder)
+    return folder / modules[0]["path"] if modules else folder
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers model, with their "path" and "type"; none of any other folder."""
+    path = folder / MODULES_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def read_pooling(folder: Path) -> str | None:
@@ -99,9 +103,7 @@ def read_pooling(folder: Path) -> str | None:
     Raises:
         ValueError: in another way.
     """
-    path = folder / MODULES_FILE
-    modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    for module in modules:
+    for module in read_modules(folder):
         if not module["type"].endswith(".Pooling"):
             continue
         settings = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
@@ -172,9 +174,7 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
 
     A folder that `publish` wrote goes by the base model that its card names, which is on the Hub; others by "local/".
     """
-    weights = sorted(path for file in WEIGHT_FILES for path in encoder.glob(f"{Path(file).stem}*{Path(file).suffix}"))[
-        0
-    ]
+    weights = min(path for file in WEIGHT_FILES for path in encoder.glob(f"{Path(file).stem}*{Path(file).suffix}"))
     revision = f"sha256 {compute_sha256(weights)} of {weights.name}"
     if name in HUB_IDS:
         return HUB_IDS[name], revision
@@ -191,10 +191,7 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
 def _download(repo_id: str) -> Path:
     """The folder of a repository's texts and weights: of each module safetensors, or else PyTorch's format."""
     folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
-    modules = folder / MODULES_FILE
-    places = [""]
-    if modules.is_file():
-        rows = json.loads(modules.read_text(encoding="utf-8"))
-        places = [row["path"] for row in rows if not row["type"].endswith(WITHOUT_WEIGHTS)]
+    modules = read_modules(folder)
+    places = [module["path"] for module in modules if not module["type"].endswith(WITHOUT_WEIGHTS)] or [""]
     missing = [f"{place}/*.bin".lstrip("/") for place in places if not any((folder / place).glob("*.safetensors"))]
     return Path(snapshot_download(repo_id, allow_patterns=missing)) if missing else folder

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .card import UNTRAINED, DataFacts, ModelFacts, ScoreFacts, describe_replacement
-from .checkpoint_source import MODULES_FILE, CheckpointSource, describe_source
+from .checkpoint_source import MODULES_FILE, CheckpointSource, describe_source, read_modules
 from .measure import describe_hardware, measure_speed
 from .models import FABertConfig, FABertModel
 from .models.configuration_fa import FactorizedConfig
@@ -74,10 +74,9 @@ def sentence_transformers_files(source: CheckpointSource, max_length: int | None
 
     The encoder goes to the folder itself, and takes texts of `max_length` tokens if given.
     """
-    if source.folder is None or source.model_folder is None or not (source.folder / MODULES_FILE).is_file():
+    if source.folder is None or source.model_folder is None or not (modules := read_modules(source.folder)):
         return {}
     folder = source.folder
-    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
     files: dict[str, bytes] = {}
     for module in modules[1:]:
         paths = [path for path in (folder / module["path"]).rglob("*") if path.is_file()]

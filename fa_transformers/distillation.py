@@ -243,9 +243,9 @@ def head_loss(logits: Tensor, expected: Tensor, mask: Tensor | None, problem_typ
     if problem_type == "regression" or logits.shape[-1] == 1:
         return F.mse_loss(logits.float(), expected.float())
     if problem_type == "multi_label_classification":
-        pair = [torch.stack([-rows.float(), rows.float()], dim=-1) for rows in (logits, expected)]  # of "no" and "yes"
-        found, wanted = (F.logsigmoid(rows).flatten(0, -2) for rows in pair)
-        return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+        # "No" and "yes" of each label are two classes: softmax of (0, x) is (sigmoid(-x), sigmoid(x)).
+        found, wanted = (torch.stack([torch.zeros_like(rows), rows], dim=-1) for rows in (logits, expected))
+        return divergence(found, wanted, None, over_tokens=False)
     return divergence(logits, expected, mask, over_tokens=False)
 
 

@@ -36,14 +36,8 @@ FIXED = dict(
 )  # fmt: skip
 # Flags of finetune.py without a use here: folds and equal budgets need all rows, and there is no model card.
 LEAVE_OUT = (
-    "image_folder",
-    "image_column_name",
-    "random_crop",
-    "random_flip",
-    "streaming",
-    "data_license",
-    "data_attribution",
-)
+    "image_folder", "image_column_name", "random_crop", "random_flip", "streaming", "data_license", "data_attribution",
+)  # fmt: skip
 # An earlier run's cells are of no use where one of these differs.
 SETTINGS = (
     "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "text_column_name",
@@ -104,8 +98,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--folds must be 0, or at least 3 (train, validation, test), got {args.folds}.")
     if args.group_column and not args.folds:
         raise ValueError("--group_column says what a fold must not cut: give --folds too.")
-    if args.train_file and args.dataset_name:
-        raise ValueError("--train_file and --dataset_name are two sources of data; give one.")
+    arguments.check_sources(args, is_text=True)
     for name in ("seeds", "fa_lengths"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             raise ValueError(f"--{name} names {getattr(args, name)}: each once.")

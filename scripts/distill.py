@@ -290,12 +290,13 @@ def main(args: argparse.Namespace) -> dict:
                 f"--max_length {args.max_length} is above the teacher's {longest} positions. The student learns longer "
                 "documents by --long_steps and --long_length, for which the teacher reads windows."
             )
-    longest = student.config.max_position_embeddings if args.task == "text" else 0
-    if student.config.position_embedding_type == "absolute" and longest < args.long_length:
-        raise ValueError(
-            f"--long_length {args.long_length} is above the student's {longest} positions: convert it with more, or "
-            "with --position_embedding_type periodic."
-        )
+    if args.long_length and student.config.position_embedding_type == "absolute":
+        longest = student.config.max_position_embeddings
+        if args.long_length > longest:
+            raise ValueError(
+                f"--long_length {args.long_length} is above the student's {longest} positions: convert it with more, "
+                "or with --position_embedding_type periodic."
+            )
     with accelerator.main_process_first():
         labelled = None  # what the downstream scores of the receipt are measured on
         if args.task == "text":
