@@ -1,4 +1,4 @@
-"""Packaging of fa_transformers. The version stands in fa_transformers/__init__.py alone; pins stand in constraints.txt.
+"""Packaging of fa_transformers. The version stands in fa_transformers/version.py alone; pins stand in constraints.txt.
 
 Each lower bound below is the version that `make test-oldest` installs (constraints-oldest.txt), except torch's: that is
 the lower bound of the newest tested transformers.
@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent
 
 
 def read_version() -> str:
-    source = (ROOT / "fa_transformers" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "fa_transformers" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
     if match is None:
-        raise RuntimeError('fa_transformers/__init__.py has no line __version__ = "..."')
+        raise RuntimeError('fa_transformers/version.py has no line __version__ = "..."')
     return match.group(1)
 
 

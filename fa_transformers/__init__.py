@@ -1,9 +1,10 @@
 """Factorized attention for Hugging Face Transformers: BERT- and ViT-class models linear in document and image size."""
 
 from .attention_interface import supports
-from .block import FactorizedAttentionBlock
-from .card import ModelFacts
-from .convert import Conversion, convert_checkpoint, extend_positions, load_factorized
+from .conversion.convert import Conversion, convert_checkpoint, extend_positions, load_factorized
+from .data.collators import PackingCollator
+from .hub.card import ModelFacts
+from .hub.publish import publish
 from .lora import fa_lora_config
 from .memory import MemoryEstimate, estimate_memory
 from .models import (
@@ -21,10 +22,8 @@ from .models import (
     factorized_attention,
     sequence_parallel,
 )
-from .packing import PackingCollator
-from .publish import publish
-
-__version__ = "0.1.0"
+from .models.fa_block import FactorizedAttentionBlock
+from .version import __version__
 
 __all__ = [
     "Conversion",
@@ -52,4 +51,5 @@ __all__ = [
     "publish",
     "sequence_parallel",
     "supports",
+    "__version__",
 ]

@@ -1,7 +1,7 @@
 """How much memory a model takes at a length, told from its configuration before anything is allocated.
 
 The terms are the tensors that PyTorch holds at the moment of the peak, counted per token, so a term that is off can be
-found and mended; `scripts/measure_memory.py` sets them against the measured peak of a fresh process.
+found and mended; `scripts/studies/measure_memory.py` sets them against the measured peak of a fresh process.
 """
 
 import ctypes

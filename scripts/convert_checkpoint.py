@@ -14,9 +14,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from fa_transformers import ModelFacts, arguments, convert_checkpoint
-from fa_transformers.card import FACTS_FILE
-from fa_transformers.convert import POSITIONS
+from fa_transformers import ModelFacts, convert_checkpoint
+from fa_transformers.conversion.convert import POSITIONS
+from fa_transformers.hub.card import FACTS_FILE
+from fa_transformers.training import arguments
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -23,17 +23,13 @@ from transformers import (
     get_scheduler,
 )
 
-from fa_transformers import arguments, recovery
-from fa_transformers.checkpoint_source import locate_checkpoint, locate_encoder, read_pooling
-from fa_transformers.checkpointing import (
-    CheckpointError,
-    choose_resume,
-    list_checkpoints,
-    prepare_output_dir,
-    step_of,
-)
-from fa_transformers.convert import convert_checkpoint
-from fa_transformers.distillation import (
+from fa_transformers.conversion.convert import convert_checkpoint
+from fa_transformers.conversion.packaged import HUB_IDS, HUB_LICENSE, resolve_checkpoint
+from fa_transformers.conversion.source import locate_checkpoint, locate_encoder, read_pooling
+from fa_transformers.conversion.stock_checkpoints import find_auto_class, find_family
+from fa_transformers.data.labelled import count_patches
+from fa_transformers.distillation import receipt as recovery
+from fa_transformers.distillation.objectives import (
     AttentionTransfer,
     EndToEndDistillation,
     embed_batches,
@@ -43,16 +39,21 @@ from fa_transformers.distillation import (
     load_teacher,
     similarity,
 )
-from fa_transformers.loop import plan_steps, run_training
+from fa_transformers.distillation.pieces import build_image_pieces, build_text_pieces
+from fa_transformers.distillation.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
 from fa_transformers.models.configuration_fa import FactorizedConfig
-from fa_transformers.packaged_checkpoints import HUB_IDS, HUB_LICENSE, resolve_checkpoint
-from fa_transformers.probing import embed_pieces, load_labelled_images, load_labelled_text, probe
-from fa_transformers.processes import report_lost_processes
-from fa_transformers.results import describe_run
-from fa_transformers.stock_checkpoints import find_auto_class, find_family
-from fa_transformers.tasks import count_patches
-from fa_transformers.training import build_loaders, make_accelerator, start_trackers
-from fa_transformers.unlabelled import build_image_pieces, build_text_pieces
+from fa_transformers.training import arguments
+from fa_transformers.training.checkpointing import (
+    CheckpointError,
+    choose_resume,
+    list_checkpoints,
+    prepare_output_dir,
+    step_of,
+)
+from fa_transformers.training.loop import plan_steps, run_training
+from fa_transformers.training.processes import report_lost_processes
+from fa_transformers.training.report import describe_run
+from fa_transformers.training.setup import build_loaders, make_accelerator, start_trackers
 
 # Every default that is a matter of tuning stands here. A later table wins over an earlier one, a flag over all.
 COMMON = dict(

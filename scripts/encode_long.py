@@ -23,8 +23,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
-from fa_transformers.data.license_documents import load_license_documents
-from fa_transformers.packaged_checkpoints import resolve_checkpoint
+from fa_transformers.conversion.packaged import resolve_checkpoint
+from fa_transformers.data.sets.license_documents import load_license_documents
 
 BERT_BASE, MINILM, VIT_SMALL = "bert-base", "minilm", "vit-small"
 VIT_SMALL_SIZES = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}

@@ -24,18 +24,20 @@ from transformers import (
     get_scheduler,
 )
 
-from fa_transformers import FAViTConfig, FAViTForImageClassification, arguments, results
-from fa_transformers.checkpoint_source import locate_encoder
-from fa_transformers.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
-from fa_transformers.convert import load_factorized
-from fa_transformers.loop import plan_steps, run_training
+from fa_transformers import FAViTConfig, FAViTForImageClassification
+from fa_transformers.conversion.convert import load_factorized
+from fa_transformers.conversion.packaged import resolve_checkpoint
+from fa_transformers.conversion.source import locate_encoder
+from fa_transformers.data.labelled import LabelledData, build_examples, count_patches, load_data
+from fa_transformers.hub.publish import publish, push_folder
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric
-from fa_transformers.packaged_checkpoints import resolve_checkpoint
-from fa_transformers.processes import report_lost_processes
-from fa_transformers.publish import publish, push_folder
-from fa_transformers.tasks import LabelledData, build_examples, count_patches, load_data
-from fa_transformers.training import (
+from fa_transformers.training import arguments
+from fa_transformers.training import report as results
+from fa_transformers.training.checkpointing import choose_resume, list_checkpoints, prepare_output_dir
+from fa_transformers.training.loop import plan_steps, run_training
+from fa_transformers.training.processes import report_lost_processes
+from fa_transformers.training.setup import (
     build_loaders,
     count_replicas,
     freeze_bottom_layers,

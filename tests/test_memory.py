@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT, SCRIPTS
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel, estimate_memory
-from fa_transformers.measure import PeakMemory
+from fa_transformers.hub.timing import PeakMemory
 
-ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 SIZES = dict(hidden_size=64, num_attention_heads=4, intermediate_size=256)
 
@@ -92,7 +92,7 @@ def test_bad_arguments_are_named():
 )
 def test_the_estimate_is_within_15_percent_of_the_peak_of_a_fresh_process(num_tokens, options):
     point = json.dumps(["MiniLM", num_tokens, options, "cpu"])
-    script = ROOT / "scripts" / "measure_memory.py"
+    script = SCRIPTS / "studies" / "measure_memory.py"
     code = f"""
 import importlib.util, json
 spec = importlib.util.spec_from_file_location("measure_memory", {str(script)!r})

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from repository import ROOT
 
 import fa_transformers
 
-ROOT = Path(__file__).parent.parent
 BUILD_INPUTS = ("fa_transformers", "scripts", "tests", "model_cards", "setup.py", "pyproject.toml", "MANIFEST.in")
 BUILD_TEXTS = tuple(
     path.name for pattern in ("*.md", "*.txt", "*.cff", "LICENSE", "Makefile") for path in ROOT.glob(pattern)
@@ -160,7 +160,7 @@ def test_version_stands_in_one_place(wheel):
         *(ROOT / name for name in ("setup.py", "pyproject.toml", "CITATION.cff")),
     ]
     places = [path.relative_to(ROOT).as_posix() for path in files if stated.search(path.read_text(encoding="utf-8"))]
-    assert places == ["fa_transformers/__init__.py"]
+    assert places == ["fa_transformers/version.py"]
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows(requirements):

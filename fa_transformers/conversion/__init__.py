@@ -1,0 +1,1 @@
+"""Stock checkpoints that become FA models: reading, translating, converting and writing them."""

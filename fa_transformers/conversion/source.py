@@ -1,0 +1,197 @@
+"""Read a checkpoint to convert: configuration, tensors under the names on disk, tokenizer or image processor."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
+from ..hub.self_check import compute_sha256
+from .packaged import HUB_IDS, resolve_checkpoint
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MODULES_FILE = "modules.json"
+POOLING_MODES = {
+    "pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls",
+}  # fmt: skip
+WITHOUT_WEIGHTS = (".Pooling", ".Normalize")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+
+
+@dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint as it was found.
+
+    Args:
+        name: what messages and the card call it: the path, the Hub name or the class.
+        config: its configuration.
+        architecture: the name of its model class, "" where it isn't stated.
+        tensors: by the names that they have there.
+        dtype: what the result is to have; "auto" is as the configuration or the tensors say.
+        folder: where its files are; None for a model in memory.
+        model_folder: the same, or the folder inside it that an old sentence-transformers model keeps its encoder in.
+    """
+
+    name: str
+    config: PretrainedConfig
+    architecture: str
+    tensors: dict[str, Tensor]
+    dtype: torch.dtype | str = "auto"
+    folder: Path | None = None
+    model_folder: Path | None = None
+
+
+def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> CheckpointSource:
+    """A model in memory, a folder, a short name of `packaged_checkpoints`, or a repository of the Hub, downloaded.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
+        FileNotFoundError: the folder has no weights.
+        OSError: there is no such folder or repository, or it has no configuration.
+    """
+    if isinstance(model_or_path, PreTrainedModel):
+        model = model_or_path
+        tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        class_name = type(model).__name__
+        return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
+    name = os.fspath(model_or_path)
+    folder = locate_checkpoint(name)
+    model_folder = _find_encoder(folder)
+    config = AutoConfig.from_pretrained(model_folder)
+    architecture = (config.architectures or [""])[0]
+    return CheckpointSource(name, config, architecture, read_tensors(model_folder), "auto", folder, model_folder)
+
+
+def locate_checkpoint(name_or_path: str) -> Path:
+    """The folder of a checkpoint, as `read_source` takes it by name; a repository of the Hub is downloaded.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
+        OSError: there is no such folder or repository.
+    """
+    found = name_or_path if Path(name_or_path).is_dir() else resolve_checkpoint(name_or_path)
+    return Path(found) if Path(found).is_dir() else _download(found)
+
+
+def locate_encoder(name_or_path: str) -> Path:
+    """The folder of a checkpoint's encoder: its configuration, weights, and tokenizer or image processor."""
+    return _find_encoder(locate_checkpoint(name_or_path))
+
+
+def _find_encoder(folder: Path) -> Path:
+    """The folder of the first module of a sentence-transformers model; any other folder itself."""
+    modules = read_modules(folder)
+    return folder / modules[0]["path"] if modules else folder
+
+
+def read_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers model, with their "path" and "type"; none of any other folder."""
+    path = folder / MODULES_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def read_pooling(folder: Path) -> str | None:
+    """How a sentence-transformers model makes one vector of a text, "mean" or "cls"; None where it isn't stated.
+
+    Raises:
+        ValueError: in another way.
+    """
+    for module in read_modules(folder):
+        if not module["type"].endswith(".Pooling"):
+            continue
+        settings = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
+        # Later versions write one name, or a list of those that they concatenate; earlier ones a switch for each.
+        stated = settings.get("pooling_mode")
+        if stated is None:
+            stated = [name for name, on in settings.items() if on is True and name.startswith("pooling_mode_")]
+        modes = [stated] if isinstance(stated, str) else stated
+        if len(modes) != 1 or modes[0] not in POOLING_MODES:
+            raise ValueError(
+                f"{folder} pools by {', '.join(modes) or 'nothing'}; only the mean and the first token are known here."
+            )
+        return POOLING_MODES[modes[0]]
+    return None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's weights, in one file or several, preferably safetensors.
+
+    Raises FileNotFoundError if there are none.
+    """
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        elif (folder / name).is_file():
+            files = [name]
+        else:
+            continue
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            tensors |= (
+                load_file(folder / file)
+                if file.endswith(".safetensors")
+                else torch.load(folder / file, map_location="cpu", weights_only=True)
+            )
+        return tensors
+    raise FileNotFoundError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}, whole or in parts.")
+
+
+def load_processor(source: CheckpointSource, main_input_name: str, **options: Any) -> Any:
+    """The tokenizer or image processor beside a checkpoint; None where there is none.
+
+    `options` are for an image processor.
+    """
+    folder = source.model_folder
+    if folder is None:
+        return None
+    if main_input_name == "pixel_values":
+        has_processor = (folder / "preprocessor_config.json").is_file()
+        return AutoImageProcessor.from_pretrained(folder, **options) if has_processor else None
+    has_tokenizer = any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
+    return AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+
+
+def describe_source(source: CheckpointSource) -> tuple[str, str]:
+    """What a model card calls the checkpoint, and what fixes exactly which weights those were."""
+    if source.model_folder is None:
+        return f"local/{source.name}", "a model in memory"
+    if not Path(source.name).is_dir() and source.name not in HUB_IDS:
+        assert source.folder is not None
+        return source.name, source.folder.resolve().name  # the cache names each revision's folder by its commit
+    return describe_folder(source.name, source.model_folder)
+
+
+def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
+    """The same of a local checkpoint: its Hub name, and the checksum of the weights in `encoder`.
+
+    A folder that `publish` wrote goes by the base model that its card names, which is on the Hub; others by "local/".
+    """
+    weights = min(path for file in WEIGHT_FILES for path in encoder.glob(f"{Path(file).stem}*{Path(file).suffix}"))
+    revision = f"sha256 {compute_sha256(weights)} of {weights.name}"
+    if name in HUB_IDS:
+        return HUB_IDS[name], revision
+    local_name = "local/" + "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).resolve().name)
+    try:
+        origin = ModelFacts.load(Path(name) / FACTS_FILE)
+    except (FactError, FileNotFoundError):  # of another version, or none: what was trained must not be lost for it
+        return local_name, revision
+    if origin.base_model == FROM_SCRATCH:
+        return local_name, revision
+    return origin.base_model, f"{origin.base_model_revision}, by way of {local_name}, {revision}"
+
+
+def _download(repo_id: str) -> Path:
+    """The folder of a repository's texts and weights: of each module safetensors, or else PyTorch's format."""
+    folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    modules = read_modules(folder)
+    places = [module["path"] for module in modules if not module["type"].endswith(WITHOUT_WEIGHTS)] or [""]
+    missing = [f"{place}/*.bin".lstrip("/") for place in places if not any((folder / place).glob("*.safetensors"))]
+    return Path(snapshot_download(repo_id, allow_patterns=missing)) if missing else folder

@@ -1,0 +1,1 @@
+"""Checked reading of a user's own tables, image folders and streams."""

@@ -1,0 +1,419 @@
+"""Model cards: measured facts poured into `card_template.md`.
+
+A fact that is missing, empty or not a number where a number is needed is an error that names the fact, so that a
+published card cannot silently lack one. The template has no logic: what depends on the facts is a string made here.
+
+Make a card from a facts file (`publish` writes one as `model_facts.json` into every model folder):
+
+    python -m fa_transformers.hub.card model_cards/NAME.json model_cards/NAME.md
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import string
+import types
+import typing
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..data.facts import DataFacts
+
+FACTS_FILE = "model_facts.json"
+UNPUBLISHED = "unpublished"
+FROM_SCRATCH = "none (trained from scratch)"
+UNTRAINED = "nothing"
+
+# The Hub's oldest models, such as "bert-base-uncased", have no owner.
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
+
+
+class FactError(ValueError):
+    """A fact of a model card is missing, empty, of the wrong type or unknown; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFacts:
+    """One metric on one split, beside what other models reach on the same split.
+
+    Args:
+        dataset: `DataFacts.name` of one of the card's data sets.
+        split: "test", "validation", ...
+        metric: the Hub's metric identifier, "accuracy", "f1", ...
+        value: this model's score.
+        baselines: {name of the other model: its score}; at least one, the softmax model first where it was measured.
+    """
+
+    dataset: str
+    split: str
+    metric: str
+    value: float
+    baselines: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedFacts:
+    """Time and peak memory of one forward pass at one length, beside the same model with softmax attention.
+
+    Args:
+        length: number of tokens (patches for images).
+        milliseconds, mebibytes: of this model.
+        softmax_milliseconds, softmax_mebibytes: of the softmax model; both None when it ran out of memory.
+    """
+
+    length: int
+    milliseconds: float
+    mebibytes: float
+    softmax_milliseconds: float | None
+    softmax_mebibytes: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Everything a model card says. Each fact is required and may not be empty, save those with a default.
+
+    Args:
+        repo_id: "owner/name" on the Hub, or a bare name while it is unpublished.
+        revision: commit, tag or branch that the loading snippet pins; UNPUBLISHED until `push_to_hub` knows the commit.
+        summary: one sentence saying what the model is for.
+        pipeline_tag: the Hub's task, "text-classification", "image-classification", ...
+        auto_class: the Auto class that loads it, "AutoModelForSequenceClassification", ...
+        language: ISO 639-1 code of the text, None for images or where it is not known.
+        license: licence of these weights as the Hub spells it, "apache-2.0", ...
+        base_model: "owner/name" (or an old bare name) on the Hub of the model this one started from, or FROM_SCRATCH.
+        base_model_revision: commit, package version or checksum that fixes exactly which weights those were.
+        replaced: what of the base model was replaced, and by what.
+        trained_after: what was trained since, for how long; UNTRAINED for a model that was only converted.
+        data: the data sets, with licence and attribution.
+        command: the exact command that made it.
+        hardware: what it was trained and timed on, with the training time.
+        scores: at least one, each with a baseline on the same split.
+        speed: at least one length.
+        limits: what it cannot do or was not tested for; at least one.
+    """
+
+    repo_id: str
+    summary: str
+    pipeline_tag: str
+    auto_class: str
+    language: str | None
+    license: str
+    base_model: str
+    base_model_revision: str
+    replaced: str
+    trained_after: str
+    data: list[DataFacts]
+    command: str
+    hardware: str
+    scores: list[ScoreFacts]
+    speed: list[SpeedFacts]
+    limits: list[str]
+    revision: str = UNPUBLISHED
+
+    def __post_init__(self) -> None:
+        """Raises FactError, naming the fact, unless every fact is there and the facts agree with one another."""
+        _check_facts(self, "")
+        if not re.fullmatch(r"[a-z0-9.+-]+", self.license):
+            raise FactError(f"fact 'license' is {self.license!r}; give the Hub's identifier, for example 'apache-2.0'")
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.repo_id):
+            raise FactError(f"fact 'repo_id' is {self.repo_id!r}; give 'owner/name'")
+        if self.base_model != FROM_SCRATCH and not _HUB_ID.fullmatch(self.base_model):
+            raise FactError(
+                f"fact 'base_model' is {self.base_model!r}; give 'owner/name' on the Hub, or {FROM_SCRATCH!r}"
+            )
+        if self.revision in ("main", "master"):
+            raise FactError(
+                f"fact 'revision' is {self.revision!r}, which moves; give a commit or tag, or {UNPUBLISHED!r}"
+            )
+        if not self.auto_class.startswith("AutoModel"):
+            raise FactError(f"fact 'auto_class' is {self.auto_class!r}; give the name of an Auto class of transformers")
+        names = [data.name for data in self.data]
+        for index, score in enumerate(self.scores):
+            if score.dataset not in names:
+                raise FactError(
+                    f"fact 'scores[{index}].dataset' is {score.dataset!r}, which 'data' does not name: {names}"
+                )
+        for index, speed in enumerate(self.speed):
+            if (speed.softmax_milliseconds is None) != (speed.softmax_mebibytes is None):
+                raise FactError(
+                    f"fact 'speed[{index}]' has only one of softmax_milliseconds and softmax_mebibytes; "
+                    "give both, or neither when the softmax model ran out of memory"
+                )
+
+    @property
+    def title(self) -> str:
+        return self.repo_id.rsplit("/", 1)[-1]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelFacts":
+        """Build from the dictionary that `to_dict` gives.
+
+        Raises:
+            FactError: a fact is missing, unknown, empty or of the wrong type.
+        """
+        return _from_dict(cls, values, "")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "ModelFacts":
+        """Read a facts file.
+
+        Raises:
+            FactError: the file is not JSON, or as in `from_dict`; the message names the file.
+            OSError: the file cannot be read.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise FactError(f"{os.fspath(path)} is not a JSON file: {error}") from error
+        try:
+            return cls.from_dict(values)
+        except FactError as error:
+            raise FactError(f"{os.fspath(path)}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a facts file that `load` reads back; it appears by rename."""
+        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+
+
+def render_card(facts: ModelFacts) -> str:
+    """Return the model card: YAML metadata the Hub accepts, with `model-index` results, then Markdown."""
+    template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
+    return string.Template(template).substitute(
+        metadata=_metadata(facts),
+        title=facts.title,
+        first_line=_first_line(facts),
+        base_model=facts.base_model,
+        base_model_revision=facts.base_model_revision,
+        replaced=facts.replaced,
+        trained_after=facts.trained_after,
+        license=facts.license,
+        pinning=_pinning(facts),
+        snippet=_snippet(facts),
+        scores=_score_table(facts.scores),
+        wins=_wins(facts.speed),
+        speed=_speed_table(facts.speed),
+        hardware=facts.hardware,
+        data="\n".join(_data_line(data) for data in facts.data),
+        command=facts.command,
+        limits="\n".join(f"- {limit}" for limit in facts.limits),
+    )
+
+
+def describe_replacement(model: Any) -> str:
+    """One sentence on what an FA model has in the place of softmax attention, from its configuration."""
+    config = model.config
+    replaced = config.num_hidden_layers - len(config.softmax_layers)
+    parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
+    if config.key_feature_size:
+        parts.append(f"with {config.key_feature_size} learned key features per head")
+    if config.learned_temperatures:
+        parts.append("with learned temperatures")
+    if config.local_window:
+        parts.append(f"mixed with a softmax window over {config.local_window} neighbours to each side")
+    if config.local_kernel_size:
+        parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
+    return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write UTF-8 `text` to `path` by rename, so that a reader never sees half a file."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_facts(facts: Any, prefix: str) -> None:
+    hints = typing.get_type_hints(type(facts))
+    for field in dataclasses.fields(facts):
+        _check_value(getattr(facts, field.name), hints[field.name], prefix + field.name)
+
+
+def _check_value(value: Any, hint: Any, name: str) -> None:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return
+        origin, hint = None, arguments[0]
+    if (
+        value is None
+        or (isinstance(value, (str, list, dict)) and not value)
+        or (hint is str and not str(value).strip())
+    ):
+        raise FactError(f"fact '{name}' is missing: a model card must state it")
+    expected = origin or hint
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number if expected is float else isinstance(value, expected) and not isinstance(value, bool)):
+        raise FactError(f"fact '{name}' must be a {expected.__name__}, got {value!r}")
+    if is_number and not math.isfinite(value):
+        raise FactError(f"fact '{name}' is {value}; a model card states finite numbers only")
+    if expected is list:
+        for index, item in enumerate(value):
+            _check_value(item, arguments[0], f"{name}[{index}]")
+    elif expected is dict:
+        for key, item in value.items():
+            _check_value(item, arguments[1], f"{name}[{key!r}]")
+    elif dataclasses.is_dataclass(expected):
+        _check_facts(value, f"{name}.")
+
+
+def _from_dict(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise FactError(f"fact '{prefix.rstrip('.') or 'the whole file'}' must be a JSON object, got {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise FactError(f"fact '{prefix}{unknown[0]}' is unknown; the facts are {sorted(fields)}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name, field in fields.items():
+        if name not in values:
+            if field.default is dataclasses.MISSING:
+                raise FactError(f"fact '{prefix}{name}' is missing: a model card must state it")
+            continue
+        arguments[name] = values[name]
+        item_type = next(iter(typing.get_args(hints[name])), None)
+        if isinstance(item_type, type) and dataclasses.is_dataclass(item_type):
+            if not isinstance(values[name], list):
+                raise FactError(f"fact '{prefix}{name}' must be a list, got {values[name]!r}")
+            arguments[name] = [
+                _from_dict(item_type, item, f"{prefix}{name}[{index}].") for index, item in enumerate(values[name])
+            ]
+    return cls(**arguments)
+
+
+def _metadata(facts: ModelFacts) -> str:
+    hub_ids = [data.hub_id for data in facts.data if data.hub_id is not None]
+    return ModelCardData(
+        language=facts.language,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag=facts.pipeline_tag,
+        tags=["factorized-attention", "linear-attention", "long-context", "custom_code"],
+        base_model=None if facts.base_model == FROM_SCRATCH else facts.base_model,
+        datasets=hub_ids or None,
+        model_name=facts.title,
+        eval_results=[_eval_result(score, facts) for score in facts.scores],
+    ).to_yaml()
+
+
+def _eval_result(score: ScoreFacts, facts: ModelFacts) -> EvalResult:
+    data = next(data for data in facts.data if data.name == score.dataset)
+    return EvalResult(
+        task_type=facts.pipeline_tag,
+        dataset_type=data.hub_id or re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-"),
+        dataset_name=data.name,
+        dataset_split=score.split,
+        metric_type=score.metric,
+        metric_value=score.value,
+    )
+
+
+def _first_line(facts: ModelFacts) -> str:
+    if facts.trained_after == UNTRAINED:
+        return (
+            "**Converted and not trained since: expect it to be worse than its base model until it is fine-tuned.** "
+            + facts.summary
+        )
+    return facts.summary
+
+
+def _pinning(facts: ModelFacts) -> str:
+    if facts.revision == UNPUBLISHED:
+        return "This folder is not on the Hub yet; once it is pushed, this card pins the commit here."
+    return "The revision pins weights and code to what was tested."
+
+
+def _snippet(facts: ModelFacts) -> str:
+    processor = "AutoImageProcessor" if facts.pipeline_tag.startswith("image-") else "AutoTokenizer"
+    if facts.revision == UNPUBLISHED:
+        source, arguments = 'folder = "path/to/this/folder"', "folder, trust_remote_code=True"
+    else:
+        source = f'repo_id, revision = "{facts.repo_id}", "{facts.revision}"'
+        arguments = "repo_id, revision=revision, trust_remote_code=True"
+    return "\n".join(
+        [
+            f"from transformers import {facts.auto_class}, {processor}",
+            "",
+            source,
+            f"model = {facts.auto_class}.from_pretrained({arguments})",
+            f"processor = {processor}.from_pretrained({arguments})",
+        ]
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    def escape(cell: str) -> str:
+        return cell.replace("|", "\\|").replace("\n", " ")
+
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines)
+
+
+def _score_table(scores: list[ScoreFacts]) -> str:
+    baselines = list(dict.fromkeys(name for score in scores for name in score.baselines))
+    rows = [
+        [score.dataset, score.split, score.metric, f"**{score.value:.4g}**"]
+        + [f"{score.baselines[name]:.4g}" if name in score.baselines else "not measured" for name in baselines]
+        for score in scores
+    ]
+    return _table(["data", "split", "metric", "this model", *baselines], rows)
+
+
+def _speed_table(speed: list[SpeedFacts]) -> str:
+    rows = []
+    for row in sorted(speed, key=lambda row: row.length):
+        softmax = (
+            ["out of memory", "out of memory"]
+            if row.softmax_milliseconds is None
+            else [f"{row.softmax_milliseconds:,.1f}", f"{row.softmax_mebibytes:,.0f}"]
+        )
+        rows.append([f"{row.length:,}", f"{row.milliseconds:,.1f}", softmax[0], f"{row.mebibytes:,.0f}", softmax[1]])
+    return _table(["tokens", "this model, ms", "softmax, ms", "this model, MiB", "softmax, MiB"], rows)
+
+
+def _wins(speed: list[SpeedFacts]) -> str:
+    winning = None
+    for row in sorted(speed, key=lambda row: row.length, reverse=True):
+        if row.softmax_milliseconds is not None and row.milliseconds >= row.softmax_milliseconds:
+            break
+        winning = row.length
+    if winning is None:
+        longest = max(row.length for row in speed)
+        return f"At {longest:,} tokens, the longest measured, it is not yet faster than softmax attention."
+    return f"It is faster than softmax attention from {winning:,} tokens on."
+
+
+def _data_line(data: DataFacts) -> str:
+    where = f" ([{data.hub_id}](https://huggingface.co/datasets/{data.hub_id}))" if data.hub_id else ""
+    return f"- **{data.name}**{where}, licence {data.license}. {data.attribution}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fa_transformers.card", description="Write a model card from a file of measured facts."
+    )
+    parser.add_argument("facts", type=Path, help="JSON file of ModelFacts")
+    parser.add_argument("card", type=Path, help="Markdown file to write")
+    options = parser.parse_args(arguments)
+    try:
+        write_text(options.card, render_card(ModelFacts.load(options.facts)))
+    except (FactError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

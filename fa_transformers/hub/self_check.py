@@ -1,0 +1,200 @@
+"""The self-test that `publish` leaves in a model folder: one small fixed input and the outputs the model gave for it.
+
+This file also runs as a program, in a process that cannot import our package, as a stranger's process cannot:
+
+    python -P self_check.py FOLDER
+    python -P self_check.py OWNER/NAME --revision COMMIT
+
+It loads tokenizer or image processor and model with the Auto classes and `trust_remote_code=True`, compares what they
+give with `self_test.json`, and prints one line of JSON, or "error: ..." with exit status 1. So it must not import any
+other file of the package.
+"""
+
+import argparse
+import base64
+import hashlib
+import importlib.abc
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+SELF_TEST_FILE = "self_test.json"
+PACKAGE = "fa_transformers"
+MAX_SAMPLES = 256
+# Image files are decoded exactly; resizing may round differently in another version of Pillow by one level of 255,
+# which normalisation multiplies by about 4.
+PIXEL_TOLERANCE = 4 / 255
+
+
+class SelfTestError(ValueError):
+    """A model folder is incomplete or altered, or gives other outputs than when it was published."""
+
+
+def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tensor]:
+    """The self-test's texts or image as model inputs, made by the folder's own tokenizer or image processor."""
+    if "texts" in self_test:
+        return dict(
+            processor(
+                self_test["texts"],
+                padding=True,
+                truncation=True,
+                max_length=self_test["max_length"],
+                return_tensors="pt",
+            )
+        )
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(self_test["image_png"])))
+    return dict(processor(images=image, return_tensors="pt"))
+
+
+@torch.no_grad()
+def compute_outputs(
+    model: transformers.PreTrainedModel, inputs: dict[str, Tensor], auto_class: str
+) -> dict[str, Tensor]:
+    """Every output tensor of `model`, by name. For multiple choice the texts are the choices of one sample."""
+    if auto_class == "AutoModelForMultipleChoice":
+        inputs = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
+    inputs = {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    outputs = model(**inputs, return_dict=True)
+    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+
+
+def take_samples(tensor: Tensor) -> dict[str, Any]:
+    """The shape and at most 256 evenly spaced values of `tensor`, as JSON keeps them exactly."""
+    step = math.ceil(tensor.numel() / MAX_SAMPLES)
+    values = tensor.flatten()[::step]
+    return {"shape": list(tensor.shape), "values": (values.double() if values.is_floating_point() else values).tolist()}
+
+
+def compute_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_self_test(folder: Path) -> dict[str, Any]:
+    """Read a folder's self-test and check that the files it lists are there and unaltered.
+
+    Raises:
+        SelfTestError: the folder was not written by `publish`, or a file is missing or was altered.
+    """
+    if not folder.is_dir():
+        raise SelfTestError(f"{folder} is not a folder")
+    if not (folder / SELF_TEST_FILE).is_file():
+        raise SelfTestError(
+            f"{folder} has no {SELF_TEST_FILE}, so it was not written by {PACKAGE}.publish; publish the model first"
+        )
+    try:
+        self_test = json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))
+        files = dict(self_test["files"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SelfTestError(f"{folder / SELF_TEST_FILE} is damaged ({error!r}); publish the model again") from error
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            raise SelfTestError(f"{folder} has lost {name}; publish the model again")
+        if compute_sha256(folder / name) != expected:
+            raise SelfTestError(f"{folder / name} was altered after the model was published; publish the model again")
+    return self_test
+
+
+def compare_samples(what: str, name: str, found: Tensor, expected: dict[str, Any], tolerance: float) -> float:
+    """Largest difference between `found` and the stored samples.
+
+    Raises:
+        SelfTestError: the shape differs, or a value differs by more than `tolerance` or is NaN.
+    """
+    samples = take_samples(found)
+    if samples["shape"] != expected["shape"]:
+        raise SelfTestError(f"{what}: {name} has shape {samples['shape']}, was {expected['shape']} when published")
+    difference = max(
+        (abs(a - b) for a, b in zip(samples["values"], expected["values"], strict=True)), default=0.0, key=_nan_last
+    )
+    if not difference <= tolerance:
+        raise SelfTestError(
+            f"{what}: {name} differs by {difference:.3g} from when the model was published (at most {tolerance:.3g})"
+        )
+    return difference
+
+
+def _nan_last(difference: float) -> float:
+    return math.inf if math.isnan(difference) else difference
+
+
+def load(auto_class: str, source: str, revision: str | None, **options: Any) -> Any:
+    return getattr(transformers, auto_class).from_pretrained(
+        source, revision=revision or "main", trust_remote_code=True, **options
+    )
+
+
+def check(source: str, revision: str | None) -> dict[str, Any]:
+    """Check a folder, or a repository at a commit, against its self-test.
+
+    Raises:
+        SelfTestError: as in `read_self_test` and `compare_samples`, or a weight is missing from the file.
+    """
+    folder = Path(source)
+    if revision is not None:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, revision=revision))
+    self_test = read_self_test(folder)
+    processor = load(self_test["processor_class"], source, revision)
+    inputs = prepare_inputs(processor, self_test)
+    if set(inputs) != set(self_test["inputs"]):
+        raise SelfTestError(f"the processor gives {sorted(inputs)}, gave {sorted(self_test['inputs'])} when published")
+    for name, tensor in inputs.items():
+        tolerance = PIXEL_TOLERANCE if tensor.is_floating_point() else 0
+        compare_samples("the tokenizer or image processor changed", name, tensor, self_test["inputs"][name], tolerance)
+    model, loading = load(self_test["auto_class"], source, revision, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise SelfTestError(f"{source} has {kind.replace('_', ' ')} in its weights: {sorted(loading[kind])[:5]}")
+    outputs = compute_outputs(model.eval(), inputs, self_test["auto_class"])
+    if set(outputs) != set(self_test["outputs"]):
+        raise SelfTestError(f"the model gives {sorted(outputs)}, gave {sorted(self_test['outputs'])} when published")
+    difference = max(
+        compare_samples("the model changed", name, tensor, self_test["outputs"][name], self_test["tolerance"])
+        for name, tensor in outputs.items()
+    )
+    return {
+        "source": source,
+        "model_class": type(model).__name__,
+        "max_difference": difference,
+        "tolerance": self_test["tolerance"],
+        "files": len(self_test["files"]),
+    }
+
+
+class _WithoutPackage(importlib.abc.MetaPathFinder):
+    """Makes an installed copy of our package unimportable, so that only the folder's own code can be used."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == PACKAGE:
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden by the self-test)", name=name)
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load a published model in this process and compare its outputs.")
+    parser.add_argument("source", help="folder, or OWNER/NAME with --revision")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub repository; without it, source is a folder")
+    options = parser.parse_args()
+    sys.meta_path.insert(0, _WithoutPackage())
+    transformers.logging.set_verbosity_error()
+    try:
+        result = check(options.source, options.revision)
+    except SelfTestError as error:
+        parser.exit(1, f"error: {error}\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The paper's own module: factorized attention over a feature map of any spatial rank, to insert into a network.
+
+B batch, C channels of the map, H heads, N positions of the map (its spatial sizes multiplied).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .fa_attention import NORMALIZATIONS, factorized_attention
+
+
+class FactorizedAttentionBlock(nn.Module):
+    """Let every position of a feature map attend to all others, and add the result to the map.
+
+        out = x + W_r · attention(W_q x + b_q, W_k x + b_k, W_v x + b_v) + b_r
+
+    attention(Q, K, V) = softmax_features(Q) · (softmax_positions(K)ᵀ · V) for each head on its own slice of the
+    channels, the slices in order. The four projections are 1×1 convolutions. In "softmax" the bias of `keys` has no
+    effect and gets zero gradient (a constant added to all positions cancels); it exists because checkpoints of the
+    paper's module hold it.
+
+    The weights are [out, in, 1] whatever the spatial rank, so one module takes signals, images and volumes. Weights of
+    1×1 Conv2d and Conv3d layers ([out, in, 1, 1], [out, in, 1, 1, 1]) load as well.
+
+    Shapes: x [B, C, *spatial] with one or more spatial sizes -> the same.
+
+    Args:
+        in_channels: C.
+        key_channels: channels of queries and keys, all heads together; the paper mostly uses C / 2.
+        value_channels: channels of values, all heads together; the paper mostly uses C.
+        num_heads: H; must divide `key_channels` and `value_channels`.
+        normalization: "softmax" or "scaling" (Q · Kᵀ · V divided by the number of real positions).
+        zero_init: start with `reprojection` at zero, so that the block is the identity until it is trained.
+
+    Raises:
+        ValueError: a count is not a positive integer, heads do not divide the channels, or `normalization` is unknown.
+
+    Source: Shen et al. 2021, arXiv:1812.01243, section 3.3 (the efficient attention module).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        key_channels: int,
+        value_channels: int,
+        num_heads: int = 1,
+        *,
+        normalization: str = "softmax",
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "in_channels": in_channels,
+            "key_channels": key_channels,
+            "value_channels": value_channels,
+            "num_heads": num_heads,
+        }
+        for name, count in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {count!r}.")
+        for name in ("key_channels", "value_channels"):
+            if counts[name] % num_heads:
+                raise ValueError(f"`{name}` ({counts[name]}) must be a multiple of `num_heads` ({num_heads}).")
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"`normalization` must be one of {NORMALIZATIONS}, got {normalization!r}.")
+        self.in_channels = in_channels
+        self.key_channels = key_channels
+        self.value_channels = value_channels
+        self.num_heads = num_heads
+        self.normalization = normalization
+        self.zero_init = zero_init
+        self.queries = nn.Conv1d(in_channels, key_channels, kernel_size=1)
+        self.keys = nn.Conv1d(in_channels, key_channels, kernel_size=1)
+        self.values = nn.Conv1d(in_channels, value_channels, kernel_size=1)
+        self.reprojection = nn.Conv1d(value_channels, in_channels, kernel_size=1)
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_drop_trailing_kernel_sizes)
+
+    def reset_parameters(self) -> None:
+        """Draw the projections as convolutions usually are; with `zero_init`, set `reprojection` to zero."""
+        for projection in (self.queries, self.keys, self.values, self.reprojection):
+            projection.reset_parameters()
+        if self.zero_init:
+            for parameter in self.reprojection.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend over all real positions of each map.
+
+        Args:
+            x: [B, C, *spatial].
+            mask: bool [B, *spatial], True where a position is real; None means that all are. What other positions hold
+                changes nothing, and they are returned as they came.
+
+        Returns:
+            [B, C, *spatial].
+
+        Raises:
+            ValueError: `x` or `mask` has another shape, or `mask` another dtype or device.
+        """
+        self._validate(x, mask)
+        features = x.flatten(2)  # [B, C, N]
+        if mask is not None:
+            mask = mask.flatten(1)  # [B, N]
+            padding = ~mask[:, None]  # [B, 1, N]
+            # Before the projections: NaN in padding would reach the weights' gradients as 0 · NaN.
+            features = features.masked_fill(padding, 0.0)
+        query, key, value = (self._split(layer(features)) for layer in (self.queries, self.keys, self.values))
+        attended = factorized_attention(query, key, value, mask, normalization=self.normalization)
+        update = self.reprojection(attended.transpose(-2, -1).flatten(1, 2))  # [B, C, N]
+        if mask is not None:
+            update = update.masked_fill(padding, 0.0)
+        return x + update.view_as(x)
+
+    def _split(self, features: Tensor) -> Tensor:
+        """[B, H·D, N] -> [B, H, N, D]."""
+        return features.unflatten(1, (self.num_heads, -1)).transpose(-2, -1)
+
+    def _validate(self, x: Tensor, mask: Tensor | None) -> None:
+        if x.dim() < 3 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"`x` must be [batch, {self.in_channels} channels, one or more spatial sizes], got {tuple(x.shape)}."
+            )
+        if mask is None:
+            return
+        expected = (x.shape[0], *x.shape[2:])
+        if mask.dtype != torch.bool:
+            raise ValueError(f"`mask` must be bool with True at real positions, got {mask.dtype}; use `mask.bool()`.")
+        if mask.shape != expected:
+            raise ValueError(f"`mask` must be [batch, *spatial] = {tuple(expected)}, got {tuple(mask.shape)}.")
+        if mask.device != x.device:
+            raise ValueError(f"`mask` is on {mask.device} but `x` is on {x.device}.")
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, normalization={self.normalization!r}"
+
+
+def _drop_trailing_kernel_sizes(
+    module: FactorizedAttentionBlock, state_dict: dict[str, Any], prefix: str, *args: Any
+) -> None:
+    """Turn 1×1 kernels of higher rank into those of Conv1d; leave other tensors for PyTorch to accept or refuse."""
+    for name in ("queries", "keys", "values", "reprojection"):
+        weight = state_dict.get(f"{prefix}{name}.weight")
+        if weight is not None and weight.dim() > 3 and all(size == 1 for size in weight.shape[2:]):
+            state_dict[f"{prefix}{name}.weight"] = weight.flatten(2)

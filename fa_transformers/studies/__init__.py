@@ -1,0 +1,1 @@
+"""What proves the claims: benchmarks and comparisons, run by `scripts/studies/`."""

@@ -1,0 +1,120 @@
+"""What token mixing costs, as a share of the linear maps (Q, K, V, output, feed-forward) of the same layer.
+
+python scripts/studies/benchmark_layer.py                   # 2 CPU cores: about 4 minutes
+python scripts/studies/benchmark_layer.py --dtype bfloat16
+
+BERT-base sizes, batch 1, everything in one process, in turn, median of the repeats. "formula" is the operator written
+out as softmax, matmul, matmul, its output laid out token by token as the next map reads it; "training" is forward and
+backward. Prints a Markdown table and one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fa_transformers import factorized_attention
+from fa_transformers.models.fa_local import LocalConvolution, window_attention
+
+HEADS, WIDTH, HIDDEN, INTERMEDIATE = 12, 64, 768, 3072
+KERNEL_SIZE, WINDOW = 15, 32
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and tokens")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each part, after one that is not")
+    parser.add_argument("--num_threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
+    return parser.parse_args()
+
+
+class LinearMaps(nn.Module):
+    """The six linear maps of a layer, each on tokens of its input width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(4))
+        self.widen, self.narrow = nn.Linear(HIDDEN, INTERMEDIATE), nn.Linear(INTERMEDIATE, HIDDEN)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        return *(map(tokens) for map in self.square), self.narrow(self.widen(tokens))
+
+
+def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    output = query.softmax(dim=-1) @ (key.softmax(dim=-2).transpose(-2, -1) @ value)
+    return output.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure(length: int, dtype: torch.dtype, repeats: int) -> dict:
+    """Shares of the linear maps' time at one length, forward and forward + backward."""
+    maps = LinearMaps().to(dtype)
+    convolution = LocalConvolution(HIDDEN, KERNEL_SIZE, spatial_rank=1).to(dtype)
+    compiled = torch.compile(factorized_attention, fullgraph=True, dynamic=True)
+    tokens = torch.randn(1, length, HIDDEN, dtype=dtype).requires_grad_()
+    parts = [torch.randn(1, length, HEADS, WIDTH, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(4)]
+    query, key, value, gradient = parts
+    mixers: dict[str, Callable[[], Tensor]] = {
+        "formula": lambda: formula(query, key, value),
+        "operator": lambda: factorized_attention(query, key, value),
+        "compiled": lambda: compiled(query, key, value),
+        f"convolution {KERNEL_SIZE}": lambda: convolution(value),
+        f"window {WINDOW}": lambda: window_attention(query, key, value, None, WINDOW),
+    }
+
+    def train(mixer: Callable[[], Tensor]) -> None:
+        leaves = (query, key, value, convolution.weight)
+        torch.autograd.grad(mixer(), leaves, gradient.detach(), allow_unused=True)
+
+    def train_maps() -> None:
+        outputs = maps(tokens)
+        torch.autograd.grad(outputs, [tokens, *maps.parameters()], [torch.ones_like(output) for output in outputs])
+
+    row = {"tokens": length}
+    with torch.no_grad():
+        seconds = median_seconds({"maps": lambda: maps(tokens), **mixers}, repeats)
+    row["maps_ms"] = seconds["maps"] * 1000
+    row["forward"] = {name: seconds[name] / seconds["maps"] for name in mixers}
+    trained = {name: (lambda mixer=mixer: train(mixer)) for name, mixer in mixers.items()}
+    seconds = median_seconds({"maps": train_maps, **trained}, max(3, repeats // 2))
+    row["training"] = {name: seconds[name] / seconds["maps"] for name in mixers}
+    return row
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.num_threads)
+    rows = []
+    for length in args.lengths:
+        rows.append(measure(length, getattr(torch, args.dtype), args.repeats))
+        if len(rows) == 1:
+            names = list(rows[0]["forward"])
+            print("| tokens | pass | maps, ms | " + " | ".join(names) + " |")
+            print("| --- " * (len(names) + 3) + "|")
+        for phase in ("forward", "training"):
+            shares = " | ".join(f"{rows[-1][phase][name]:.1%}" for name in names)
+            times = f"{rows[-1]['maps_ms']:.0f}" if phase == "forward" else ""
+            print(f"| {length:,} | {phase} | {times} | {shares} |", flush=True)
+    print(json.dumps({"dtype": args.dtype, "num_threads": args.num_threads, "torch": torch.__version__, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Protects the scores: they equal scikit-learn's and SciPy's on the whole set, whatever the batches and processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from repository import HELPERS, ROOT
+from scipy.stats import pearsonr, spearmanr
+from sklearn import metrics as sklearn_metrics
+
+import fa_transformers.metrics
+from fa_transformers.metrics import PROBLEM_METRICS, decide, load_metric
+
+NAMES = ["ant", "bee", "cat", "dog"]
+WORKER = HELPERS / "evaluate_in_processes.py"
+
+
+def random_classes(num: int = 53) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(1)
+    references = random.integers(0, 3, num)
+    return np.where(random.random(num) < 0.4, random.integers(0, 3, num), references), references
+
+
+def test_single_label_scores_equal_scikit_learn():
+    predictions, references = random_classes()
+    scores = load_metric("single_label_classification").compute(
+        predictions=predictions, references=references, label_names=NAMES
+    )
+    assert scores["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
+    for average in ("macro", "micro"):
+        assert scores[f"{average}_f1"] == sklearn_metrics.f1_score(references, predictions, average=average)
+    table = sklearn_metrics.classification_report(
+        references, predictions, labels=range(4), target_names=NAMES, output_dict=True, zero_division=0
+    )
+    for row in scores["per_class"]:
+        expected = table[row["label"]]
+        assert (row["precision"], row["recall"], row["f1"], row["support"]) == tuple(expected.values())
+    matrix = np.array(scores["confusion_matrix"])
+    assert matrix.shape == (4, 4) and matrix.sum() == len(references)
+    assert matrix[0, 1] == np.sum((references == 0) & (predictions == 1))
+
+
+def test_multi_label_scores_equal_scikit_learn():
+    random = np.random.default_rng(2)
+    references, predictions = random.integers(0, 2, (2, 37, 4))
+    scores = load_metric("multi_label_classification").compute(
+        predictions=predictions, references=references, label_names=NAMES
+    )
+    assert scores["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
+    for average in ("macro", "micro"):
+        assert scores[f"{average}_f1"] == sklearn_metrics.f1_score(references, predictions, average=average)
+    expected = sklearn_metrics.f1_score(references, predictions, average=None)
+    assert [row["f1"] for row in scores["per_class"]] == expected.tolist()
+
+
+def test_regression_scores_equal_scikit_learn_and_scipy():
+    random = np.random.default_rng(3)
+    references = random.normal(size=29)
+    predictions = references + random.normal(size=29)
+    scores = load_metric("regression").compute(predictions=predictions, references=references)
+    assert scores["mse"] == sklearn_metrics.mean_squared_error(references, predictions)
+    assert scores["mae"] == sklearn_metrics.mean_absolute_error(references, predictions)
+    assert scores["pearson"] == pearsonr(references, predictions).statistic
+    assert scores["spearman"] == spearmanr(references, predictions).statistic
+
+
+def test_an_undefined_correlation_is_none_and_not_nan():
+    scores = load_metric("regression").compute(predictions=[1.0, 1.0], references=[0.0, 2.0])
+    assert scores["pearson"] is None and scores["spearman"] is None and scores["mse"] == 1.0
+
+
+def test_batches_of_different_size_add_up_to_the_whole():
+    predictions, references = random_classes()
+    metric = load_metric("single_label_classification")
+    for batch in (slice(0, 20), slice(20, 50), slice(50, 53)):
+        metric.add_batch(predictions=predictions[batch], references=references[batch])
+    assert metric.compute(label_names=NAMES)["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
+
+
+@pytest.mark.parametrize("file", ["classification", "multi_label", "regression"])
+def test_each_file_loads_with_evaluate_and_without_a_network(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = Path(fa_transformers.metrics.__file__).with_name(f"{file}.py")
+    metric = evaluate.load(str(path), cache_dir=str(tmp_path))
+    values = [[0, 1], [1, 1]] if file == "multi_label" else [0, 1]
+    names = {} if file == "regression" else {"label_names": ["no", "yes"]}
+    scores = metric.compute(predictions=values, references=values, **names)
+    assert scores["mse" if file == "regression" else "accuracy"] == (0.0 if file == "regression" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "predictions", "references", "message"),
+    [
+        ("single_label_classification", [4], [0], "predictions hold class 4, but label_names has 4 names"),
+        ("single_label_classification", [0], [-1], "references hold class -1"),
+        ("multi_label_classification", [[0, 1]], [[0, 1]], r"predictions\[0\] must be 4 zeros and ones"),
+        ("multi_label_classification", [[0, 1, 2, 0]], [[0, 0, 0, 0]], r"predictions\[0\] must be 4 zeros and ones"),
+        ("regression", [float("nan")], [0.0], "predictions hold a number that is not finite"),
+    ],
+)
+def test_values_that_cannot_be_scored_are_errors(problem_type, predictions, references, message):
+    names = {} if problem_type == "regression" else {"label_names": NAMES}
+    with pytest.raises(ValueError, match=message):
+        load_metric(problem_type).compute(predictions=predictions, references=references, **names)
+
+
+def test_an_unknown_problem_type_is_an_error():
+    with pytest.raises(ValueError, match="problem_type must be one of"):
+        load_metric("ranking")
+    with pytest.raises(ValueError, match="problem_type must be one of"):
+        decide(np.zeros((1, 2)), "ranking")
+
+
+def test_logits_become_decisions_and_diverged_ones_an_error():
+    logits = np.array([[0.1, -2.0], [-3.0, 4.0]])
+    assert decide(logits, "single_label_classification").tolist() == [0, 1]
+    assert decide(logits, "multi_label_classification").tolist() == [[1, 0], [0, 1]]
+    assert decide(logits[:, :1], "regression").tolist() == [0.1, -3.0]
+    with pytest.raises(ValueError, match="not finite"):
+        decide(np.array([[np.nan, 0.0]]), "single_label_classification")
+
+
+@pytest.fixture(scope="module")
+def reports_of_two_processes(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("reports")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*launcher, str(WORKER), str(folder)], check=True, env=environment, timeout=240)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem_type", sorted(PROBLEM_METRICS))
+def test_two_real_processes_score_every_example_once(problem_type, reports_of_two_processes):
+    first, second = (reports[problem_type] for reports in reports_of_two_processes)
+    assert first["scores"] == second["scores"]
+    assert first["num_processes"] == 2 and first["batches"] == second["batches"]
+    logits, references = np.array(first["logits"]), np.array(first["references"])
+    predictions = decide(logits, problem_type)
+    scores = first["scores"]
+    assert scores["num_examples"] == len(references) == 11
+    if problem_type == "regression":
+        # The logits went through float32.
+        assert scores["mse"] == pytest.approx(np.mean((predictions - references) ** 2), rel=1e-6)
+        assert scores["spearman"] == pytest.approx(spearmanr(predictions, references).statistic)
+    else:
+        assert scores["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
+        assert scores["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(references, predictions, average="macro"))

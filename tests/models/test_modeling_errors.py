@@ -1,0 +1,315 @@
+"""What a user can get wrong with models and configurations ends in an error that names the field or argument."""
+
+import pytest
+import torch
+from tiny_models import (
+    HEAD_IDS,
+    HEADS,
+    OPTION_SETS,
+    build,
+    image_inputs,
+    inputs_of,
+    rewrite_config,
+    text_inputs,
+    tiny_config,
+)
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    PretrainedConfig,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from fa_transformers import load_factorized
+from fa_transformers.conversion.stock_checkpoints import FAMILIES
+from fa_transformers.models import (
+    ARCHITECTURES,
+    FABertConfig,
+    FABertForMaskedLM,
+    FABertForMultipleChoice,
+    FABertForQuestionAnswering,
+    FABertForTokenClassification,
+    FABertModel,
+    FAViTConfig,
+    FAViTForMaskedImageModeling,
+    FAViTModel,
+)
+
+COUNTS = (0, -1, 1.5, "2", None, True)
+SHARED_BAD_VALUES = {
+    "hidden_size": COUNTS,
+    "num_hidden_layers": COUNTS,
+    "num_attention_heads": (*COUNTS, 3),
+    "intermediate_size": COUNTS,
+    "hidden_act": ("nope", None, 3),
+    "hidden_dropout_prob": (-0.1, 1.5, "0.1", None, float("nan")),
+    "attention_probs_dropout_prob": (-0.1, 1.5, "0.1", None, float("nan")),
+    "initializer_range": (-0.1, "0.1", None, float("inf")),
+    "layer_norm_eps": (-1e-6, "x", None, float("nan")),
+    "chunk_size_feed_forward": (-1, 1.5, "2", None),
+    "problem_type": ("classification", 1),
+    "attention_normalization": ("Softmax", None, 1, ["softmax"]),
+    "key_feature_size": (0, -1, 15, 16.0, "32", True),
+    "key_features": ("nope", "sign_pairs", None, 1),
+    "learned_temperatures": ("yes", None, 1),
+    "local_kernel_size": (-1, 2, 3.0, "3", None, True),
+    "local_window": (-1, 1.5, "2", None, True),
+    "softmax_layers": ([2], [-1], ["0"], [0.0], [True], 0, "0", None),
+    "position_embedding_type": ("relative_key", None, 0),
+    "classifier_pooling": ("max", None, 0),
+    "recovery": ("none", True, 0),
+    "is_decoder": (True,),
+    "add_cross_attention": (True,),
+}
+OWN_BAD_VALUES = {
+    FABertConfig: {
+        "vocab_size": COUNTS,
+        "max_position_embeddings": COUNTS,
+        "type_vocab_size": COUNTS,
+        "classifier_dropout": (-0.1, 1.5, "0.1"),
+        "pad_token_id": (-1, 60, 1.5, "0", True),
+        "tie_word_embeddings": ("yes", None, 1),
+    },
+    FAViTConfig: {
+        "image_size": (0, -8, 32.0, "32", None, True, [32], [32, 32, 32], [32, 0], [32, True], 4),
+        "patch_size": (0, -8, 8.0, "8", None, True, [8], [8, 8, 8], [8, 0], 64),
+        "num_channels": COUNTS,
+        "encoder_stride": COUNTS,
+        "qkv_bias": ("yes", None, 1),
+        "pooler_output_size": (0, -1, 1.5, "2"),
+        "pooler_act": ("nope", None),
+        "layerscale_value": ("x", True, float("nan")),
+        "num_register_tokens": (-1, 1.5, "2", None, True),
+        "position_embedding_antialias": ("yes", None, 1),
+    },
+}
+BAD_FIELDS = [
+    pytest.param(config_class, name, values, id=f"{config_class.model_type}-{name}")
+    for config_class in ARCHITECTURES
+    for name, values in {**SHARED_BAD_VALUES, **OWN_BAD_VALUES[config_class]}.items()
+]
+every_config = pytest.mark.parametrize("config_class", ARCHITECTURES, ids=lambda config_class: config_class.model_type)
+every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
+
+
+@pytest.fixture(scope="module")
+def saved_folders(tmp_path_factory):
+    folders = {}
+    for config_class, heads in ARCHITECTURES.items():
+        folders[config_class] = tmp_path_factory.mktemp(config_class.model_type)
+        build(config_class, heads["AutoModel"]).save_pretrained(folders[config_class])
+    return folders
+
+
+@pytest.mark.parametrize(("config_class", "field", "values"), BAD_FIELDS)
+def test_bad_value_of_a_field_is_an_error_that_names_it(config_class, field, values, saved_folders):
+    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    valid = tiny_config(config_class).to_dict()
+    for value in values:
+        with pytest.raises(ValueError, match=f"`{field}`"):
+            config_class(**{**valid, field: value})
+        if value is not None:  # None as an override means "not given" to some loaders
+            with pytest.raises(ValueError, match=f"`{field}`"):
+                base_class.from_pretrained(saved_folders[config_class], **{field: value})
+            with pytest.raises(ValueError, match=f"`{field}`"):
+                config_class.from_pretrained(saved_folders[config_class], **{field: value})
+        config = tiny_config(config_class)
+        setattr(config, field, value)
+        with pytest.raises(ValueError, match=f"`{field}`"):
+            base_class(config)
+
+
+@every_config
+def test_every_field_of_a_configuration_has_bad_values_in_this_file(config_class):
+    fields = set(config_class().to_dict()) - set(PretrainedConfig().to_dict()) - {"auto_map"}
+    assert fields <= set(SHARED_BAD_VALUES) | set(OWN_BAD_VALUES[config_class])
+
+
+@every_config
+def test_bad_value_in_a_saved_configuration_is_an_error_that_names_it(config_class, tmp_path):
+    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    build(config_class, base_class).save_pretrained(tmp_path)
+    rewrite_config(tmp_path, local_window=-3)
+    with pytest.raises(ValueError, match="`local_window`"):
+        base_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("num_labels", [0, -1])
+def test_number_of_labels_must_be_positive(num_labels):
+    with pytest.raises(ValueError, match="`num_labels`"):
+        tiny_config(FABertConfig, num_labels=num_labels)
+
+
+@every_config
+def test_decoder_fields_that_are_off_are_accepted(config_class):
+    config = config_class(is_decoder=False, add_cross_attention=False)
+    assert not getattr(config, "is_decoder", False)
+
+
+def test_heads_refuse_configurations_they_cannot_serve():
+    with pytest.raises(ValueError, match="`num_labels` must be 2"):
+        FABertForQuestionAnswering(tiny_config(FABertConfig, num_labels=3))
+    for fields in ({"encoder_stride": 4}, {"patch_size": [8, 4]}):
+        with pytest.raises(ValueError, match="`encoder_stride`"):
+            FAViTForMaskedImageModeling(tiny_config(FAViTConfig, **fields))
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "factorized", "flex_attention", "nope"])
+@every_config
+def test_other_attention_implementations_are_refused_everywhere(config_class, name, saved_folders):
+    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    model = build(config_class, base_class)
+    attempts = [
+        lambda: base_class(config_class(attn_implementation=name)),
+        lambda: base_class._from_config(tiny_config(config_class), attn_implementation=name),
+        lambda: base_class.from_pretrained(saved_folders[config_class], attn_implementation=name),
+        lambda: model.set_attn_implementation(name),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match="`attn_implementation` must be None, 'eager' or 'sdpa'"):
+            attempt()
+    assert model.config._attn_implementation in (None, "sdpa", "eager")
+
+
+@every_head
+def test_attention_maps_are_refused_by_argument_and_by_configuration(config_class, auto_class, model_class):
+    model = build(config_class, model_class)
+    inputs = inputs_of(model, auto_class)
+    with pytest.raises(ValueError, match="`output_attentions`.*N×N"):
+        model(**inputs, output_attentions=True)
+    model(**inputs, output_attentions=False)
+    config = tiny_config(config_class)
+    config._attn_implementation = "eager"
+    config.output_attentions = True
+    with pytest.raises(ValueError, match="`output_attentions`.*N×N"):
+        model_class(config)(**inputs)
+
+
+def test_configuration_of_another_class_is_refused():
+    for config in (BertConfig(), FAViTConfig(), ViTConfig()):
+        with pytest.raises(TypeError, match="`config` must be a FABertConfig"):
+            FABertModel(config)
+    with pytest.raises(TypeError, match="`config` must be a FAViTConfig"):
+        FAViTModel(FABertConfig())
+
+
+STRANGERS = {
+    "gpt2": lambda: GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)),
+    "roberta": lambda: RobertaModel(
+        RobertaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_checkpoint_of_another_architecture_is_refused_by_name(kind, tmp_path):
+    STRANGERS[kind]().save_pretrained(tmp_path)
+    for config_class, heads in ARCHITECTURES.items():
+        for model_class in heads.values():
+            with pytest.raises(ValueError, match=f"'{kind}'.*cannot be loaded as '{config_class.model_type}'"):
+                model_class.from_pretrained(tmp_path)
+    if kind not in FAMILIES:  # which conversion can read
+        with pytest.raises(ValueError, match=f"'{kind}', which has no FA model"):
+            load_factorized(str(tmp_path), "AutoModel")
+
+
+def test_text_and_image_checkpoints_are_not_exchanged(saved_folders, tmp_path):
+    with pytest.raises(ValueError, match="'fa_vit'.*cannot be loaded as 'fa_bert'"):
+        FABertModel.from_pretrained(saved_folders[FAViTConfig])
+    with pytest.raises(ValueError, match="'fa_bert'.*cannot be loaded as 'fa_vit'"):
+        FAViTModel.from_pretrained(saved_folders[FABertConfig])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path / "bert")
+    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="'bert'.*cannot be loaded as 'fa_vit'"):
+        FAViTModel.from_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="'vit'.*cannot be loaded as 'fa_bert'"):
+        FABertModel.from_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="`auto_class`"):
+        load_factorized(str(tmp_path / "bert"), "AutoModelForImageClassification")
+
+
+@pytest.mark.parametrize("field", ["use_swiglu_ffn", "drop_path_rate"])
+def test_dinov2_variants_without_a_counterpart_are_refused_by_field(field, tmp_path):
+    tiny_config(FAViTConfig).save_pretrained(tmp_path)
+    rewrite_config(tmp_path, model_type="dinov2", **{field: 1})
+    with pytest.raises(ValueError, match=f"`{field}`"):
+        FAViTConfig.from_pretrained(tmp_path)
+
+
+def test_masks_with_holes_are_refused_by_row():
+    model = build(FABertConfig, FABertModel)
+    ids = torch.ones(3, 5, dtype=torch.long)
+    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
+    for given in (mask, mask.bool()):
+        with pytest.raises(ValueError, match="`attention_mask` row 1 has padding inside"):
+            model(input_ids=ids, attention_mask=given)
+
+
+TEXT_HEADS = [head for head in HEADS if head[0] is FABertConfig]
+
+
+@pytest.mark.parametrize(
+    ("config_class", "auto_class", "model_class"), TEXT_HEADS, ids=[head[2].__name__ for head in TEXT_HEADS]
+)
+def test_masks_of_wrong_kind_are_refused(config_class, auto_class, model_class):
+    model = build(config_class, model_class, **OPTION_SETS["all"])
+    inputs = text_inputs(auto_class)
+    mask = inputs["attention_mask"]
+    with pytest.raises(ValueError, match="`attention_mask`.*torch.float32"):
+        model(**{**inputs, "attention_mask": mask.float()})
+    with pytest.raises(ValueError, match="`attention_mask` must be .* got"):
+        model(**{**inputs, "attention_mask": mask[..., :-1]})
+    with pytest.raises(ValueError, match="`attention_mask`"):
+        model(**{**inputs, "attention_mask": mask[:1]})
+
+
+def test_masks_that_differ_between_queries_are_refused_with_the_reason():
+    model = build(FABertConfig, FABertModel)
+    with pytest.raises(ValueError, match="`attention_mask`.*differ between queries"):
+        model(input_ids=torch.ones(2, 5, dtype=torch.long), attention_mask=torch.ones(2, 1, 5, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize("model_class", [FABertModel, FABertForMaskedLM, FABertForMultipleChoice])
+def test_ids_and_embeddings_are_alternatives(model_class):
+    model = build(FABertConfig, model_class)
+    ids = text_inputs("AutoModelForMultipleChoice" if model_class is FABertForMultipleChoice else "AutoModel")[
+        "input_ids"
+    ]
+    with pytest.raises(ValueError, match="`input_ids` or `inputs_embeds`"):
+        model()
+    with pytest.raises(ValueError, match="`input_ids` or `inputs_embeds`"):
+        model(input_ids=ids, inputs_embeds=torch.zeros(*ids.shape, 32))
+
+
+def test_base_model_takes_no_labels():
+    with pytest.raises(TypeError, match="labels"):
+        build(FABertConfig, FABertModel)(input_ids=torch.ones(1, 2, dtype=torch.long), labels=torch.ones(1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 4, 32, 32), (3, 32, 32), (2, 3, 0, 32), (2, 3, 32, 0)], ids=str)
+def test_images_of_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="`pixel_values`"):
+        build(FAViTConfig, FAViTModel)(torch.zeros(shape))
+
+
+def test_masks_of_patches_are_checked():
+    inputs = image_inputs(32, 32)
+    plain, masked = build(FAViTConfig, FAViTModel), build(FAViTConfig, FAViTForMaskedImageModeling)
+    with pytest.raises(ValueError, match="`bool_masked_pos` needs"):
+        plain(**inputs, bool_masked_pos=torch.zeros(2, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"`bool_masked_pos` must be .*\(2, 16\)"):
+        masked(**inputs, bool_masked_pos=torch.zeros(2, 15, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"`attention_mask` must be .*\(2, 17\)"):
+        plain(**inputs, attention_mask=torch.ones(2, 16, dtype=torch.long))
+
+
+def test_token_classification_labels_of_wrong_length_are_refused():
+    model = build(FABertConfig, FABertForTokenClassification)
+    with pytest.raises(ValueError, match="batch_size"):
+        model(**text_inputs("AutoModelForTokenClassification"), labels=torch.zeros(2, 3, dtype=torch.long))
