@@ -9,7 +9,7 @@ from repository import ROOT, SCRIPTS
 PACKAGE = ROOT / "fa_transformers"
 # A room is a file or a folder of the package. It may import the rooms of earlier floors; rooms of one floor are apart.
 FLOORS = (
-    ("version", "files", "charts"),
+    ("version", "options", "evaluation", "files", "charts"),
     ("models", "metrics"),
     ("attention_interface", "lora", "memory"),
     ("data",),
@@ -18,6 +18,7 @@ FLOORS = (
     ("training",),
     ("distillation",),
     ("studies",),
+    ("commands",),
     ("__init__",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
