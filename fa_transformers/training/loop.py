@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..data.batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
-from . import report
+from ..tables import format_scores
 from .checkpointing import StopRequest, TrainingState, load_best, read_settings, resume_run, save_checkpoint
 from .flops import training_flops_per_token
 from .progress import ProgressMeter, StepProfiler
@@ -115,7 +115,7 @@ def run_training(
                     state.stopped_early = 0 < args.early_stopping_patience <= state.evaluations_without_gain
                     numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
                     log(numbers, state.step)
-                    meter.write(f"step {state.step}: {report.format_scores(numbers)}")
+                    meter.write(f"step {state.step}: {format_scores(numbers)}")
                 done = done or state.stopped_early
                 must_stop = bool(stop) and not done
                 is_due = state.step % args.save_steps == 0 if args.save_steps else epoch_ends

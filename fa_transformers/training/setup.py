@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data.batching import BatchSource, LengthGroupedBatchSampler, make_loader
-from ..data.readers.files import count_cores
 from ..data.readers.streams import DocumentStream
 from ..data.streaming import StreamedBatches, StreamedExamples, make_stream_loader
+from ..files import count_cores
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from .processes import meet_after_restart
