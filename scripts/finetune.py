@@ -28,7 +28,8 @@ from fa_transformers import FAViTConfig, FAViTForImageClassification
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.conversion.source import locate_encoder
-from fa_transformers.data.labelled import LabelledData, build_examples, count_patches, load_data
+from fa_transformers.data.examples import build_examples, count_patches
+from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.hub.publish import publish, push_folder
 from fa_transformers.memory import estimate_memory, return_freed_memory
 from fa_transformers.metrics import BEST_METRICS, decide, load_metric

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from ..charts import new_figure, save_figure
 from ..conversion.packaged import resolve_checkpoint
 from ..conversion.source import describe_folder, locate_encoder
-from ..data.labelled import LabelledData, count_patches, label_tensor
+from ..data.collators import label_tensor
+from ..data.examples import count_patches
+from ..data.labelled import LabelledData
 from ..data.word_counts import tfidf_baseline
 from ..files import write_json, write_text
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fa_transformers.data.batching import LengthGroupedBatchSampler
-from fa_transformers.data.labelled import label_tensor
+from fa_transformers.data.collators import label_tensor
 from fa_transformers.metrics import PROBLEM_METRICS
 
 NUM_EXAMPLES, NUM_LABELS = 11, 3

@@ -30,8 +30,9 @@ from transformers import (
     pipeline,
 )
 
-from fa_transformers.data.labelled import crop_randomly, encode_images
-from fa_transformers.data.readers.files import DataError
+from fa_transformers.data.examples import crop_randomly
+from fa_transformers.data.readers.images import encode_images
+from fa_transformers.data.readers.tables import DataError
 
 SCRIPT = SCRIPTS / "finetune.py"
 SINGLE = "single_label_classification"
