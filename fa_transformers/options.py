@@ -127,7 +127,7 @@ class DataOptions(_Options):
 
 @dataclass(frozen=True)
 class ModelOptions(_Options):
-    """Which model to start from, and the fields of its config that a user may set; None leaves the checkpoint's."""
+    """Which model to start from, and the fields of its config that a user may set; unset ones stay the checkpoint's."""
 
     model_name_or_path: str = option(
         UNSET,
@@ -151,32 +151,32 @@ class ModelOptions(_Options):
         common=True,
     )
     attention_normalization: Literal["softmax", "scaling"] | None = option(
-        None, "see FABertConfig; unset = the checkpoint's", group="layer"
+        UNSET, "see FABertConfig; unset = the checkpoint's", group="layer"
     )
     key_feature_size: int | None = option(
-        None, "features per head that Q and K are mapped to; unset = the checkpoint's", group="layer"
+        UNSET, "features per head that Q and K are mapped to; unset = the checkpoint's", group="layer"
     )
     key_features: Literal["copies", "sign_pairs"] | None = option(
-        None, "how the learned maps of Q and K start", group="layer"
+        UNSET, "how the learned maps of Q and K start", group="layer"
     )
     learned_temperatures: bool | None = option(
-        None, "learn the temperature of both softmaxes in every head", group="layer"
+        UNSET, "learn the temperature of both softmaxes in every head", group="layer"
     )
     local_kernel_size: int | None = option(
-        None, "width of the convolution over V, in tokens or patches; odd, 0 = off", group="layer", common=True
+        UNSET, "width of the convolution over V, in tokens or patches; odd, 0 = off", group="layer"
     )
     local_window: int | None = option(
-        None,
+        UNSET,
         "reach of the softmax window to each side, in tokens or patches; 0 = off",
         group="layer",
         common=True,
     )
     softmax_layers: tuple[int, ...] | None = option(
-        None, "indices of layers that keep softmax attention", group="layer"
+        UNSET, "indices of layers that keep softmax attention", group="layer"
     )
-    classifier_pooling: Pooling | None = option(None, "what the classifier reads", group="layer")
+    classifier_pooling: Pooling | None = option(UNSET, "what the classifier reads", group="layer")
     position_embedding_type: Literal["absolute", "periodic", "none"] | None = option(
-        None, "see FABertConfig", group="positions"
+        UNSET, "see FABertConfig", group="positions"
     )
     freeze_layers: int = option(
         0, "keep the embeddings and this many bottom layers as they are; 0 = train all", group="freezing"
@@ -189,8 +189,8 @@ class ModelOptions(_Options):
     def config_fields(self) -> dict[str, Any]:
         """The fields of an FA model's config that are set."""
         names = [part.name for part in fields(self) if part.metadata["group"] in ("layer", "positions")]
-        set_fields = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in set_fields.items()}
+        given = {name: value for name in names if (value := getattr(self, name)) not in (None, UNSET)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,6 @@ class LoopOptions(_Options):
         UNSET,
         "autocast type; auto = bf16 where the device is fast at it; unset = accelerate's config, else no",
         group="device",
-        common=True,
     )
     use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="device", common=True)
     num_threads: int = option(
@@ -333,6 +332,30 @@ class DistillationOptions(_Options):
 
 
 @dataclass(frozen=True)
+class ConversionOptions(_Options):
+    """How a checkpoint is converted, beside the fields of a layer; unset is as the checkpoint has it."""
+
+    max_length: int | None = option(
+        None, "text: longest document in tokens; unset = as long as the checkpoint's", group="conversion", common=True
+    )
+    positions: Literal["tile", "interpolate", "periodic", "none"] | None = option(
+        None,
+        "how the position table grows; unset = tile, for images interpolate",
+        group="conversion",
+        common=True,
+    )
+    image_size: int | None = option(
+        None, "images: side in pixels; unset = the checkpoint's", group="conversion", common=True
+    )
+    auto_class: str | None = option(
+        None, "head, as AutoModelForMaskedLM; unset = the checkpoint's own", group="conversion", common=True
+    )
+    overwrite_output_dir: bool = option(
+        False, "replace what an earlier conversion wrote there", group="conversion", common=True
+    )
+
+
+@dataclass(frozen=True)
 class CardOptions(_Options):
     """What the model card says that no run can know."""
 
@@ -355,7 +378,7 @@ class CardOptions(_Options):
         "not stated", "whom the data's licence asks to credit, for the model card", group="data card"
     )
     hub_model_id: str | None = option(
-        None, "owner/name to upload to; unset = the folder's name under your account", group="card"
+        None, "owner/name to upload to; unset = the folder's name under your account", group="hub name"
     )
     push_to_hub: bool = option(False, "upload the finished folder", group="push", common=True)
     hub_token: str | None = option(None, "token for the upload; unset = the one you logged in with", group="push")
