@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .attention_interface import supports, why_unsupported
+    from .attention_interface import FactorizedAttentionError, supports, why_unsupported
     from .conversion.convert import (
         Conversion,
         TensorChange,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
         factorized_attention,
         sequence_parallel,
     )
-    from .models.fa_attention import FactorizedAttentionError
     from .models.fa_block import FactorizedAttentionBlock
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
     from .training.checkpointing import CheckpointError
@@ -113,7 +112,7 @@ __all__ = [
 ]
 # Where each name is, below this package.
 _HOMES = {
-    ".attention_interface": ("supports", "why_unsupported"),
+    ".attention_interface": ("FactorizedAttentionError", "supports", "why_unsupported"),
     ".conversion.convert": (
         "Conversion", "TensorChange", "convert_checkpoint", "extend_positions", "load_factorized",
     ),
@@ -134,7 +133,6 @@ _HOMES = {
         "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel", "factorized_attention",
         "sequence_parallel",
     ),
-    ".models.fa_attention": ("FactorizedAttentionError",),
     ".models.fa_block": ("FactorizedAttentionBlock",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
     ".training.checkpointing": ("CheckpointError",),
@@ -160,7 +158,9 @@ def _is_own_command() -> bool:
     """True in a process that one of our commands started: it parses its flags before it loads torch and the models."""
     program = Path(sys.argv[0]) if sys.argv else Path()
     is_module = program.name == "-m" and any(word.startswith(f"{__name__}.commands") for word in sys.orig_argv)
-    is_script = program.suffix == ".py" and program.absolute().parent == Path(__file__).absolute().parents[1] / "scripts"
+    is_script = (
+        program.suffix == ".py" and program.absolute().parent == Path(__file__).absolute().parents[1] / "scripts"
+    )
     return is_module or is_script or program.name == "fa-transformers"
 
 

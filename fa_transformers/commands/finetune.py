@@ -1,6 +1,6 @@
 """The command that fine-tunes; `scripts/finetune.py` starts it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -49,7 +49,7 @@ class FinetuneCommand:
         return self.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
 
 
-def recipe_for(given: dict[str, Any]) -> dict[str, Any]:
+def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe that follows from the flags that were typed."""
     return recipe_of(
         given.get("task", "text-classification"),
@@ -78,14 +78,13 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
         parser.add_options(options_class, groups, title)
     parsed = parser.parse(argv)
     recipe = recipe_for(parsed.given)
-    data, model, loop, card = (resolve(parsed[options_class], recipe) for options_class, *_ in GROUPS)
     return FinetuneCommand(
         task=parsed.given.get("task", "text-classification"),
         full_recipe=parsed.given.get("full_recipe", False),
-        data=data,
-        model=model,
-        loop=loop,
-        card=card,
+        data=resolve(parsed[DataOptions], recipe),
+        model=resolve(parsed[ModelOptions], recipe),
+        loop=resolve(parsed[LoopOptions], recipe),
+        card=resolve(parsed[CardOptions], recipe),
         command=describe_command(program, parsed.flags),
     )
 

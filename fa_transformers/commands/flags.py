@@ -17,6 +17,13 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from ..options import UNSET
 
 Recipe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+# What people type who come from other trainers, for "did you mean".
+SYNONYMS = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size",
+    "model": "model_name_or_path", "teacher": "teacher_name_or_path", "max_seq_length": "max_length",
+    "output": "output_dir", "data": "train_file", "dataset": "dataset_name", "fp16": "mixed_precision",
+    "bf16": "mixed_precision", "cpu": "use_cpu", "no_cuda": "use_cpu",
+}  # fmt: skip
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
 
@@ -149,8 +156,10 @@ class _Parser(argparse.ArgumentParser):
         first = unknown[0].split("=")[0]
         if not first.startswith("-"):
             return f"{first!r} is not the value of a flag; quote values that hold blanks or patterns"
-        guesses = difflib.get_close_matches(first.replace("_", "-"), [flag.replace("_", "-") for flag in known], 1, 0.7)
-        guess = next((flag for flag in known if guesses and flag.replace("_", "-") == guesses[0]), None)
+        name = first.strip("-").replace("-", "_")
+        matches = difflib.get_close_matches(f"--{name}", known, 1, 0.7)
+        synonym = f"--{SYNONYMS.get(name, '')}"
+        guess = synonym if synonym in known else matches[0] if matches else None
         hint = f"did you mean {guess}?" if guess else "--help-all lists the flags of this command"
         return f"unknown flag {first}: {hint}"
 

@@ -30,7 +30,8 @@ def constant_scores(data: LabelledData) -> dict:
 def score_baselines(data: LabelledData) -> dict[str, dict]:
     """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression.
 
-    A stream is never in memory as a whole, so its constant answer comes from the validation rows and TF-IDF is left out.
+    A stream is never in memory as a whole, so its constant answer comes from the validation rows, and TF-IDF is left
+    out.
     """
     part = "training" if data.stream is None else "validation"
     constant = f"mean of the {part} labels" if data.problem_type == "regression" else "majority class"

@@ -10,7 +10,6 @@ from ..conversion.source import describe_folder, locate_encoder
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.timing import describe_hardware, time_by_length, time_image
-
 from .job import FinetuneJob, Fitted
 
 # Name in our scores -> the Hub's name of the metric, for the model card.

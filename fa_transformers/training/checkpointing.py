@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from ..files import write_json
 from ..metrics import LOWER_IS_BETTER
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
@@ -398,21 +399,6 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
         ) from error
     finally:
         hook.remove()
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write `content` to `path` by rename, flushed to disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class StopRequest:

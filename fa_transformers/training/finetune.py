@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 
 from ..conversion.convert import load_factorized
-from ..conversion.source import locate_encoder
 from ..conversion.packaged import resolve_checkpoint
+from ..conversion.source import locate_encoder
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
@@ -87,8 +87,12 @@ def finetune(
         DataError: a row, column or label can't be used.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
     """
-    data, model = data or DataOptions(), model or ModelOptions()
-    loop, card = loop or LoopOptions(), card or CardOptions()
+    data, model, loop, card = (
+        data or DataOptions(),
+        model or ModelOptions(),
+        loop or LoopOptions(),
+        card or CardOptions(),
+    )
     call = describe_call(task=task, data=data, model=model, loop=loop, card=card)
     is_demo = rows is None and data.is_demo
     if full_recipe and not is_demo:
@@ -96,7 +100,8 @@ def finetune(
         raise ValueError(f"--full_recipe is of the built-in demo data; {named} has its own flags.")
     given = model.model_name_or_path or None
     recipe = recipe_of(task, is_demo=is_demo, model_name_or_path=given, full=full_recipe)
-    data, model, loop, card = (resolve(options, recipe) for options in (data, model, loop, card))
+    data, model = resolve(data, recipe), resolve(model, recipe)
+    loop, card = resolve(loop, recipe), resolve(card, recipe)
     check_run(data, model, loop, card, is_text=task == "text-classification")
     resume_call = "the same call with LoopOptions(..., resume_from_checkpoint='last')"
     job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or resume_call)
@@ -229,9 +234,7 @@ def fit(job: FinetuneJob, data: LabelledData, accelerator: Accelerator, output_d
     if job.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with accelerator.main_process_first():
-        examples, collate = build_examples(
-            data, built.processor, built.num_tokens, job.task, job.data, job.model, loop
-        )
+        examples, collate = build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, loop)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, model, sampler, accelerator)
     steps = plan_steps(loop, sampler, output_dir)
@@ -292,8 +295,8 @@ def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerato
             local = list(zip(predictions, batch["labels"].cpu().numpy(), losses, strict=True))
             # Rows as objects: batches differ in size between processes, which tensors could not be gathered in.
             rows += accelerator.gather_for_metrics(local if reports_examples() else [], use_gather_object=True)
-    predictions, references, losses = (np.stack(column) for column in zip(*rows, strict=True))
+    predictions, references, all_losses = (np.stack(column) for column in zip(*rows, strict=True))
     names = {} if data.label_names is None else {"label_names": data.label_names}
     references = references.astype(predictions.dtype)
     scores = load_metric(data.problem_type).compute(predictions=predictions, references=references, **names)
-    return scores | {"loss": float(losses.mean()), "num_examples": len(rows)}
+    return scores | {"loss": float(all_losses.mean()), "num_examples": len(rows)}

@@ -7,9 +7,9 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from ..data.batching import BatchSource, LengthGroupedBatchSampler, make_loader
-from ..data.readers.files import count_cores
 from ..data.readers.streams import DocumentStream
 from ..data.streaming import StreamedBatches, StreamedExamples, make_stream_loader
+from ..files import count_cores
 from ..options import LoopOptions
 from .setup import count_local_processes, count_replicas
 
@@ -77,7 +77,7 @@ def _stream_loader(
 
 
 def _prepare(loop: LoopOptions, loader: DataLoader, replicas: int, accelerator: Accelerator) -> DataLoader:
-    """The loader of this process; processes that share a sequence get the same batches, which Accelerate wouldn't do."""
+    """The loader of this process; processes that share a sequence get the same batches."""
     if loop.sequence_parallel_size == 1:
         return accelerator.prepare(loader)
     return prepare_data_loader(

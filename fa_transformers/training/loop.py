@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..data.batching import BatchSource, LengthGroupedBatchSampler, count_update_steps
 from ..options import LoopOptions
-from . import report
+from ..tables import format_scores
 from .checkpointing import StopRequest, TrainingState, load_best, read_settings, resume_run, save_checkpoint
 from .flops import training_flops_per_token
 from .progress import ProgressMeter, StepProfiler
@@ -86,20 +86,20 @@ def run_training(
     model.train()
     profiler = StepProfiler(loop.profile, output_dir / "profile", accelerator)
     with StopRequest(accelerator, meter.write) as stop, profiler:
-        while not run.is_done:
+        while not run.is_done():
             for batch in meter.waited_for(sampler.epoch_batches(loader, state.epoch, state.batch)):
                 epoch_ends = run.train_on(batch)
                 if not accelerator.sync_gradients:
                     continue
                 run.finish_step(profiler)
                 gained = run.evaluate_if_due(epoch_ends)
-                must_stop = bool(stop) and not run.is_done
+                must_stop = bool(stop) and not run.is_done()
                 run.save_if_due(epoch_ends, gained, must_stop)
                 if must_stop:
                     meter.close()
                     accelerator.print(f"Stopped at step {state.step} of {max_steps}. Resume:\n{resume_command}")
                     raise SystemExit(130)
-                if run.is_done:
+                if run.is_done():
                     break
     meter.close()
     figures = meter.figures() | profiler.figures
@@ -130,7 +130,6 @@ class _Run:
         # Neighbouring processes that share a sequence hold the same batches.
         self._replica = self.accelerator.process_index * self.sampler.num_processes // self.accelerator.num_processes
 
-    @property
     def is_done(self) -> bool:
         return self.state.step >= self.max_steps or self.state.stopped_early
 
@@ -178,15 +177,13 @@ class _Run:
         state.stopped_early = 0 < self.loop.early_stopping_patience <= state.evaluations_without_gain
         numbers = {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
         self.log(numbers, state.step)
-        self.meter.write(f"step {state.step}: {report.format_scores(numbers)}")
+        self.meter.write(f"step {state.step}: {format_scores(numbers)}")
         return gained
 
     def save_if_due(self, epoch_ends: bool, gained: bool, must_stop: bool) -> None:
         """Save a checkpoint where it is time to, at the end, before a stop, and of the best weights."""
         every = self.loop.save_steps
         is_due = self.state.step % every == 0 if every else epoch_ends
-        if is_due or self.is_done or must_stop or (gained and self.loop.load_best_model_at_end):
+        if is_due or self.is_done() or must_stop or (gained and self.loop.load_best_model_at_end):
             with self.meter.paused():
-                save_checkpoint(
-                    self.accelerator, self.output_dir, self.state, self.loop.save_total_limit or None
-                )
+                save_checkpoint(self.accelerator, self.output_dir, self.state, self.loop.save_total_limit or None)

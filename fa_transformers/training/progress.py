@@ -16,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
+from ..files import written_by_rename
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -286,10 +287,8 @@ class StepProfiler:
         num_steps = profiler.step_num - NUM_UNRECORDED
         if num_steps == 0:
             return  # the run was too short
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        profiler.export_chrome_trace(str(temporary))
-        temporary.replace(self.path)
+        with written_by_rename(self.path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
         if self._num_processes > 1:
             milliseconds = communication_us(profiler.events() or []) / 1000
             self.figures = {"communication_ms_per_step": round(milliseconds / num_steps, 3)}

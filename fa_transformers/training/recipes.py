@@ -1,6 +1,6 @@
-"""The defaults of fine-tuning by task and data, with nothing but the standard library, so that --help shows them at once.
+"""The defaults of fine-tuning by task and data, in nothing but the standard library, so that --help has them at once.
 
-Every default that is a matter of tuning stands here. A later table wins over an earlier one, what a user gives over all.
+Every default that is a matter of tuning stands here. A later table wins over an earlier one, a given value over all.
 """
 
 from pathlib import Path
@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 Task = Literal["text-classification", "image-classification"]
 
-COMMON = dict(
+COMMON: dict[str, Any] = dict(
     per_device_eval_batch_size=16, gradient_accumulation_steps=1, num_train_epochs=3.0, max_steps=-1, weight_decay=0.01,
     max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, seed=0,
     short_epochs=0, short_length=512, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
     load_best_model_at_end=True, group_by_length=True, num_threads=0, report_to="tensorboard",
     logging_steps=10, output_dir=Path("outputs/finetuned"), license="unknown", language=None, mixed_precision=None,
 )  # fmt: skip
-TASKS = {
+TASKS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
         model_name_or_path="minilm", learning_rate=2e-4, max_length=4096, image_size=None,
         max_tokens_per_batch=4096, per_device_train_batch_size=32,
@@ -25,8 +25,10 @@ TASKS = {
         model_name_or_path="none",
     ),
 }  # fmt: skip
-PRETRAINED_IMAGES = dict(learning_rate=1e-4, image_size=None)  # None: as the checkpoint's processor says
-DEMOS = {
+PRETRAINED_IMAGES: dict[str, Any] = dict(
+    learning_rate=1e-4, image_size=None
+)  # None: as the checkpoint's processor says
+DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
         max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,
         classifier_pooling="mean", position_embedding_type="periodic", mixed_precision="auto",
@@ -36,7 +38,7 @@ DEMOS = {
         num_train_epochs=5.0, learning_rate=3e-3, classifier_pooling="mean", local_kernel_size=3, license="apache-2.0",
     ),
 }  # fmt: skip
-FULL_RECIPES = {
+FULL_RECIPES: dict[str, dict[str, Any]] = {
     "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),
     "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip

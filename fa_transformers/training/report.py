@@ -1,25 +1,18 @@
 """The report of a fine-tuning run: its table, its JSON line, and the files with scores and the confusion matrix."""
 
-import argparse
 import json
-import math
-import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from transformers import PreTrainedModel
 
-from ..conversion.packaged import resolve_checkpoint
-from ..conversion.source import describe_folder, locate_encoder
-from ..data.labelled import LabelledData, count_patches, label_tensor
-from ..data.word_counts import tfidf_baseline
-from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement, write_text
-from ..hub.timing import describe_hardware, measure_speed
-from ..metrics import load_metric
-from .checkpointing import TrainingState, write_json
+from ..charts import new_figure, save_figure
+from ..data.labelled import LabelledData
+from ..files import write_json, write_text
+from ..tables import format_table
+from .checkpointing import TrainingState
+from .job import FinetuneJob, Fitted
 
 TABLE_COLUMNS = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "spearman")
 
@@ -65,35 +58,12 @@ def print_results(results: dict) -> None:
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
 
 
-def format_table(rows: Sequence[dict], columns: Sequence[str]) -> str:
-    """Aligned text table; numbers with three decimals, missing entries as "-"."""
-
-    def show(value: object) -> str:
-        if value is None:
-            return "-"
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-    cells = [list(columns)] + [[show(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def format_scores(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-
-
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str], path: Path) -> None:
     """Write a PNG of a confusion matrix: rows are true classes, colour is the share of the row, figures are counts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     counts = torch.tensor(matrix, dtype=torch.float64)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     side = 2.5 + 0.55 * len(label_names)
-    figure, axes = pyplot.subplots(figsize=(side, side), layout="constrained")
+    figure, axes = new_figure(size=(side, side))
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     positions = range(len(label_names))
     axes.set_xticks(positions, label_names, rotation=45, ha="right")
@@ -105,13 +75,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence
             for column in positions:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(matrix[row][column]), ha="center", va="center", color=colour)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def write_report(folder: Path, results: dict, scores: dict, label_names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
-from ..data.readers.files import count_cores
+from ..files import count_cores
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions

@@ -21,6 +21,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel
 from fa_transformers.data.batching import LengthGroupedBatchSampler, count_update_steps
+from fa_transformers.files import write_json
+from fa_transformers.tables import format_table
 from fa_transformers.training.checkpointing import (
     LAUNCH_FILE,
     STATE_FILE,
@@ -33,11 +35,10 @@ from fa_transformers.training.checkpointing import (
     prepare_output_dir,
     resume_run,
     save_checkpoint,
-    write_json,
 )
 from fa_transformers.training.loop import plan_steps
 from fa_transformers.training.progress import ProgressMeter, TrainingDiverged
-from fa_transformers.training.report import format_table, plot_confusion_matrix
+from fa_transformers.training.report import plot_confusion_matrix
 from fa_transformers.training.setup import (
     choose_num_workers,
     freeze_bottom_layers,
