@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._common: dict[str, bool] = {}
-        self._defaults: dict[str, Any] = {}
+        self._field_defaults: dict[str, Any] = {}
         help_flags = self.add_argument_group("help")
         help_flags.add_argument("-h", "--help", action="store_true", help="show the flags that most people need")
         help_flags.add_argument("--help-all", action="store_true", help="show every flag")
@@ -126,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
         else:
             options |= {"type": kind, "metavar": METAVARS[kind]}
         self.note(section.add_argument(f"--{part.name}", **options), part.metadata["common"])
-        self._defaults[part.name] = None if part.default is MISSING else part.default
+        self._field_defaults[part.name] = None if part.default is MISSING else part.default
 
     def note(self, action: argparse.Action, common: bool) -> None:
         """Remember whether --help shows a flag."""
@@ -172,8 +172,8 @@ class _Parser(argparse.ArgumentParser):
             is_shown = every or self._common.get(action.dest, True)
             if not is_shown:
                 action.help = argparse.SUPPRESS
-            elif action.dest in self._defaults:
-                default = self._defaults[action.dest]
+            elif action.dest in self._field_defaults:
+                default = self._field_defaults[action.dest]
                 default = recipe.get(action.dest) if default is UNSET else default
                 if default is not None and default is not False:
                     action.help = f"{action.help} (default: {default})"
