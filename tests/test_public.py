@@ -1,4 +1,4 @@
-"""Protects what the package offers by name: every name loads, is listed in each place, and brings what it needs along."""
+"""Protects what the package offers by name: every name loads, is listed everywhere, and brings what it needs along."""
 
 import ast
 import builtins
