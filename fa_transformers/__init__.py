@@ -1,32 +1,92 @@
-"""Factorized attention for Hugging Face Transformers: BERT- and ViT-class models linear in document and image size."""
+"""Factorized attention for Hugging Face Transformers: BERT- and ViT-class models linear in document and image size.
 
-from .attention_interface import supports
-from .conversion.convert import Conversion, convert_checkpoint, extend_positions, load_factorized
-from .data.collators import PackingCollator
-from .hub.card import ModelFacts
-from .hub.publish import publish
-from .lora import fa_lora_config
-from .memory import MemoryEstimate, estimate_memory
-from .models import (
-    FABertConfig,
-    FABertForMaskedLM,
-    FABertForMultipleChoice,
-    FABertForQuestionAnswering,
-    FABertForSequenceClassification,
-    FABertForTokenClassification,
-    FABertModel,
-    FAViTConfig,
-    FAViTForImageClassification,
-    FAViTForMaskedImageModeling,
-    FAViTModel,
-    factorized_attention,
-    sequence_parallel,
-)
-from .models.fa_block import FactorizedAttentionBlock
+Importing the package registers its models with transformers' Auto classes. What else it offers is loaded when it is
+first asked for, so that an import is quick and needs none of the optional packages.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .attention_interface import FactorizedAttentionError, supports, why_unsupported
+    from .conversion.convert import (
+        Conversion,
+        TensorChange,
+        convert_checkpoint,
+        extend_positions,
+        load_factorized,
+    )
+    from .conversion.source import CheckpointSource
+    from .data.collators import PackingCollator
+    from .data.facts import DataFacts
+    from .data.readers.tables import DataError
+    from .distillation.distill import DistillationResult, distill
+    from .hub.card import FactError, ModelFacts, ScoreFacts, SpeedFacts
+    from .hub.publish import PublishError, check_folder, publish
+    from .hub.push import PushError, push
+    from .hub.self_check import SelfTestError
+    from .lora import fa_lora_config
+    from .memory import MemoryEstimate, estimate_memory
+    from .models import (
+        FABertConfig,
+        FABertForMaskedLM,
+        FABertForMultipleChoice,
+        FABertForQuestionAnswering,
+        FABertForSequenceClassification,
+        FABertForTokenClassification,
+        FABertModel,
+        FAViTConfig,
+        FAViTForImageClassification,
+        FAViTForMaskedImageModeling,
+        FAViTModel,
+        factorized_attention,
+        sequence_parallel,
+    )
+    from .models.fa_block import FactorizedAttentionBlock
+    from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
+    from .training.checkpointing import CheckpointError
+    from .training.finetune import finetune
+    from .training.job import FinetuneResult
+
 __all__ = [
+    # Train: data in, a scored model in a folder out.
+    "finetune",
+    "FinetuneResult",
+    "distill",
+    "DistillationResult",
+    "DataOptions",
+    "ModelOptions",
+    "LoopOptions",
+    "DistillationOptions",
+    "CardOptions",
+    "PackingCollator",
+    "fa_lora_config",
+    "DataError",
+    "CheckpointError",
+    # Convert: a stock checkpoint in, an FA model out.
+    "convert_checkpoint",
     "Conversion",
+    "TensorChange",
+    "CheckpointSource",
+    "load_factorized",
+    "extend_positions",
+    # Publish: a folder that loads anywhere, and its way to the Hub.
+    "publish",
+    "check_folder",
+    "push",
+    "ModelFacts",
+    "DataFacts",
+    "ScoreFacts",
+    "SpeedFacts",
+    "FactError",
+    "PublishError",
+    "PushError",
+    "SelfTestError",
+    # Models.
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -38,18 +98,71 @@ __all__ = [
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
     "FAViTModel",
-    "FactorizedAttentionBlock",
-    "MemoryEstimate",
-    "ModelFacts",
-    "PackingCollator",
-    "convert_checkpoint",
-    "estimate_memory",
-    "extend_positions",
-    "fa_lora_config",
+    # The operator, alone and in stock models.
     "factorized_attention",
-    "load_factorized",
-    "publish",
+    "FactorizedAttentionBlock",
+    "FactorizedAttentionError",
     "sequence_parallel",
     "supports",
+    "why_unsupported",
+    # Plan.
+    "estimate_memory",
+    "MemoryEstimate",
     "__version__",
 ]
+# Where each name is, below this package.
+_HOMES = {
+    ".attention_interface": ("FactorizedAttentionError", "supports", "why_unsupported"),
+    ".conversion.convert": (
+        "Conversion", "TensorChange", "convert_checkpoint", "extend_positions", "load_factorized",
+    ),
+    ".conversion.source": ("CheckpointSource",),
+    ".data.collators": ("PackingCollator",),
+    ".data.facts": ("DataFacts",),
+    ".data.readers.tables": ("DataError",),
+    ".distillation.distill": ("DistillationResult", "distill"),
+    ".hub.card": ("FactError", "ModelFacts", "ScoreFacts", "SpeedFacts"),
+    ".hub.publish": ("PublishError", "check_folder", "publish"),
+    ".hub.push": ("PushError", "push"),
+    ".hub.self_check": ("SelfTestError",),
+    ".lora": ("fa_lora_config",),
+    ".memory": ("MemoryEstimate", "estimate_memory"),
+    ".models": (
+        "FABertConfig", "FABertForMaskedLM", "FABertForMultipleChoice", "FABertForQuestionAnswering",
+        "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAViTConfig",
+        "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel", "factorized_attention",
+        "sequence_parallel",
+    ),
+    ".models.fa_block": ("FactorizedAttentionBlock",),
+    ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
+    ".training.checkpointing": ("CheckpointError",),
+    ".training.finetune": ("finetune",),
+    ".training.job": ("FinetuneResult",),
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_own_command() -> bool:
+    """True in a process that one of our commands started: it parses its flags before it loads torch and the models."""
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    is_module = program.name == "-m" and any(word.startswith(f"{__name__}.commands") for word in sys.orig_argv)
+    is_script = (
+        program.suffix == ".py" and program.absolute().parent == Path(__file__).absolute().parents[1] / "scripts"
+    )
+    return is_module or is_script or program.name == "fa-transformers"
+
+
+if not _is_own_command():
+    importlib.import_module(".models", __name__)  # registers the models with transformers' Auto classes

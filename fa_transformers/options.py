@@ -44,7 +44,7 @@ def option(default: Any, help: str, *, group: str, common: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class _Options:
+class OptionGroup:
     """The base of all options: text given for a path becomes a `Path`, and a list becomes a tuple."""
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class DataOptions(_Options):
+class DataOptions(OptionGroup):
     """What to learn from: files, a folder of images, or a data set of the Hub; none of these is the built-in demo."""
 
     train_file: Path | None = option(
@@ -126,8 +126,8 @@ class DataOptions(_Options):
 
 
 @dataclass(frozen=True)
-class ModelOptions(_Options):
-    """Which model to start from, and the fields of its config that a user may set; None leaves the checkpoint's."""
+class ModelOptions(OptionGroup):
+    """Which model to start from, and the fields of its config that a user may set; unset ones stay the checkpoint's."""
 
     model_name_or_path: str = option(
         UNSET,
@@ -151,32 +151,32 @@ class ModelOptions(_Options):
         common=True,
     )
     attention_normalization: Literal["softmax", "scaling"] | None = option(
-        None, "see FABertConfig; unset = the checkpoint's", group="layer"
+        UNSET, "see FABertConfig; unset = the checkpoint's", group="layer"
     )
     key_feature_size: int | None = option(
-        None, "features per head that Q and K are mapped to; unset = the checkpoint's", group="layer"
+        UNSET, "features per head that Q and K are mapped to; unset = the checkpoint's", group="layer"
     )
     key_features: Literal["copies", "sign_pairs"] | None = option(
-        None, "how the learned maps of Q and K start", group="layer"
+        UNSET, "how the learned maps of Q and K start", group="layer"
     )
     learned_temperatures: bool | None = option(
-        None, "learn the temperature of both softmaxes in every head", group="layer"
+        UNSET, "learn the temperature of both softmaxes in every head", group="layer"
     )
     local_kernel_size: int | None = option(
-        None, "width of the convolution over V, in tokens or patches; odd, 0 = off", group="layer", common=True
+        UNSET, "width of the convolution over V, in tokens or patches; odd, 0 = off", group="layer"
     )
     local_window: int | None = option(
-        None,
+        UNSET,
         "reach of the softmax window to each side, in tokens or patches; 0 = off",
         group="layer",
         common=True,
     )
     softmax_layers: tuple[int, ...] | None = option(
-        None, "indices of layers that keep softmax attention", group="layer"
+        UNSET, "indices of layers that keep softmax attention", group="layer"
     )
-    classifier_pooling: Pooling | None = option(None, "what the classifier reads", group="layer")
+    classifier_pooling: Pooling | None = option(UNSET, "what the classifier reads", group="layer")
     position_embedding_type: Literal["absolute", "periodic", "none"] | None = option(
-        None, "see FABertConfig", group="positions"
+        UNSET, "see FABertConfig", group="positions"
     )
     freeze_layers: int = option(
         0, "keep the embeddings and this many bottom layers as they are; 0 = train all", group="freezing"
@@ -189,12 +189,12 @@ class ModelOptions(_Options):
     def config_fields(self) -> dict[str, Any]:
         """The fields of an FA model's config that are set."""
         names = [part.name for part in fields(self) if part.metadata["group"] in ("layer", "positions")]
-        set_fields = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in set_fields.items()}
+        given = {name: value for name in names if (value := getattr(self, name)) not in (None, UNSET)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 @dataclass(frozen=True)
-class LoopOptions(_Options):
+class LoopOptions(OptionGroup):
     """Batches, optimiser, evaluation, checkpoints and reporting of a training run."""
 
     per_device_train_batch_size: int = option(
@@ -237,7 +237,6 @@ class LoopOptions(_Options):
         UNSET,
         "autocast type; auto = bf16 where the device is fast at it; unset = accelerate's config, else no",
         group="device",
-        common=True,
     )
     use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="device", common=True)
     num_threads: int = option(
@@ -281,7 +280,7 @@ class LoopOptions(_Options):
 
 
 @dataclass(frozen=True)
-class DistillationOptions(_Options):
+class DistillationOptions(OptionGroup):
     """The stages of a recovery and what they compare; 0 steps leave a stage out."""
 
     teacher_name_or_path: str | None = option(
@@ -333,7 +332,31 @@ class DistillationOptions(_Options):
 
 
 @dataclass(frozen=True)
-class CardOptions(_Options):
+class ConversionOptions(OptionGroup):
+    """How a checkpoint is converted, beside the fields of a layer; unset is as the checkpoint has it."""
+
+    max_length: int | None = option(
+        None, "text: longest document in tokens; unset = as long as the checkpoint's", group="conversion", common=True
+    )
+    positions: Literal["tile", "interpolate", "periodic", "none"] | None = option(
+        None,
+        "how the position table grows; unset = tile, for images interpolate",
+        group="conversion",
+        common=True,
+    )
+    image_size: int | None = option(
+        None, "images: side in pixels; unset = the checkpoint's", group="conversion", common=True
+    )
+    auto_class: str | None = option(
+        None, "head, as AutoModelForMaskedLM; unset = the checkpoint's own", group="conversion", common=True
+    )
+    overwrite_output_dir: bool = option(
+        False, "replace what an earlier conversion wrote there", group="conversion", common=True
+    )
+
+
+@dataclass(frozen=True)
+class CardOptions(OptionGroup):
     """What the model card says that no run can know."""
 
     license: str = option(
@@ -355,17 +378,17 @@ class CardOptions(_Options):
         "not stated", "whom the data's licence asks to credit, for the model card", group="data card"
     )
     hub_model_id: str | None = option(
-        None, "owner/name to upload to; unset = the folder's name under your account", group="card"
+        None, "owner/name to upload to; unset = the folder's name under your account", group="hub name"
     )
     push_to_hub: bool = option(False, "upload the finished folder", group="push", common=True)
     hub_token: str | None = option(None, "token for the upload; unset = the one you logged in with", group="push")
     hub_private: bool = option(False, "create the Hub repository as private", group="push")
 
 
-Options = TypeVar("Options", bound=_Options)
+Group = TypeVar("Group", bound=OptionGroup)
 
 
-def resolve(options: Options, recipe: Mapping[str, Any]) -> Options:
+def resolve(options: Group, recipe: Mapping[str, Any]) -> Group:
     """Return the options with the recipe's values where a field is `UNSET`; names of other dataclasses are passed over.
 
     A field that neither sets stays `UNSET`: `ValueError` names it where it is needed (`check_is_set`).

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from ..files import sha256_of
 from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
-from ..hub.self_check import compute_sha256
 from .packaged import HUB_IDS, resolve_checkpoint
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -175,7 +175,7 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
     A folder that `publish` wrote goes by the base model that its card names, which is on the Hub; others by "local/".
     """
     weights = min(path for file in WEIGHT_FILES for path in encoder.glob(f"{Path(file).stem}*{Path(file).suffix}"))
-    revision = f"sha256 {compute_sha256(weights)} of {weights.name}"
+    revision = f"sha256 {sha256_of(weights)} of {weights.name}"
     if name in HUB_IDS:
         return HUB_IDS[name], revision
     local_name = "local/" + "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(name).resolve().name)

@@ -15,8 +15,9 @@ from ..data.labelled import count_patches
 from ..hub.card import ModelFacts, ScoreFacts
 from ..hub.publish import find_auto_class_of, publish
 from ..hub.timing import measure_speed
+from ..tables import format_table
 from ..training.arguments import check_arguments as check_run_arguments
-from ..training.report import describe_base_model, describe_hardware, describe_replacement, format_table
+from ..training.report import describe_base_model, describe_hardware, describe_replacement
 from .pieces import SHORTEST_PIECE
 
 RECEIPT_FILE = "recovery.json"

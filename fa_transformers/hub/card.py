@@ -25,6 +25,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.facts import DataFacts
+from ..files import write_json, write_text
 
 FACTS_FILE = "model_facts.json"
 UNPUBLISHED = "unpublished"
@@ -182,7 +183,7 @@ class ModelFacts:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a facts file that `load` reads back; it appears by rename."""
-        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_json(path, self.to_dict())
 
 
 def render_card(facts: ModelFacts) -> str:
@@ -223,17 +224,6 @@ def describe_replacement(model: Any) -> str:
     if config.local_kernel_size:
         parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
     return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write UTF-8 `text` to `path` by rename, so that a reader never sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_facts(facts: Any, prefix: str) -> None:

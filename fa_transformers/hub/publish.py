@@ -26,10 +26,11 @@ from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import sha256_of, write_text
 from ..models import ARCHITECTURES
 from ..version import __version__
 from . import self_check
-from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card, write_text
+from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
 from .self_check import SELF_TEST_FILE, SelfTestError
 
 CARD_FILE = "README.md"
@@ -94,7 +95,7 @@ def publish(
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
         paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
-        files = {path.relative_to(partial).as_posix(): self_check.compute_sha256(path) for path in paths}
+        files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in paths}
         test = _make_self_test(model, processor, auto_class) | {"files": files}
         write_text(partial / SELF_TEST_FILE, json.dumps(test, indent=1, allow_nan=False) + "\n")
         facts.save(partial / FACTS_FILE)

@@ -75,7 +75,8 @@ def take_samples(tensor: Tensor) -> dict[str, Any]:
 
 
 def compute_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
+    # As `files.sha256_of`, which a program that must run without our package can't import.
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

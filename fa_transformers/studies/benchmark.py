@@ -6,7 +6,6 @@ transformers but run nothing, so that no point inherits another's memory, caches
 
 import math
 import multiprocessing
-import os
 import re
 import resource
 import signal
@@ -310,8 +309,3 @@ def run_point(point: Point) -> dict:
     if process.exitcode == -signal.SIGKILL:
         return {"status": OUT_OF_MEMORY, "message": "the process was killed, as the kernel does where memory runs out"}
     return {"status": FAILED, "message": f"the process ended with exit code {process.exitcode}"}
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

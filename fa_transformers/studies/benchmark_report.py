@@ -4,8 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from ..charts import GRID, HIGHLIGHT, HIGHLIGHT_LIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
 from .benchmark import ENCODERS, FAILED, MODES, OK, OUT_OF_MEMORY, TIMED_OUT
 
 KINDS = {"text": ("FA-BERT", "BERT", "tokens"), "image": ("FA-ViT", "ViT", "px a side")}
@@ -16,19 +16,6 @@ FLOORS_TO_BERT = {512: 1.0, 8192: 2.5, 32768: 8.0}
 LINEAR_PEERS = ("Longformer", "BigBird", "Nystromformer")
 LINEAR_PEERS_FROM = 1024
 """FA-BERT is to be ahead of the `LINEAR_PEERS` from so many tokens on."""
-
-HIGHLIGHT, HIGHLIGHT_LIGHT = "#0b5cad", "#5b9bd5"
-# The stock model is the darkest of the muted ones: it is the one that ours replaces.
-MUTED = {
-    "BERT": "#4d4d4d",
-    "ViT": "#4d4d4d",
-    "Longformer": "#b08457",
-    "BigBird": "#7d9461",
-    "Nystromformer": "#9581a8",
-    "FNet": "#6fa0a5",
-    "ModernBERT": "#b97a7a",
-}
-GRID, INK, SUBTLE = "#e4e4e4", "#222222", "#6b6b6b"
 
 
 def select(points: Sequence[dict], kind: str, mode: str) -> dict[str, dict[int, dict]]:
@@ -189,19 +176,12 @@ def render_compile_gain(points: Sequence[dict], compiled: Sequence[dict]) -> str
 
 def plot(results: dict, kind: str, path: Path) -> None:
     """Write a PNG: seconds and peak memory against the input's size, log-log, a column per mode."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = [curves for mode in MODES if (curves := select(results["points"], kind, mode))]
     modes = [next(iter(next(iter(curves.values())).values()))["mode"] for curves in columns]
     ours, _, unit = KINDS[kind]
-    style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": SUBTLE}
-    with pyplot.rc_context(style):
-        figure, grid = pyplot.subplots(
-            2, len(columns), figsize=(1.2 + 5.9 * len(columns), 8.2), squeeze=False, sharey="row"
-        )
+    with chart_style():
+        size = (1.2 + 5.9 * len(columns), 8.2)
+        figure, grid = new_figure(2, len(columns), size=size, layout=None, squeeze=False, sharey="row")
         figure.subplots_adjust(
             left=0.75 / figure.get_figwidth(), right=1 - 1.85 / figure.get_figwidth(), top=0.86, bottom=0.07,
             wspace=0.5, hspace=0.24,
@@ -223,13 +203,7 @@ def plot(results: dict, kind: str, path: Path) -> None:
         what = "the length of the document" if kind == "text" else "the size of the image"
         figure.text(left, 0.965, f"{ours}: time and memory against {what}", size=14, weight="bold")
         figure.text(left, 0.94, f"Batch 1. {results['setting']}", color=SUBTLE)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            figure.savefig(temporary, dpi=150, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.2)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            pyplot.close(figure)
+        save_figure(figure, path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.2)
 
 
 def draw_curves(axes, curves: dict[str, dict[int, dict]], key: str, show: Callable[[float], str]) -> dict[str, tuple]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..charts import GRID, HIGHLIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..metrics import BEST_METRICS
-from .benchmark_report import GRID, HIGHLIGHT, INK, MUTED, SUBTLE
 from .contenders import Contender, score
 
 COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "chunks": MUTED["ModernBERT"], "words": MUTED["FNet"]}
@@ -167,29 +167,21 @@ def render_report(summary: dict, command: str, data_name: str, budget: int, char
 
 def plot(summary: dict, path: Path) -> None:
     """Write a PNG: a dot per contender, for all documents and for the long ones, with the error of its difference."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows, metric = summary["rows"][::-1], summary["metric"]
     titles = {"all": "All documents", "long": f"Documents of more than {summary['long_threshold']:,} tokens"}
     panels = {name: title for name, title in titles.items() if any(metric in row[name] for row in rows)}
-    style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": SUBTLE}
-    with pyplot.rc_context(style):
-        figure, grid = pyplot.subplots(
-            1, len(panels), figsize=(3.2 + 3.6 * len(panels), 1.5 + 0.36 * len(rows)), squeeze=False, sharey=True,
-            layout="constrained",
-        )  # fmt: skip
+    with chart_style():
+        size = (3.2 + 3.6 * len(panels), 1.5 + 0.36 * len(rows))
+        figure, grid = new_figure(1, len(panels), size=size, squeeze=False, sharey=True)
         for axes, (name, title) in zip(grid[0], panels.items(), strict=True):
             for height, row in enumerate(rows):
                 if metric not in row[name]:
                     continue
                 colour, difference = COLOURS[row["kind"]], row[f"{name}_difference"]
                 error = None if difference is None else difference["standard_error"]
-                size = 7 if row["kind"] == "factorized" else 5
+                diameter = 7 if row["kind"] == "factorized" else 5
                 axes.errorbar(
-                    row[name][metric], height, xerr=error, color=colour, marker="o", markersize=size, linewidth=1.2
+                    row[name][metric], height, xerr=error, color=colour, marker="o", markersize=diameter, linewidth=1.2
                 )
                 axes.annotate(
                     f"{row[name][metric]:.3f}", (row[name][metric], height), (0, 6), textcoords="offset points",
@@ -211,10 +203,4 @@ def plot(summary: dict, path: Path) -> None:
             f"Bars: standard error of the difference to “{summary['reference']}”, paired over {summary['paired_over']}",
             size=8, color=SUBTLE, x=0.01, ha="left",
         )  # fmt: skip
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            figure.savefig(temporary, dpi=150, format="png", facecolor="white")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            pyplot.close(figure)
+        save_figure(figure, path, dpi=150, facecolor="white")

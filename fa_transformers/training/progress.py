@@ -1,4 +1,4 @@
-"""What is seen of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
+"""Meters of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
 
 import math
 import sys
@@ -16,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
+from ..files import written_by_rename
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -130,7 +131,7 @@ class ProgressMeter:
         self._started += time.perf_counter() - paused_at
 
     def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each is there, on this process's device, counts as waiting."""
+        """Yield `batches`; the time until each is there, on this process's device, counts as waiting."""
         iterator = iter(batches)
         while True:
             asked_at = time.perf_counter()
@@ -175,7 +176,7 @@ class ProgressMeter:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all processes together."""
+        """Tokens per second of training, over all processes together."""
         return self.state.tokens / max(self.state.seconds, 1e-9)
 
     @property
@@ -286,10 +287,8 @@ class StepProfiler:
         num_steps = profiler.step_num - NUM_UNRECORDED
         if num_steps == 0:
             return  # the run was too short
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        profiler.export_chrome_trace(str(temporary))
-        temporary.replace(self.path)
+        with written_by_rename(self.path) as temporary:
+            profiler.export_chrome_trace(str(temporary))
         if self._num_processes > 1:
             milliseconds = communication_us(profiler.events() or []) / 1000
             self.figures = {"communication_ms_per_step": round(milliseconds / num_steps, 3)}

@@ -1,27 +1,21 @@
-"""What a training loop needs besides the loop: loaders, parameter groups, freezing, trackers."""
+"""The processes and devices of a run: its accelerator, threads, groups of processes, trackers, and the whole model."""
 
-import argparse
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..data.batching import BatchSource, LengthGroupedBatchSampler, make_loader
-from ..data.readers.files import count_cores
-from ..data.readers.streams import DocumentStream
-from ..data.streaming import StreamedBatches, StreamedExamples, make_stream_loader
+from ..files import count_cores
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
+from ..options import LoopOptions
 from .processes import meet_after_restart
 
 
@@ -39,70 +33,25 @@ def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
 
 
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator that the training flags ask for, on the CPU where there is nothing faster.
+def make_accelerator(loop: LoopOptions) -> Accelerator:
+    """The accelerator that `loop` asks for, on the CPU where there is nothing faster.
 
     The schedule is stepped by the loop, once per optimiser step whatever the number of processes.
     """
-    on_cpu = args.use_cpu or not torch.accelerator.is_available()
-    timeout = timedelta(seconds=args.ddp_timeout)
+    on_cpu = loop.use_cpu or not torch.accelerator.is_available()
+    timeout = timedelta(seconds=loop.ddp_timeout)
     meet_after_restart(timeout)
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu),
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
+        mixed_precision=choose_mixed_precision(loop.mixed_precision, on_cpu),
+        gradient_accumulation_steps=loop.gradient_accumulation_steps,
+        log_with=None if loop.report_to == "none" else loop.report_to,
+        project_dir=loop.output_dir,
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
-    use_cpu_threads(accelerator, args.num_threads)
+    use_cpu_threads(accelerator, loop.num_threads)
     return accelerator
-
-
-def group_parameters(
-    model: PreTrainedModel,
-    learning_rate: float,
-    head_learning_rate: float,
-    weight_decay: float,
-    mixers_are_new: bool = False,
-) -> list[dict]:
-    """AdamW parameter groups of a transformers model: encoder and head apart, with and without weight decay.
-
-    The head is every parameter outside `model.base_model`; where `mixers_are_new`, the feature maps, convolutions and
-    gates of FA layers count as head, because a stock checkpoint has no values for them. Biases, norms and every other
-    vector get no decay. Frozen parameters are left out.
-    """
-    prefix = f"{model.base_model_prefix}."
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_head = not name.startswith(prefix) or (mixers_are_new and ".mixer." in name)
-            decays = parameter.ndim > 1 and not name.endswith(("bias", "log_sharpness"))
-            groups.setdefault((is_head, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": head_learning_rate if is_head else learning_rate,
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (is_head, decays), parameters in groups.items()
-    ]
-
-
-def freeze_bottom_layers(model: PreTrainedModel, num_layers: int) -> None:
-    """Stop training of the embeddings and the lowest `num_layers` encoder layers; 0 freezes nothing.
-
-    Raises:
-        ValueError: the encoder has fewer layers, or `num_layers` is negative.
-    """
-    if num_layers == 0:
-        return
-    layers = model.base_model.encoder.layer
-    if not 0 < num_layers <= len(layers):
-        raise ValueError(f"--freeze_layers must be from 0 to {len(layers)}, the number of layers, got {num_layers}.")
-    for module in (model.base_model.embeddings, *layers[:num_layers]):
-        module.requires_grad_(False)
 
 
 def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
@@ -135,99 +84,33 @@ def count_local_processes(accelerator: Accelerator) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
-def choose_num_workers(num_workers: int | None, accelerator: Accelerator) -> int:
-    """`num_workers`, or for None the processes that load data best: none on the CPU, where they would take cores from
-    the training; beside an accelerator up to 4 of this process's share of the cores.
-    """
-    if num_workers is not None:
-        return num_workers
-    if accelerator.device.type == "cpu":
-        return 0
-    return min(4, max(1, count_cores() // count_local_processes(accelerator) - 1))
-
-
-def count_replicas(args: argparse.Namespace, accelerator: Accelerator) -> int:
+def count_replicas(loop: LoopOptions, accelerator: Accelerator) -> int:
     """Groups of `sequence_parallel_size` processes, each of which works on batches of its own.
 
     Raises:
         ValueError: the processes cannot be grouped so.
     """
-    replicas, rest = divmod(accelerator.num_processes, args.sequence_parallel_size)
+    replicas, rest = divmod(accelerator.num_processes, loop.sequence_parallel_size)
     if rest:
         raise ValueError(
-            f"--sequence_parallel_size {args.sequence_parallel_size} must divide the number of processes, "
+            f"--sequence_parallel_size {loop.sequence_parallel_size} must divide the number of processes, "
             f"{accelerator.num_processes}."
         )
     return replicas
 
 
-def share_sequences(args: argparse.Namespace, accelerator: Accelerator) -> AbstractContextManager:
+def share_sequences(loop: LoopOptions, accelerator: Accelerator) -> AbstractContextManager:
     """The context for `sequence_parallel_size` neighbouring processes to share the tokens of each batch."""
-    if args.sequence_parallel_size == 1:
+    if loop.sequence_parallel_size == 1:
         return nullcontext()
-    shape = (count_replicas(args, accelerator), args.sequence_parallel_size)
+    shape = (count_replicas(loop, accelerator), loop.sequence_parallel_size)
     return sequence_parallel(init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("dp", "sp")))
 
 
 def reports_examples() -> bool:
-    """Whether this process is the one of those sharing an example that its score is taken from."""
+    """True on the one process of each sequence-parallel group that reports scores, so that each example counts once."""
     context = open_context()
     return context is None or dist.get_rank(context.group) == 0
-
-
-def build_loaders(
-    args: argparse.Namespace, examples: dict, collate: Callable, accelerator: Accelerator
-) -> tuple[dict[str, DataLoader], BatchSource]:
-    """A prepared loader for each split, and what decides the batches of the train split."""
-    loaders: dict[str, DataLoader] = {}
-    samplers: dict[str, BatchSource] = {}
-    num_workers = choose_num_workers(args.dataloader_num_workers, accelerator)
-    replicas = count_replicas(args, accelerator)
-    for split, part in examples.items():
-        if isinstance(part, DocumentStream):
-            batching = {"batch_size": args.per_device_train_batch_size, "max_tokens": args.max_tokens_per_batch or None}
-            batching |= {"group_by_length": args.group_by_length and not args.packing, "packing": args.packing}
-            stream = StreamedExamples(
-                part,
-                collate,
-                batching | {"seed": args.seed},
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-            )
-            loaders[split], samplers[split] = (
-                make_stream_loader(stream, num_workers),
-                StreamedBatches(stream, accelerator),
-            )
-            continue
-        is_train = split == "train"
-        sampler = LengthGroupedBatchSampler(
-            part.lengths,
-            args.per_device_train_batch_size if is_train else args.per_device_eval_batch_size,
-            max_tokens=args.max_tokens_per_batch or None,
-            group_by_length=(args.group_by_length or not is_train) and not args.packing,
-            packing=args.packing,
-            shuffle=is_train,
-            seed=args.seed,
-            num_processes=replicas,
-            short_epochs=args.short_epochs if is_train else 0,
-            short_length=args.short_length,
-        )
-        loader = make_loader(part, sampler, collate, num_workers)
-        # Accelerate itself would give each process batches of its own.
-        loaders[split] = (
-            accelerator.prepare(loader)
-            if args.sequence_parallel_size == 1
-            else prepare_data_loader(
-                loader,
-                accelerator.device,
-                num_processes=replicas,
-                process_index=accelerator.process_index // args.sequence_parallel_size,
-                put_on_device=True,
-                rng_types=list(accelerator.rng_types),
-            )
-        )
-        samplers[split] = sampler
-    return loaders, samplers["train"]
 
 
 def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:

@@ -31,11 +31,11 @@ from fa_transformers.distillation.objectives import (
     similarity,
 )
 from fa_transformers.distillation.pieces import build_image_pieces, build_text_pieces
-from fa_transformers.hub.card import write_text
+from fa_transformers.files import write_json, write_text
 from fa_transformers.hub.timing import measure_forward
+from fa_transformers.tables import format_table
 from fa_transformers.training import arguments
-from fa_transformers.training.checkpointing import write_json
-from fa_transformers.training.report import describe_hardware, format_table
+from fa_transformers.training.report import describe_hardware
 from fa_transformers.training.setup import choose_mixed_precision
 
 # Fields of each variant; D is the head width, LAST the index of the last layer. The first row has nothing but the

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from fa_transformers.conversion.source import locate_encoder
 from fa_transformers.data.labelled import load_data
-from fa_transformers.hub.card import write_text
+from fa_transformers.files import write_json, write_text
 from fa_transformers.studies import contenders as baselines
 from fa_transformers.studies import contenders_report as report
 from fa_transformers.training import arguments
-from fa_transformers.training.checkpointing import CheckpointError, write_json
+from fa_transformers.training.checkpointing import CheckpointError
 from fa_transformers.training.setup import make_accelerator
 
 # What a run needs besides the flags: the same for every contender.

@@ -25,7 +25,7 @@ import transformers
 from tqdm import tqdm
 
 import fa_transformers
-from fa_transformers.hub.card import write_text
+from fa_transformers.files import count_cores, write_text
 from fa_transformers.models.configuration_fa import FactorizedConfig
 from fa_transformers.studies import benchmark_report as report
 from fa_transformers.studies.benchmark import (
@@ -39,7 +39,6 @@ from fa_transformers.studies.benchmark import (
     Point,
     build_config,
     run_point,
-    usable_cores,
 )
 
 DEFAULTS = dict(
@@ -146,7 +145,7 @@ def plan_points(args: argparse.Namespace) -> list[Point]:
     modes = MODES if args.mode == "both" else (args.mode,)
     copied = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size", "dtype", "device", "repeats")
     limits = ("time_limit_s", "memory_limit_gib", "options", "chunk_size")
-    settings = {name: getattr(args, name) for name in (*copied, *limits)} | {"threads": usable_cores()}
+    settings = {name: getattr(args, name) for name in (*copied, *limits)} | {"threads": count_cores()}
     points = []
     for kind, sizes in (("text", args.lengths), ("image", args.image_sizes)):
         names = [name for name in args.models if ENCODERS[name].kind == kind]
@@ -159,7 +158,7 @@ def plan_points(args: argparse.Namespace) -> list[Point]:
 
 
 def describe_setting(args: argparse.Namespace) -> str:
-    threads = usable_cores()
+    threads = count_cores()
     device = (
         torch.cuda.get_device_name(args.device)
         if args.device.startswith("cuda")
@@ -213,7 +212,7 @@ def main(args: argparse.Namespace) -> int:
         "setting": setting,
         "device": args.device,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {machine_gib():.0f} GiB",
-        "threads": usable_cores(),
+        "threads": count_cores(),
         "versions": versions + fa_transformers.__version__,
         "settings": {name: value for name, value in vars(args).items() if name not in ("output_dir", "command")},
         "points": [],

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fa_transformers import FABertConfig, FABertModel, factorized_attention
-from fa_transformers.hub.card import write_text
-from fa_transformers.training.checkpointing import write_json
+from fa_transformers.charts import new_figure, save_figure
+from fa_transformers.files import write_json, write_text
 
 HEADS, WIDTH = 12, 64
 FORWARD_TENSORS, TRAINING_TENSORS = 4, 11
@@ -198,12 +198,7 @@ def write_tables(path: Path, facts: dict, rows: list[dict], model_rows: list[dic
 
 
 def plot(path: Path, facts: dict, rows: list[dict], model_rows: list[dict]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = new_figure(1, 3, size=(13, 4))
     figure.suptitle(f"{facts['device']}, bfloat16, {facts['total_positions']:,} positions in all")
     for axis, phase, title in ((axes[0], "forward", "forward"), (axes[1], "training", "forward and backward")):
         for name in dict.fromkeys(row["implementation"] for row in rows):
@@ -221,8 +216,7 @@ def plot(path: Path, facts: dict, rows: list[dict], model_rows: list[dict]) -> N
         axis.set_xticks(lengths, [f"{length / 1024:g}k" if length >= 1024 else str(length) for length in lengths])
         axis.set_xlabel("positions")
         axis.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

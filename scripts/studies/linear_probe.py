@@ -20,8 +20,8 @@ from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.data.labelled import count_patches
 from fa_transformers.distillation.pieces import stack_images
 from fa_transformers.distillation.probing import DRAWS, embed_pieces, load_labelled_images, probe
-from fa_transformers.training.checkpointing import write_json
-from fa_transformers.training.report import format_table
+from fa_transformers.files import write_json
+from fa_transformers.tables import format_table
 from fa_transformers.training.setup import choose_mixed_precision
 
 

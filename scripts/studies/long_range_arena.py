@@ -25,7 +25,8 @@ from PIL import Image
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification
 from fa_transformers.data.sets import listops, pathfinder
-from fa_transformers.training.checkpointing import choose_resume, prepare_output_dir, write_json
+from fa_transformers.files import write_json, written_by_rename
+from fa_transformers.training.checkpointing import choose_resume, prepare_output_dir
 from fa_transformers.training.from_scratch import ArrayExamples, parse_flags, score_classifier, train_classifier
 from fa_transformers.training.processes import report_lost_processes
 from fa_transformers.training.report import describe_hardware, describe_run
@@ -133,9 +134,8 @@ def draw_examples(path: Path, difficulty: str, seed: int) -> None:
         rows[picture.label].append(np.pad(picture.pixels, 1, constant_values=90))
         number += 1
     tiles = np.stack(rows[0][:16] + rows[1][:16]).reshape(4, 8, 34, 34).swapaxes(1, 2).reshape(4 * 34, 8 * 34)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(tiles).resize((8 * 34 * 4, 4 * 34 * 4), Image.Resampling.NEAREST).save(temporary, "PNG")
-    temporary.replace(path)
+    with written_by_rename(path) as temporary:
+        Image.fromarray(tiles).resize((8 * 34 * 4, 4 * 34 * 4), Image.Resampling.NEAREST).save(temporary, "PNG")
 
 
 def main(args: argparse.Namespace) -> dict:

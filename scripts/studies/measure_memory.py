@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.memory import estimate_memory, return_freed_memory
-from fa_transformers.training.report import format_table
+from fa_transformers.tables import format_table
 
 MODELS = {
     "MiniLM": (

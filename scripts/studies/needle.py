@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification
+from fa_transformers.charts import new_figure, save_figure
 from fa_transformers.data.sets import license_documents, needle
-from fa_transformers.training.checkpointing import choose_resume, prepare_output_dir, write_json
+from fa_transformers.files import write_json
+from fa_transformers.training.checkpointing import choose_resume, prepare_output_dir
 from fa_transformers.training.from_scratch import pad_batch, parse_flags, score_classifier, train_classifier
 from fa_transformers.training.processes import report_lost_processes
 from fa_transformers.training.report import describe_hardware, describe_run
@@ -102,12 +104,7 @@ def score_by_length(
 
 def plot_accuracy(rows: list[dict[str, float]], longest: int, path: Path) -> None:
     """Write a PNG of accuracy by length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    figure, axes = new_figure(size=(6, 3.5))
     lengths = [row["tokens"] for row in rows]
     axes.plot(lengths, [row["whole"] for row in rows], "o-", label="whole document")
     axes.plot(lengths, [row["cut"] for row in rows], "s--", label=f"cut to {CUT} tokens")
@@ -116,13 +113,7 @@ def plot_accuracy(rows: list[dict[str, float]], longest: int, path: Path) -> Non
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length // 1024}k" if length >= 1024 else str(length) for length in lengths])
     axes.legend(loc="center right")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def main(args: argparse.Namespace) -> dict:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow
 from transformers import PreTrainedTokenizerFast
 
+from ...files import count_cores
 from .tables import DataError, Row, Table, check_column, listing, open_table
 
 logger = logging.getLogger(__name__)
@@ -222,22 +223,6 @@ def tokenize_texts(tokenizer: Callable, texts: list[str], max_length: int) -> di
         encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False, verbose=False)
     length = [len(token_ids) for token_ids in encoded["input_ids"]]
     return {**encoded, "length": length, "full_length": full_length}
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename, so that a half-written file never has the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_num_proc(num_bytes: int) -> int | None:

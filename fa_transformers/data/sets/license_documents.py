@@ -24,7 +24,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from ..readers.files import write_file
+from ...files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def load_license_documents(cache_dir: str | Path | None = None) -> datasets.Data
                     f"the split {split!r}: the installed package was changed. Install it again: "
                     f"{INSTALL_COMMAND} --force-reinstall"
                 )
-            write_file(paths[split], content)
+            write_bytes(paths[split], content)
     features = datasets.Features({column: datasets.Value("string") for column in COLUMNS})
     return datasets.load_dataset(
         "json",

@@ -1,0 +1,37 @@
+"""The commands: `fa-transformers finetune|distill|convert|push`, which `scripts/` starts as well.
+
+Each command's module parses its flags into options before it imports what needs torch.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "finetune": "fine-tune a model on your documents or images, score it, write a folder ready to publish",
+    "distill": "recover a converted model: it learns from the softmax model that its weights came from",
+    "convert": "convert a pretrained text or image encoder to factorized attention",
+    "push": "check a model folder, upload it to the Hub and load it back",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names, with the rest of the words as its flags."""
+    from difflib import get_close_matches
+
+    from ..version import __version__
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else "--help"
+    if name == "--version":
+        print(f"fa_transformers {__version__}")
+    elif name in ("-h", "--help"):
+        listing = "\n".join(f"  {command:10}{what}" for command, what in COMMANDS.items())
+        usage = "usage: fa-transformers COMMAND [flags]"
+        print(f"{usage}\n\ncommands:\n{listing}\n\nfa-transformers COMMAND --help says more.")
+    elif name in COMMANDS:
+        importlib.import_module(f".{name}", __name__).main(words[1:])
+    else:
+        guess = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {guess[0]}?" if guess else f"it is one of {', '.join(COMMANDS)}"
+        sys.exit(f"fa-transformers: error: unknown command {name!r}: {hint}")

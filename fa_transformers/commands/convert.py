@@ -1,0 +1,95 @@
+"""The command that converts a checkpoint; `scripts/convert_checkpoint.py` starts it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
+from .flags import FlagParser, describe_command, how_started
+
+
+@dataclass(frozen=True)
+class ConvertCommand:
+    """A parsed command line of a conversion."""
+
+    source: str
+    output_dir: Path
+    conversion: ConversionOptions
+    layer: ModelOptions
+    card: CardOptions
+    command: str
+
+
+def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
+    """Parse the flags."""
+    program = how_started("convert", "scripts/convert_checkpoint.py", launcher="python")
+    parser = FlagParser(
+        program,
+        "Convert a pretrained text or image encoder to factorized attention, and write a folder ready to load or "
+        "distill.",
+        f"{program} minilm outputs/converted --positions periodic --max_length 16384 --local_window 64",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder or Hub repository of a stock, sentence-transformers or FA checkpoint, or 'minilm', 'dinov2-small'",
+    )
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", type=Path, help="folder for the converted model")
+    parser.add_options(ConversionOptions, ("conversion",), "conversion")
+    parser.add_options(ModelOptions, ("layer",), "layers (unset = off)")
+    parser.add_options(CardOptions, ("card",), "model card")
+    parsed = parser.parse(argv)
+    return ConvertCommand(
+        parsed.given["source"],
+        parsed.given["output_dir"],
+        parsed[ConversionOptions],
+        parsed[ModelOptions],
+        parsed[CardOptions],
+        describe_command(program, parsed.flags),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Convert as the flags say; mistakes in them or in the checkpoint end the process in one line."""
+    run = parse(argv)
+    try:
+        return convert(run)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def convert(run: ConvertCommand) -> dict:
+    """Convert, print what became of every tensor, and return the line of JSON that is printed last."""
+    from ..conversion.convert import convert_checkpoint
+    from ..hub.card import FACTS_FILE, ModelFacts
+
+    named = {name: getattr(run.card, name) for name in ("base_model", "license", "language")}
+    facts = {name: value for name, value in named.items() if value not in (None, UNSET)}
+    conversion = convert_checkpoint(
+        run.source,
+        output_dir=run.output_dir,
+        overwrite=run.conversion.overwrite_output_dir,
+        max_length=run.conversion.max_length,
+        positions=run.conversion.positions,
+        image_size=run.conversion.image_size,
+        auto_class=run.conversion.auto_class,
+        facts=facts | {"command": run.command},
+        **run.layer.config_fields,
+    )
+    print(conversion.table())
+    summary = {
+        "source": run.source,
+        "output_dir": str(run.output_dir),
+        "model_class": type(conversion.model).__name__,
+        "parameters": conversion.model.num_parameters(),
+        "tensors": conversion.counts,
+        "recovery": conversion.model.config.recovery,
+        "cosine_to_softmax": ModelFacts.load(run.output_dir / FACTS_FILE).scores[0].value,
+    }
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    main()

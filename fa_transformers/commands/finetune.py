@@ -1,0 +1,116 @@
+"""The command that fine-tunes; `scripts/finetune.py` starts it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
+from ..training.recipes import Task, recipe_of
+from .flags import FlagParser, describe_command, how_started
+
+if TYPE_CHECKING:
+    from ..training.job import FinetuneResult
+
+GROUPS = (
+    (
+        DataOptions,
+        ("text", "labels", "label column", "images", "streaming", "tokenizing"),
+        "data (none of these = the built-in demo data)",
+    ),
+    (ModelOptions, ("checkpoint", "size", "strict length", "layer", "positions", "freezing"), "model"),
+    (
+        LoopOptions,
+        (
+            "batches", "packing", "epochs", "short epochs", "optimizer", "head rate", "device", "sequence parallel",
+            "checkpoints", "best metric",
+        ),
+        "training",
+    ),
+    (CardOptions, ("card", "data card", "hub name", "push"), "model card and Hub"),
+)  # fmt: skip
+DEMO_SOURCES = ("train_file", "image_folder", "dataset_name")
+
+
+@dataclass(frozen=True)
+class FinetuneCommand:
+    """A parsed command line of fine-tuning."""
+
+    task: Task
+    full_recipe: bool
+    data: DataOptions
+    model: ModelOptions
+    loop: LoopOptions
+    card: CardOptions
+    command: str
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on after a stop."""
+        return self.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
+
+
+def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that follows from the flags that were typed."""
+    return recipe_of(
+        given.get("task", "text-classification"),
+        is_demo=not any(given.get(name) for name in DEMO_SOURCES),
+        model_name_or_path=given.get("model_name_or_path"),
+        full=given.get("full_recipe", False),
+    )
+
+
+def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
+    """Parse the flags; every option has its recipe's value where nothing was typed."""
+    program = how_started("finetune", "scripts/finetune.py")
+    parser = FlagParser(
+        program,
+        "Fine-tune a factorized encoder on long documents or large images, score it, and write a folder ready to "
+        "publish. The defaults shown are those of the flags before --help: alone, the demo's; after --train_file "
+        "my.csv, those of your data.",
+        f"{program} --train_file my.csv --model_name_or_path minilm --max_length 8192 --output_dir outputs/mine",
+        recipe_for,
+    )
+    parser.add_argument("--task", choices=get_args(Task), help="what to train for (default: text-classification)")
+    parser.add_argument(
+        "--full_recipe", action="store_true", common=False, help="demo data: all of it, whole, for several epochs"
+    )
+    for options_class, groups, title in GROUPS:
+        parser.add_options(options_class, groups, title)
+    parsed = parser.parse(argv)
+    recipe = recipe_for(parsed.given)
+    return FinetuneCommand(
+        task=parsed.given.get("task", "text-classification"),
+        full_recipe=parsed.given.get("full_recipe", False),
+        data=resolve(parsed[DataOptions], recipe),
+        model=resolve(parsed[ModelOptions], recipe),
+        loop=resolve(parsed[LoopOptions], recipe),
+        card=resolve(parsed[CardOptions], recipe),
+        command=describe_command(program, parsed.flags),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
+    """Fine-tune as the flags say; prints the scores as a table and as one line of JSON."""
+    run = parse(argv)
+    from ..training.finetune import finetune
+    from ..training.processes import report_lost_processes
+    from ..training.report import print_results
+
+    with report_lost_processes(run.loop.ddp_timeout):
+        result = finetune(
+            task=run.task,
+            data=run.data,
+            model=run.model,
+            loop=run.loop,
+            card=run.card,
+            full_recipe=run.full_recipe,
+            command=run.command,
+            resume_command=run.resume_command,
+        )
+        if result.summary:
+            print_results(result.summary)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The facts of a fine-tuned model's card, all from the run's options and figures."""
+
+import math
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from ..conversion.packaged import resolve_checkpoint
+from ..conversion.source import describe_folder, locate_encoder
+from ..data.labelled import LabelledData
+from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
+from ..hub.timing import describe_hardware, time_by_length, time_image
+from .job import FinetuneJob, Fitted
+
+# Name in our scores -> the Hub's name of the metric, for the model card.
+CARD_METRICS = {
+    "single_label_classification": {"accuracy": "accuracy", "macro_f1": "f1"},
+    "multi_label_classification": {"micro_f1": "f1", "accuracy": "exact_match"},
+    "regression": {"mse": "mse", "mae": "mae"},
+}
+
+
+def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: dict[str, dict]) -> ModelFacts:
+    """The facts of the model card of a fine-tuned model."""
+    model, run, card = fitted.model, fitted.run, job.card
+    base_model, revision = describe_base_model(job.model.model_name_or_path, card.base_model)
+    side = fitted.image_size
+    what = f"documents of up to {job.model.max_length:,} tokens" if job.is_text else f"images of {side} px a side"
+    names = data.label_names or []
+    number = "any" if data.problem_type == "multi_label_classification" else "one"
+    answer = f"{number} of {len(names)} labels: {', '.join(names[:20])}" if names else "one number"
+    minutes = run["train_seconds"] / 60
+    speed = time_by_length(model, job.model.max_length) if job.is_text else [time_image(model, side or 0)]
+    return ModelFacts(
+        repo_id=card.hub_model_id or job.loop.output_dir.resolve().name,
+        summary=f"A factorized encoder that gives {what} {answer}.",
+        pipeline_tag=job.task,
+        auto_class="AutoModelForSequenceClassification" if job.is_text else "AutoModelForImageClassification",
+        language=card.language,
+        license=card.license,
+        base_model=base_model,
+        base_model_revision=revision,
+        replaced=describe_replacement(model),
+        trained_after=f"{run['steps']:,} steps, {run['train_tokens']:,} tokens of {data.facts.name}, "
+        f"seed {job.loop.seed}.",
+        data=[data.facts],
+        command=job.command,
+        hardware=f"{describe_hardware(model.device)}; trained for {minutes:.1f} minutes",
+        scores=[
+            ScoreFacts(
+                dataset=data.facts.name,
+                split=data.score_split,
+                metric=hub_name,
+                value=fitted.scores[name],
+                baselines={baseline: scores[name] for baseline, scores in baselines.items()},
+            )
+            for name, hub_name in CARD_METRICS[data.problem_type].items()
+        ],
+        speed=speed,
+        limits=describe_limits(job, data, fitted),
+    )
+
+
+def describe_base_model(model_name_or_path: str, base_model: str | None) -> tuple[str, str]:
+    """Hub name and revision of what a run started from; of a local folder, what `describe_folder` finds in it.
+
+    `base_model`: the name that the user states, which wins.
+    """
+    if model_name_or_path == "none":
+        return FROM_SCRATCH, FROM_SCRATCH
+    source = resolve_checkpoint(model_name_or_path)
+    if not Path(source).is_dir():
+        # The cache keeps each revision in a folder that is named by its commit.
+        cached = try_to_load_from_cache(source, "config.json")
+        return base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
+    name, revision = describe_folder(model_name_or_path, locate_encoder(source))
+    return base_model or name, revision
+
+
+def describe_limits(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> list[str]:
+    """Sentences for the card on what its scores are worth and what the model can't do."""
+    num_examples = fitted.scores["num_examples"]
+    limits = [f"Scores are from one run with one seed on {num_examples} examples of the {data.score_split} split."]
+    if "accuracy" in fitted.scores:
+        accuracy = fitted.scores["accuracy"]
+        half_width = 1.96 * math.sqrt(accuracy * (1 - accuracy) / num_examples)
+        limits.append(f"The 95 % interval of its accuracy is about ±{half_width:.3f}.")
+    if job.is_text:
+        limits.append(f"Tokens after the first {job.model.max_length:,} of a document are cut off.")
+    else:
+        side = fitted.image_size
+        limits.append(f"Images are resized to {side} x {side} px, whatever their shape.")
+    limits.append("The same model with softmax attention was not trained for comparison.")
+    limits.append("It was tested neither on other data nor for bias, and it answers unlike input too.")
+    return limits

@@ -1,0 +1,65 @@
+"""The request of a fine-tuning run, and its result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
+from .recipes import Task
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """A fine-tuning run as it was asked for, every option resolved.
+
+    `command` is how it is repeated, for the card; `resume_command` how it is gone on with after a stop.
+    """
+
+    task: Task
+    data: DataOptions
+    model: ModelOptions
+    loop: LoopOptions
+    card: CardOptions
+    command: str
+    resume_command: str
+
+    @property
+    def is_text(self) -> bool:
+        return self.task == "text-classification"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One trained model with what was measured on it."""
+
+    model: PreTrainedModel
+    processor: Any
+    image_size: int | None
+    scores: dict[str, Any]
+    run: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A fine-tuned model, its scores, and where it was written.
+
+    Args:
+        scores: the model's scores on the test split, or the validation split where there is none, by metric.
+        baselines: scores of what needs no training of ours, on the same split, by name.
+        summary: what `all_results.json` holds: scores, figures of the run, the command; empty on other processes than
+            the main one.
+        output_dir: the published folder, which `pipeline(task, output_dir)` loads.
+        model: the model, in float32 on the device that it was trained on.
+        processor: its tokenizer or image processor.
+        pushed: what `push` returned; None where nothing was uploaded.
+    """
+
+    scores: dict[str, Any]
+    baselines: dict[str, dict]
+    summary: dict[str, Any]
+    output_dir: Path
+    model: PreTrainedModel
+    processor: Any
+    pushed: dict[str, Any] | None = None
