@@ -9,7 +9,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-warn-conflict
 # Added to the command of `make demo` and `make images`, for example ARGS="--max_steps 20".
 ARGS ?=
 # What the oldest supported transformers must still pass.
-OLDEST_TESTS := tests/models tests/test_attention_interface.py
+OLDEST_TESTS := tests/models tests/test_attention_*.py
 
 .PHONY: demo images test test-all test-oldest test-slow lint typecheck clean rebuild
 
