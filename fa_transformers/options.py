@@ -44,7 +44,7 @@ def option(default: Any, help: str, *, group: str, common: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class _Options:
+class OptionGroup:
     """The base of all options: text given for a path becomes a `Path`, and a list becomes a tuple."""
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class _Options:
 
 
 @dataclass(frozen=True)
-class DataOptions(_Options):
+class DataOptions(OptionGroup):
     """What to learn from: files, a folder of images, or a data set of the Hub; none of these is the built-in demo."""
 
     train_file: Path | None = option(
@@ -126,7 +126,7 @@ class DataOptions(_Options):
 
 
 @dataclass(frozen=True)
-class ModelOptions(_Options):
+class ModelOptions(OptionGroup):
     """Which model to start from, and the fields of its config that a user may set; unset ones stay the checkpoint's."""
 
     model_name_or_path: str = option(
@@ -194,7 +194,7 @@ class ModelOptions(_Options):
 
 
 @dataclass(frozen=True)
-class LoopOptions(_Options):
+class LoopOptions(OptionGroup):
     """Batches, optimiser, evaluation, checkpoints and reporting of a training run."""
 
     per_device_train_batch_size: int = option(
@@ -280,7 +280,7 @@ class LoopOptions(_Options):
 
 
 @dataclass(frozen=True)
-class DistillationOptions(_Options):
+class DistillationOptions(OptionGroup):
     """The stages of a recovery and what they compare; 0 steps leave a stage out."""
 
     teacher_name_or_path: str | None = option(
@@ -332,7 +332,7 @@ class DistillationOptions(_Options):
 
 
 @dataclass(frozen=True)
-class ConversionOptions(_Options):
+class ConversionOptions(OptionGroup):
     """How a checkpoint is converted, beside the fields of a layer; unset is as the checkpoint has it."""
 
     max_length: int | None = option(
@@ -356,7 +356,7 @@ class ConversionOptions(_Options):
 
 
 @dataclass(frozen=True)
-class CardOptions(_Options):
+class CardOptions(OptionGroup):
     """What the model card says that no run can know."""
 
     license: str = option(
@@ -385,10 +385,10 @@ class CardOptions(_Options):
     hub_private: bool = option(False, "create the Hub repository as private", group="push")
 
 
-Options = TypeVar("Options", bound=_Options)
+Group = TypeVar("Group", bound=OptionGroup)
 
 
-def resolve(options: Options, recipe: Mapping[str, Any]) -> Options:
+def resolve(options: Group, recipe: Mapping[str, Any]) -> Group:
     """Return the options with the recipe's values where a field is `UNSET`; names of other dataclasses are passed over.
 
     A field that neither sets stays `UNSET`: `ValueError` names it where it is needed (`check_is_set`).

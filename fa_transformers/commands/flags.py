@@ -106,7 +106,7 @@ class _Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self._common: dict[str, bool] = {}
-        self._defaults: dict[str, Any] = {}
+        self._field_defaults: dict[str, Any] = {}
         help_flags = self.add_argument_group("help")
         help_flags.add_argument("-h", "--help", action="store_true", help="show the flags that most people need")
         help_flags.add_argument("--help-all", action="store_true", help="show every flag")
@@ -126,14 +126,14 @@ class _Parser(argparse.ArgumentParser):
         else:
             options |= {"type": kind, "metavar": METAVARS[kind]}
         self.note(section.add_argument(f"--{part.name}", **options), part.metadata["common"])
-        self._defaults[part.name] = None if part.default is MISSING else part.default
+        self._field_defaults[part.name] = None if part.default is MISSING else part.default
 
     def note(self, action: argparse.Action, common: bool) -> None:
         """Remember whether --help shows a flag."""
         self._common[action.dest] = common
 
     def given_before_help(self, flags: Sequence[str]) -> dict[str, Any]:
-        """What was typed beside --help, mistakes passed over."""
+        """Return the values that were typed beside --help, mistakes passed over."""
         for action in self._actions:
             action.required = False
         try:
@@ -143,7 +143,7 @@ class _Parser(argparse.ArgumentParser):
         return vars(known)
 
     def parse_exactly(self, flags: Sequence[str]) -> dict[str, Any]:
-        """What was typed, by name; an unknown flag is an error that names the nearest known one."""
+        """Return the values that were typed, by name; an unknown flag is an error that names the nearest known one."""
         known, unknown = super().parse_known_args(list(flags))
         if unknown:
             self.error(self._describe_unknown(unknown))
@@ -172,8 +172,8 @@ class _Parser(argparse.ArgumentParser):
             is_shown = every or self._common.get(action.dest, True)
             if not is_shown:
                 action.help = argparse.SUPPRESS
-            elif action.dest in self._defaults:
-                default = self._defaults[action.dest]
+            elif action.dest in self._field_defaults:
+                default = self._field_defaults[action.dest]
                 default = recipe.get(action.dest) if default is UNSET else default
                 if default is not None and default is not False:
                     action.help = f"{action.help} (default: {default})"
@@ -201,7 +201,7 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
 
 
 def how_started(name: str, script: str, launcher: str = "accelerate launch") -> str:
-    """How this process was started, for messages: the console command, a module, or else the script."""
+    """Return how this process was started, for messages: the console command, a module, or else the script."""
     started_as = Path(sys.argv[0]).name
     if started_as == "fa-transformers":
         return f"fa-transformers {name}"

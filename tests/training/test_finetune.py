@@ -17,8 +17,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from fa_transformers.data.examples import crop_randomly
 from PIL import Image
-from repository import ROOT, SCRIPTS, load_script
+from repository import ROOT, SCRIPTS
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer, rewrite_config
 from transformers import (
@@ -30,17 +31,16 @@ from transformers import (
     pipeline,
 )
 
-from fa_transformers.data.labelled import crop_randomly, encode_images
-from fa_transformers.data.readers.files import DataError
+from fa_transformers.commands import finetune as command
+from fa_transformers.data.labelled import encode_images
+from fa_transformers.data.readers.tables import DataError
+from fa_transformers.training import finetune
 
 SCRIPT = SCRIPTS / "finetune.py"
 SINGLE = "single_label_classification"
 WORDS = ["red", "blue", "green", "one", "two", "three", "alpha", "beta", "gamma", "delta"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-
-
-finetune = load_script("finetune")
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def text_flags(tmp_path: Path, tiny_bert: Path, kind: str = SINGLE, ending: str 
 
 def run(*flags) -> dict:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return finetune.main(finetune.parse_args([str(flag) for flag in flags]))
+    return command.main([str(flag) for flag in flags]).summary
 
 
 @pytest.mark.parametrize(
@@ -478,29 +478,4 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
 )
 def test_flags_that_no_run_can_use_are_named(flags, message):
     with pytest.raises(ValueError, match=message):
-        finetune.main(finetune.parse_args(flags))
-
-
-def test_defaults_are_those_of_the_task_and_the_data():
-    demo = finetune.parse_args([])
-    own = finetune.parse_args(["--train_file", "a.csv", "--model_name_or_path", "b"])
-    image = finetune.parse_args(["--task", "image-classification"])
-    assert demo.model_name_or_path == "minilm" and demo.max_length == 4096
-    assert own.num_train_epochs == finetune.COMMON["num_train_epochs"]
-    assert image.image_size == 1024 and image.learning_rate != demo.learning_rate
-    assert finetune.parse_args(["--full_recipe"]).num_train_epochs > demo.num_train_epochs
-    assert finetune.parse_args(["--num_train_epochs", "9"]).num_train_epochs == 9
-
-
-def test_a_token_is_in_no_command_that_is_shown_or_stored():
-    args = finetune.parse_args(["--seed", "1", "--hub_token", "hf_secret", "--push_to_hub", "--hub_token=hf_secret"])
-    assert args.hub_token == "hf_secret"
-    assert args.command == "accelerate launch scripts/finetune.py --seed 1 --push_to_hub"
-    assert "secret" not in args.resume_command
-
-
-def test_every_flag_has_help(capsys):
-    with pytest.raises(SystemExit):
-        finetune.parse_args(["--help"])
-    text = capsys.readouterr().out
-    assert "--max_tokens_per_batch" in text and "(default: 4096)" in text
+        command.main(flags)

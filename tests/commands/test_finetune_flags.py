@@ -1,0 +1,63 @@
+"""Protects the flags of fine-tuning: defaults of the task and the data, no token in what is shown, help for all."""
+
+import pytest
+
+from fa_transformers.commands import finetune as command
+from fa_transformers.options import CardOptions, DataOptions, LoopOptions, ModelOptions, unset_fields
+from fa_transformers.training.recipes import COMMON
+
+
+def test_defaults_are_those_of_the_task_and_the_data():
+    demo = command.parse([])
+    own = command.parse(["--train_file", "a.csv", "--model_name_or_path", "b"])
+    image = command.parse(["--task", "image-classification"])
+    assert demo.model.model_name_or_path == "minilm" and demo.model.max_length == 4096
+    assert own.loop.num_train_epochs == COMMON["num_train_epochs"]
+    assert image.model.image_size == 1024 and image.loop.learning_rate != demo.loop.learning_rate
+    assert command.parse(["--full_recipe"]).loop.num_train_epochs > demo.loop.num_train_epochs
+    assert command.parse(["--num_train_epochs", "9"]).loop.num_train_epochs == 9
+
+
+@pytest.mark.parametrize("task", ["text-classification", "image-classification"])
+@pytest.mark.parametrize("data", [[], ["--dataset_name", "a"]])
+def test_a_recipe_sets_every_field_but_those_that_are_the_checkpoints(task, data):
+    run = command.parse(["--task", task, *data])
+    unset = [part for options in (run.data, run.model, run.loop, run.card) for part in unset_fields(options)]
+    assert {part.metadata["group"] for part in unset} <= {"layer", "positions"}
+
+
+def test_pretrained_image_models_have_settings_of_their_own():
+    image = ["--task", "image-classification", "--image_folder", "photos"]
+    scratch, pretrained = command.parse(image), command.parse([*image, "--model_name_or_path", "vit/"])
+    assert scratch.model.image_size == 1024 and pretrained.model.image_size is None
+    assert pretrained.loop.learning_rate < scratch.loop.learning_rate
+    demo = command.parse([*image[:2], "--model_name_or_path", "vit/"])
+    assert demo.model.image_size == 1024  # at 224 px nothing of it can be read
+
+
+def test_a_token_is_in_no_command_that_is_shown_or_stored():
+    run = command.parse(["--seed", "1", "--hub_token", "hf_secret", "--push_to_hub", "--hub_token=hf_secret"])
+    assert run.card.hub_token == "hf_secret"
+    assert run.command == "accelerate launch scripts/finetune.py --seed 1 --push_to_hub"
+    assert "secret" not in run.resume_command
+
+
+def test_every_flag_has_help(capsys):
+    with pytest.raises(SystemExit):
+        command.parse(["--help-all"])
+    text = capsys.readouterr().out
+    assert "(default: 4096)" in text
+    for options_class in (DataOptions, ModelOptions, LoopOptions, CardOptions):
+        for name, part in options_class.__dataclass_fields__.items():
+            assert f"--{name}" in text and part.metadata["help"][:20] in " ".join(text.split()), name
+
+
+def test_help_shows_the_flags_that_most_people_need_and_an_example(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.parse(["--train_file", "my.csv", "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    shown = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
+    assert len(shown - {"--help-all"}) == 25
+    assert "example:\n  accelerate launch scripts/finetune.py --train_file my.csv" in text
+    assert "(default: 3.0)" in text  # the epochs of users' data, not the demo's

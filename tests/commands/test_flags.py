@@ -1,0 +1,140 @@
+"""Protects command lines made from dataclasses: types, groups, mistakes that name what was meant, an answer at once."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pytest
+import transformers
+from repository import ROOT, SCRIPTS
+
+from fa_transformers import commands
+from fa_transformers.commands.flags import FlagParser, describe_command
+from fa_transformers.options import UNSET, LoopOptions, OptionGroup, Scheduler, option, resolve
+
+TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks
+
+
+@dataclass(frozen=True)
+class Sample(OptionGroup):
+    name: str = option("x", "a name of 100 % of all", group="first", common=True)
+    count: int | None = option(None, "a count", group="first")
+    rate: float = option(UNSET, "a rate", group="first", common=True)
+    path: Path | None = option(None, "a path", group="first")
+    layers: tuple[int, ...] | None = option(None, "layers", group="first")
+    is_plain: bool = option(False, "a switch", group="first")
+    is_chosen: bool = option(UNSET, "on or off", group="first")
+    kind: Literal["a", "b"] | None = option(None, "a kind", group="first")
+    hidden: int = option(7, "of another group", group="second")
+
+
+def make_parser() -> FlagParser:
+    parser = FlagParser("program", "A sample.", "program --name y", lambda given: {"rate": 0.5, "is_chosen": True})
+    parser.add_options(Sample, ("first",), "sample")
+    return parser
+
+
+def test_values_have_the_types_of_the_fields():
+    flags = "--name y --count 3 --rate 1e-3 --path a/b --layers 0 2 --is_plain --no-is_chosen --kind b"
+    sample = make_parser().parse(flags.split())[Sample]
+    assert sample == Sample("y", 3, 1e-3, Path("a/b"), (0, 2), True, False, "b")
+    assert isinstance(sample.path, Path) and isinstance(sample.layers, tuple)
+    assert make_parser().parse(["--layers"])[Sample].layers == ()
+
+
+def test_what_is_not_typed_is_left_to_the_recipe():
+    sample = make_parser().parse([])[Sample]
+    assert sample == Sample() and sample.rate is UNSET
+    assert resolve(sample, {"rate": 0.5, "is_chosen": True, "count": 9}) == Sample(rate=0.5, is_chosen=True)
+    assert resolve(make_parser().parse(["--rate", "2"])[Sample], {"rate": 0.5}).rate == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nam", "y"], "unknown flag --nam: did you mean --name?"),
+        (["--is-plain"], "unknown flag --is-plain: did you mean --is_plain?"),
+        (["--hidden", "1"], "unknown flag --hidden: --help-all lists the flags of this command"),
+        (["--lr", "1"], "unknown flag --lr: --help-all lists"),
+        (["--kind", "c"], "argument --kind: invalid choice: 'c'"),
+        (["--count", "many"], "argument --count: invalid int value: 'many'"),
+        (["loose"], "'loose' is not the value of a flag"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_that_says_what_to_type(flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse(flags)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"program: error: {message}")
+
+
+def test_names_from_other_trainers_are_told_apart(capsys):
+    parser = FlagParser("program", "Train.", "program")
+    parser.add_options(LoopOptions, ("optimizer", "epochs", "batches"), "training")
+    for typed, meant in (("lr", "learning_rate"), ("epochs", "num_train_epochs")):
+        with pytest.raises(SystemExit):
+            parser.parse([f"--{typed}", "1"])
+        assert f"unknown flag --{typed}: did you mean --{meant}?" in capsys.readouterr().err
+
+
+def test_help_has_the_common_flags_and_their_defaults_and_help_all_every_one(capsys):
+    texts = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as ended:
+            make_parser().parse([flag, "--mistyped"])
+        assert ended.value.code == 0
+        texts[flag] = " ".join(capsys.readouterr().out.split())
+    assert "a name of 100 % of all (default: x)" in texts["--help"] and "a rate (default: 0.5)" in texts["--help"]
+    assert "--count" not in texts["--help"] and "--help-all shows 6 more flags." in texts["--help"]
+    assert "--count" in texts["--help-all"] and "--hidden" not in texts["--help-all"]
+
+
+def test_a_misspelt_group_is_an_error():
+    with pytest.raises(ValueError, match=r"Sample has no field of the groups \['frist'\]"):
+        make_parser().add_options(Sample, ("first", "frist"), "sample")
+
+
+def test_a_token_is_left_out_of_a_described_command():
+    flags = ["--hub_token", "hf_secret", "--name", "two words", "--hub_token=hf_secret"]
+    assert describe_command("python x.py", flags) == "python x.py --name 'two words'"
+
+
+def test_schedulers_are_those_of_transformers():
+    known = {kind.value for kind in transformers.SchedulerType}
+    assert set(get_args(Scheduler)) == known - TOO_NEW
+
+
+# Of one command each: `fa-transformers` is `commands.main`, which tests/test_package.py runs as it is installed.
+STARTS = {
+    "script": [sys.executable, str(SCRIPTS / "finetune.py")],
+    "module": [sys.executable, "-m", "fa_transformers.commands.finetune"],
+    "convert": [sys.executable, str(SCRIPTS / "convert_checkpoint.py")],
+    "push": [sys.executable, str(SCRIPTS / "push_to_hub.py")],
+    "distill": [sys.executable, str(SCRIPTS / "distill.py")],
+}
+
+
+@pytest.mark.parametrize("flag", ["--help", "--output_dri"])
+@pytest.mark.parametrize("start", STARTS)
+def test_help_and_a_mistyped_flag_answer_before_torch_is_loaded(start, flag):
+    # -X importtime lists every module that is loaded; only names are read here.
+    command = [STARTS[start][0], "-X", "importtime", *STARTS[start][1:], flag]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    loaded = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if line.startswith("import time:")}
+    assert ran.returncode == (0 if flag == "--help" else 2), ran.stderr[-500:]
+    assert "fa_transformers.commands.flags" in loaded
+    assert not {"torch", "transformers", "numpy"} & loaded
+
+
+def test_the_console_command_names_its_commands_and_what_was_meant(capsys):
+    commands.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {name}" in text for name in ("finetune", "distill", "convert", "push"))
+    with pytest.raises(SystemExit, match="unknown command 'finetun': did you mean finetune?"):
+        commands.main(["finetun"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["finetune", "--help"])
+    assert ended.value.code == 0
