@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from fa_transformers.commands import finetune as command
-from fa_transformers.data.labelled import encode_images
+from fa_transformers.data.readers.images import encode_images
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.training import finetune
 
