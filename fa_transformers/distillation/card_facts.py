@@ -83,9 +83,7 @@ def describe_compared(job: DistillationJob, receipt: dict[str, Any]) -> str:
     return f"texts of up to {job.distillation.long_length if is_long else job.model.max_length:,} tokens"
 
 
-def describe_similarity(
-    similarity: dict[str, dict[str, dict[str, float]]], data: list[DataFacts]
-) -> list[ScoreFacts]:
+def describe_similarity(similarity: dict[str, dict[str, dict[str, float]]], data: list[DataFacts]) -> list[ScoreFacts]:
     """Return the card's scores of every kind of held-out data; long texts have the name of their kind and a comma."""
     kinds = list(dict.fromkeys(kind.partition(",")[0] for kind in similarity))
     return [
@@ -119,8 +117,7 @@ def describe_downstream(downstream: dict[str, Any] | None) -> list[ScoreFacts]:
 
 def time_student(job: DistillationJob, model: PreTrainedModel) -> list[SpeedFacts]:
     """Time a short and a long text, or one image, beside softmax attention."""
-    if not job.is_text:
-        return [time_image(model, job.model.image_size)]
-    config = model.config
-    limit = config.max_position_embeddings if config.position_embedding_type == "absolute" else max(LENGTHS_TIMED)
-    return time_by_length(model, sorted({min(length, limit) for length in LENGTHS_TIMED}))
+    if job.is_text:
+        return time_by_length(model, LENGTHS_TIMED)
+    assert job.model.image_size is not None  # the recipe has one
+    return [time_image(model, job.model.image_size)]

@@ -31,6 +31,9 @@ def check_options(job: DistillationJob) -> None:
     check_run(job.data, model, loop, job.card, is_text=job.is_text)
     if model.model_name_or_path == "none":
         raise ValueError("--model_name_or_path none has no teacher; give a checkpoint.")
+    size = "max_length" if job.is_text else "image_size"
+    if getattr(model, size) is None:
+        raise ValueError(f"--{size} has no value, and --task {job.task} needs one; leave it out for the recipe's.")
     if loop.resume_from_checkpoint not in (None, "last", "auto"):
         raise ValueError("--resume_from_checkpoint must be 'last' or 'auto': every stage has a folder of its own.")
     check_not_negative(distillation, *(f"{name}_steps" for name in STAGES))

@@ -66,7 +66,8 @@ def relative_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
 class AttentionTransfer(nn.Module):
     """Attention output of each layer: mean over layers of `relative_error` after the output projection.
 
-    The student's mixers read the inputs of the teacher's; its other weights, the teacher's own at the start, are frozen.
+    The student's mixers read the inputs of the teacher's mixers. Its other weights are frozen: they are the teacher's at
+    the start.
     """
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel):
@@ -148,7 +149,7 @@ class EndToEndDistillation(nn.Module):
             base.embeddings.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode as `nn.Module.train`, but leave dropout off: the teacher has none, so its noise would be learnt."""
+        """Set the mode as `nn.Module.train`, without dropout: the teacher has none, and its noise would be learnt against."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, (nn.Dropout, SoftmaxMixer)):
@@ -204,8 +205,8 @@ def head_loss(logits: Tensor, expected: Tensor, mask: Tensor | None, problem_typ
 def divergence(logits: Tensor, expected: Tensor, mask: Tensor | None, *, over_tokens: bool) -> Tensor:
     """KL(expected ‖ found) of the distributions over the last axis, mean over all others, in nats.
 
-    The logits are over classes [B, L]; over classes for each token [B, N, L], where `mask` [B, N] leaves padding out; or
-    with `over_tokens` over the tokens themselves [B, N], where padding gets no probability.
+    Logits are over classes [B, L]; over classes for each token [B, N, L], where `mask` [B, N] leaves padding out; or,
+    with `over_tokens`, over the tokens themselves [B, N], where padding gets no probability.
     """
     pair = [rows.float() for rows in (logits, expected)]
     if mask is not None and over_tokens:

@@ -163,6 +163,7 @@ def build_image_pieces(
         ImageExamples(heldout.select(range(min(limit or len(heldout), len(heldout)))), processor, num_patches)
         for limit in (data.max_eval_samples, MAX_VALIDATION_PIECES)
     )
-    augment = {"random_crop": data.random_crop, "random_flip": data.random_flip, "seed": seed}
-    pieces = ImageExamples(rows.train, processor, num_patches, **augment)
+    pieces = ImageExamples(
+        rows.train, processor, num_patches, random_crop=data.random_crop, random_flip=data.random_flip, seed=seed
+    )
     return UnlabelledData(lambda length: pieces, validation, {kind: kept}, ImageCollator(), rows.facts)

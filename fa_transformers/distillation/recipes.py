@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # Licences of the teachers that come as packages, by their short name.
 PACKAGED_LICENSES = {"minilm": "apache-2.0", "dinov2-small": "apache-2.0"}
-# Fields of students made here from a stock checkpoint, beside maps of twice the head width; a converted one has its own.
+# Fields of students that are made from a stock checkpoint, beside maps of twice the head width.
 STUDENT_FIELDS: dict[str, dict[str, Any]] = {
     "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
     "images": dict(local_kernel_size=5),

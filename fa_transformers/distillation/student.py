@@ -73,9 +73,7 @@ def double_maps(config: PretrainedConfig) -> dict[str, int]:
     return {"key_feature_size": 2 * config.hidden_size // config.num_attention_heads}
 
 
-def load_teacher(
-    model_or_path: str | CheckpointSource, auto_class: str, student: PreTrainedModel
-) -> PreTrainedModel:
+def load_teacher(model_or_path: str | CheckpointSource, auto_class: str, student: PreTrainedModel) -> PreTrainedModel:
     """Load the softmax model that `student` came from, in evaluation mode and frozen.
 
     Longformer and LSG teachers attend to everything here, not in the pattern that they were trained with.

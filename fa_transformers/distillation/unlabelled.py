@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from ..data.facts import DataFacts
-from ..data.labelled import load_named
+from ..data.labelled import describe_user_data, load_named
 from ..data.readers.images import check_images, find_split_folders, image_endings
 from ..data.readers.tables import DataError
 from ..data.sets import broad_text, license_documents
@@ -72,7 +72,7 @@ def read_text(data: DataOptions, card: CardOptions, seed: int, rows: Rows | None
     if column not in loaded["train"].column_names:
         raise DataError(f"no column {column!r}, only {loaded['train'].column_names}: --text_column_name")
     parts = {name: _only(part, column, "text") for name, part in _with_validation(loaded, seed).items()}
-    facts = describe_data(data, card)
+    facts = describe_user_data(data, card)
     return UnlabelledRows(_limit(parts["train"], data, seed), {SAME_KINDS: parts["validation"]}, [facts])
 
 
@@ -91,7 +91,7 @@ def read_images(data: DataOptions, card: CardOptions, seed: int, rows: Rows | No
         loaded = _load_named_with_train(data) if rows is None else as_splits(rows, data.image_column_name, images=True)
         train, heldout = _images_of(loaded, data, seed)
     heldout = heldout.shuffle(seed=seed)  # files lie class by class, and only the first ones are taken
-    return UnlabelledRows(_limit(train, data, seed), {SAME_KINDS: heldout}, [describe_data(data, card)])
+    return UnlabelledRows(_limit(train, data, seed), {SAME_KINDS: heldout}, [describe_user_data(data, card)])
 
 
 def as_splits(rows: Any, column: str, *, images: bool = False) -> datasets.DatasetDict:
@@ -122,17 +122,6 @@ def as_splits(rows: Any, column: str, *, images: bool = False) -> datasets.Datas
     kind = datasets.Image() if images else datasets.Value("string")
     features = datasets.Features({column: kind})
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict({column: values}, features=features)})
-
-
-def describe_data(data: DataOptions, card: CardOptions) -> DataFacts:
-    """Return what the model card says of the user's data."""
-    if data.train_file:
-        name = data.train_file.name
-    elif data.image_folder:
-        name = data.image_folder.resolve().name
-    else:
-        name = data.dataset_name or "rows given in Python"
-    return DataFacts(name=card.data_name or name, license=card.data_license, attribution=card.data_attribution)
 
 
 def check_texts(texts: Sequence, first: int = 1) -> None:
@@ -182,9 +171,7 @@ def _only(rows: datasets.Dataset, column: str, name: str) -> datasets.Dataset:
     return rows if column == name else rows.rename_column(column, name)
 
 
-def _images_of(
-    loaded: datasets.DatasetDict, data: DataOptions, seed: int
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _images_of(loaded: datasets.DatasetDict, data: DataOptions, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Train and held-out rows of a loaded data set: its split "validation", or else a share of all."""
     column, features = data.image_column_name, loaded["train"].features
     if not isinstance(features.get(column), datasets.Image):
