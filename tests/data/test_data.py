@@ -29,7 +29,7 @@ from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.data.sets import license_documents
 from fa_transformers.data.tokenizing import BYTES_PER_WORKER, choose_num_proc, tokenize_documents
 from fa_transformers.data.word_counts import tfidf_baseline
-from fa_transformers.training.report import constant_scores
+from fa_transformers.training.baselines import constant_scores
 
 ROWS = [
     {"text": f"document {number} about {topic}", "label": topic} for number in range(10) for topic in ("law", "sea")
