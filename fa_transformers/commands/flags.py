@@ -134,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
         self._common[action.dest] = common
 
     def given_before_help(self, flags: Sequence[str]) -> dict[str, Any]:
-        """What was typed beside --help, mistakes passed over."""
+        """Return the values that were typed beside --help, mistakes passed over."""
         for action in self._actions:
             action.required = False
         try:
@@ -144,7 +144,7 @@ class _Parser(argparse.ArgumentParser):
         return vars(known)
 
     def parse_exactly(self, flags: Sequence[str]) -> dict[str, Any]:
-        """What was typed, by name; an unknown flag is an error that names the nearest known one."""
+        """Return the values that were typed, by name; an unknown flag is an error that names the nearest known one."""
         known, unknown = super().parse_known_args(list(flags))
         if unknown:
             self.error(self._describe_unknown(unknown))
@@ -214,7 +214,7 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
 
 
 def how_started(name: str, script: str, launcher: str = "accelerate launch") -> str:
-    """How this process was started, for messages: the console command, a module, or else the script."""
+    """Return how this process was started, for messages: the console command, a module, or else the script."""
     started_as = Path(sys.argv[0]).name
     if started_as == "fa-transformers":
         return f"fa-transformers {name}"

@@ -40,8 +40,8 @@ class CheckpointError(RuntimeError):
 
 @dataclasses.dataclass
 class TrainingState:
-    """Where a run stands. `settings` are those that decide the order of the batches: a resumed run must have the same,
-    and keeps the first run's `num_processes` and `gradient_accumulation_steps` among them.
+    """The progress of a run. `settings` decide the order of the batches: a resumed run must have equal ones, and keeps
+    the first run's `num_processes` and `gradient_accumulation_steps` among them.
 
     `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
     one, finished batches of all processes together. `tokens` are real tokens over all processes, `seconds` the time
@@ -132,7 +132,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
 
 
 def _launch() -> str:
-    """What all starts of these processes by one launcher have in common: its number is their parent's."""
+    """An identifier that all starts of these processes by one launcher share: the number of their parent process."""
     return f"{socket.gethostname()} {os.getppid()}"
 
 
@@ -310,7 +310,7 @@ def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, set
 
 
 def _keep_best(best: Path, output_dir: Path) -> bool:
-    """Whether the best checkpoint is sound; it is copied to `output_dir` where it lies elsewhere."""
+    """Return True if the best checkpoint is sound; it is copied to `output_dir` where it lies elsewhere."""
     kept = output_dir / best.name
     source = kept if kept.is_dir() else best
     damage = find_damage(source) if source.is_dir() else "it was not kept"

@@ -26,7 +26,7 @@ from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS, decide, load_metric
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check_run, flat, resolve
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, check_run, flat, resolve
 from .baselines import score_baselines
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
@@ -108,10 +108,15 @@ def finetune(
     return _run(job, rows)
 
 
-def describe_call(task: str, **options: Any) -> str:
-    """The call of `finetune` as a line of Python, with the options that differ from their defaults."""
-    groups = ", ".join(f"{name}={value}" for name, value in options.items() if value != type(value)())
-    return f"fa_transformers.finetune(rows, task={task!r}{', ' if groups else ''}{groups})"
+def describe_call(task: str, **options: OptionGroup) -> str:
+    """The call of `finetune` as a line of Python, with the options that differ from their defaults; never a token."""
+    given = []
+    for name, group in options.items():
+        values = {key: value for key, value in flat(group).items() if value != getattr(type(group)(), key)}
+        if values:
+            listed = ", ".join(f"{key}={value!r}" for key, value in values.items())
+            given.append(f"{name}={type(group).__name__}({listed})")
+    return f"fa_transformers.finetune({', '.join(['rows', f'task={task!r}', *given])})"
 
 
 def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
@@ -190,6 +195,8 @@ def build_model(job: FinetuneJob, data: LabelledData) -> Built:
     if options.model_name_or_path == "none":
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 
+        if options.image_size is None:
+            raise ValueError("--model_name_or_path none needs an --image_size: no processor says one.")
         size = {"height": options.image_size, "width": options.image_size}
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": options.image_size} | overrides)
         processor = ViTImageProcessor(size=size, **data.image_statistics)

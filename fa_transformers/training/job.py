@@ -1,4 +1,4 @@
-"""What a fine-tuning run was asked for, and what comes out of it."""
+"""The request of a fine-tuning run, and its result."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -110,7 +110,7 @@ def run_training(
 
 @dataclass
 class _Run:
-    """What the steps of one training run work with; each method is one part of a step."""
+    """One training run: everything that its steps work with; each method is one part of a step."""
 
     loop: LoopOptions
     model: nn.Module

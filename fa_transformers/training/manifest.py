@@ -18,7 +18,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with the first file that is not as the manifest says, by name; None where all are.
+    """Describe what is wrong with the first file that is not as the manifest says; None where all files are.
 
     Files that the manifest does not name are not looked at. A folder without a manifest counts as damaged: it was not
     finished, or something else wrote it.

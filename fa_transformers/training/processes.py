@@ -1,4 +1,4 @@
-"""What the processes of one run need: the same outcome for all, and a clear error where one of them is lost."""
+"""Processes of one run: one outcome for all of them, and a clear error where one is lost."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What is seen of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
+"""Meters of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
 
 import math
 import sys
@@ -131,7 +131,7 @@ class ProgressMeter:
         self._started += time.perf_counter() - paused_at
 
     def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time until each is there, on this process's device, counts as waiting."""
+        """Yield `batches`; the time until each is there, on this process's device, counts as waiting."""
         iterator = iter(batches)
         while True:
             asked_at = time.perf_counter()
@@ -176,7 +176,7 @@ class ProgressMeter:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all processes together."""
+        """Tokens per second of training, over all processes together."""
         return self.state.tokens / max(self.state.seconds, 1e-9)
 
     @property

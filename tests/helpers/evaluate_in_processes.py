@@ -1,4 +1,4 @@
-"""Started by test_metrics.py under torchrun: the script's `evaluate` on fixed logits, one JSON file each."""
+"""Started by test_metrics.py under torchrun: finetune's `evaluate` on fixed logits, one JSON file each."""
 
 import json
 import sys
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from repository import load_script
 from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from fa_transformers.data.batching import LengthGroupedBatchSampler
-from fa_transformers.data.labelled import label_tensor
+from fa_transformers.data.collators import label_tensor
 from fa_transformers.metrics import PROBLEM_METRICS
+from fa_transformers.training.finetune import evaluate
 
 NUM_EXAMPLES, NUM_LABELS = 11, 3
 
@@ -34,9 +34,8 @@ class Data:
 
 
 def main(folder: str) -> None:
-    finetune = load_script("finetune")
     accelerator = Accelerator(cpu=True)
-    reports = {problem_type: report(problem_type, finetune.evaluate, accelerator) for problem_type in PROBLEM_METRICS}
+    reports = {problem_type: report(problem_type, evaluate, accelerator) for problem_type in PROBLEM_METRICS}
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(reports))
 
 

@@ -4,7 +4,6 @@ Imports take longest, so one process prepares them and forks a child for each ru
 What a finished run reports is everything that a resumed one must have bit for bit; only seconds differ.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from transformers import get_scheduler
 from fa_transformers import FABertConfig, FABertForSequenceClassification
 from fa_transformers.data.batching import LengthGroupedBatchSampler, make_loader
 from fa_transformers.data.collators import pack_tokens
+from fa_transformers.options import LoopOptions
 from fa_transformers.training.checkpointing import STATE_FILE, list_checkpoints, prepare_output_dir
 from fa_transformers.training.loop import run_training
 from fa_transformers.training.manifest import find_damage
@@ -42,7 +42,7 @@ from fa_transformers.training.setup import make_accelerator
 NUM_STEPS, NUM_EXAMPLES = 12, 22
 FLAGS = dict(
     resume_from_checkpoint="auto", gradient_accumulation_steps=1, max_grad_norm=1.0, logging_steps=1, eval_steps=3,
-    save_steps=2, save_total_limit=1, early_stopping_patience=0, load_best_model_at_end=True, resume_command="",
+    save_steps=2, save_total_limit=1, early_stopping_patience=0, load_best_model_at_end=True,
     use_cpu=True, mixed_precision="no", report_to="none", num_threads=1, ddp_timeout=60,
     profile=False,
 )  # fmt: skip
@@ -105,9 +105,9 @@ def train(
     **flags,
 ) -> tuple[torch.nn.Module, dict]:
     """One run to its end: the model, and what it must give whether or not it was interrupted."""
-    args = argparse.Namespace(**FLAGS | flags, output_dir=output_dir)
+    loop = LoopOptions(**FLAGS | flags, output_dir=output_dir)
     set_seed(0)
-    accelerator = make_accelerator(args)
+    accelerator = make_accelerator(loop)
     if accelerator.is_main_process:
         prepare_output_dir(output_dir, overwrite=False, resume=True)
     accelerator.wait_for_everyone()
@@ -130,7 +130,7 @@ def train(
         loader = make_loader(split, samplers[-1], pack if packing else pad, num_workers if shuffle else 0)
         loaders.append(accelerator.prepare(loader))
     model, state, _ = run_training(
-        args, model, optimizer, scheduler, loaders[0], samplers[0], accelerator,
+        loop, model, optimizer, scheduler, loaders[0], samplers[0], accelerator,
         evaluate=lambda trained: evaluate(trained, loaders[1], accelerator), best_metric="accuracy",
         max_steps=NUM_STEPS, output_dir=output_dir,
     )  # fmt: skip

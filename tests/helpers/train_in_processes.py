@@ -1,6 +1,5 @@
 """Started by test_data_parallel.py under torchrun or in its process: `run_training` on tiny documents."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from transformers import get_scheduler
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification, PackingCollator
 from fa_transformers.data.batching import LengthGroupedBatchSampler
+from fa_transformers.options import LoopOptions
 from fa_transformers.training.loop import run_training
 
 # Lengths that give batches of unequal size, and with two processes and two batches a step a last step that is smaller.
@@ -69,14 +69,14 @@ def train(
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation, step_scheduler_with_optimizer=False)
     sampler = make_sampler(accelerator.num_processes, packing)
     loader = DataLoader(documents(), batch_sampler=sampler, collate_fn=PackingCollator() if packing else pad)
-    args = argparse.Namespace(
+    loop = LoopOptions(
         gradient_accumulation_steps=accumulation, max_grad_norm=MAX_GRAD_NORM, resume_from_checkpoint=None,
         logging_steps=100, eval_steps=1000, save_steps=1000, save_total_limit=1, early_stopping_patience=0,
         load_best_model_at_end=False, profile=profile,
     )  # fmt: skip
     model = make_model(dtype, checkpointing)
     trained, _, figures = run_training(
-        args, model, *make_optimizer(model), accelerator.prepare(loader), sampler, accelerator,
+        loop, model, *make_optimizer(model), accelerator.prepare(loader), sampler, accelerator,
         evaluate=lambda _: {"loss": 0.0, "score": 0.0}, best_metric="score", max_steps=STEPS, output_dir=output_dir,
     )  # fmt: skip
     return accelerator.unwrap_model(trained), figures

@@ -32,17 +32,15 @@ from transformers import (
 
 from fa_transformers.commands import finetune as command
 from fa_transformers.data.examples import crop_randomly
-from fa_transformers.data.labelled import encode_images
+from fa_transformers.data.readers.images import encode_images
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.training import finetune
-from fa_transformers.training.recipes import COMMON
 
 SCRIPT = SCRIPTS / "finetune.py"
 SINGLE = "single_label_classification"
 WORDS = ["red", "blue", "green", "one", "two", "three", "alpha", "beta", "gamma", "delta"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-
 
 
 @pytest.fixture(autouse=True)

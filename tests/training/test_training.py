@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel
 from fa_transformers.data.batching import LengthGroupedBatchSampler, count_update_steps
 from fa_transformers.files import write_json
+from fa_transformers.options import LoopOptions
 from fa_transformers.tables import format_table
 from fa_transformers.training.checkpointing import (
     LAUNCH_FILE,
@@ -36,16 +38,12 @@ from fa_transformers.training.checkpointing import (
     resume_run,
     save_checkpoint,
 )
+from fa_transformers.training.loaders import choose_num_workers
 from fa_transformers.training.loop import plan_steps
+from fa_transformers.training.optimizer import freeze_bottom_layers, group_parameters
 from fa_transformers.training.progress import ProgressMeter, TrainingDiverged
 from fa_transformers.training.report import plot_confusion_matrix
-from fa_transformers.training.setup import (
-    choose_num_workers,
-    freeze_bottom_layers,
-    gather_model,
-    group_parameters,
-    start_trackers,
-)
+from fa_transformers.training.setup import gather_model, start_trackers
 
 
 def random_lengths(num: int = 203, longest: int = 900) -> list[int]:
@@ -122,17 +120,15 @@ def test_a_run_that_goes_on_with_other_processes_has_as_many_steps_as_it_was_to_
     lengths = [900] * 5  # four processes join two of the five batches, one would not
     options = {"batch_size": 4, "max_tokens": 900, "shuffle": False}
     first = LengthGroupedBatchSampler(lengths, num_processes=4, **options)
-    args = types.SimpleNamespace(
-        max_steps=-1, num_train_epochs=3, gradient_accumulation_steps=1, resume_from_checkpoint=None
-    )
-    steps = plan_steps(args, first, tmp_path)
+    loop = LoopOptions(max_steps=-1, num_train_epochs=3, gradient_accumulation_steps=1)
+    steps = plan_steps(loop, first, tmp_path)
     checkpoint = tmp_path / "checkpoint-1"
     checkpoint.mkdir()
     write_json(checkpoint / STATE_FILE, {"settings": first.settings})
-    args.gradient_accumulation_steps = 4
-    anew = plan_steps(args, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path)
-    args.resume_from_checkpoint = str(checkpoint) if resume_from == "path" else resume_from
-    assert plan_steps(args, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path) == steps != anew
+    loop = replace(loop, gradient_accumulation_steps=4)
+    anew = plan_steps(loop, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path)
+    loop = replace(loop, resume_from_checkpoint=str(checkpoint) if resume_from == "path" else resume_from)
+    assert plan_steps(loop, LengthGroupedBatchSampler(lengths, num_processes=1, **options), tmp_path) == steps != anew
 
 
 @pytest.mark.parametrize(

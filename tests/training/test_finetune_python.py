@@ -1,0 +1,97 @@
+"""Protects fine-tuning from Python: lists in, predictions out, results that are what the files say."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from accelerate.state import AcceleratorState
+from tiny_models import make_tokenizer
+from transformers import BertConfig, BertForSequenceClassification, pipeline
+
+import fa_transformers as fa
+from fa_transformers.training.finetune import describe_call
+
+WORDS = ["red", "blue", "green", "one", "two", "three"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(tmp_path, monkeypatch):
+    """Accelerate keeps its settings for the whole process, and each call must choose its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory) -> Path:
+    """A stock BERT checkpoint with random weights and a word-level tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = make_tokenizer(WORDS, max_length=16)
+    tokenizer.save_pretrained(folder)
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    return folder
+
+
+def options(tiny_bert: Path, **loop) -> dict:
+    return {
+        "model": fa.ModelOptions(model_name_or_path=str(tiny_bert), max_length=16),
+        "loop": fa.LoopOptions(**{"use_cpu": True, "report_to": "none", "max_steps": 2, "output_dir": "mine"} | loop),
+    }
+
+
+def columns(num: int) -> dict[str, list]:
+    """Documents whose label is their first word."""
+    texts = [f"{WORDS[index % 3]} {WORDS[3 + index % 2]} {WORDS[(5 * index) % 6]}" for index in range(num)]
+    return {"text": texts, "label": [text.split()[0] for text in texts]}
+
+
+def test_a_list_of_texts_and_labels_becomes_a_prediction(tiny_bert):
+    result = fa.finetune(columns(60), **options(tiny_bert, max_steps=60, learning_rate=5e-3))
+    classify = pipeline("text-classification", str(result.output_dir), trust_remote_code=True)
+    assert [row["label"] for row in classify(["red one two", "blue two one"])] == ["red", "blue"]
+
+
+def test_the_result_is_what_the_folder_says(tiny_bert):
+    result = fa.finetune(columns(30), **options(tiny_bert), card=fa.CardOptions(data_name="Colours", license="mit"))
+    written = json.loads((result.output_dir / "all_results.json").read_text())
+    assert result.summary == written and result.output_dir == Path("mine")
+    assert written["model"]["accuracy"] == result.scores["accuracy"] and written["data"] == "Colours"
+    assert result.baselines["majority class"]["accuracy"] == written["baselines"]["majority class"]["accuracy"]
+    assert isinstance(result.model, fa.FABertForSequenceClassification) and result.processor.model_max_length == 16
+    assert result.pushed is None
+    assert "license: mit" in (result.output_dir / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["mapping", "dataset", "splits"])
+def test_rows_may_be_columns_a_dataset_or_splits(kind, tiny_bert):
+    part = datasets.Dataset.from_dict(columns(30))
+    rows = {"mapping": columns(30), "dataset": part, "splits": datasets.DatasetDict(train=part, test=part)}[kind]
+    result = fa.finetune(rows, **options(tiny_bert))
+    assert result.summary["split"] == "test" and result.summary["num_examples"] == (30 if kind == "splits" else 3)
+
+
+def test_options_that_no_run_can_use_are_named(tiny_bert):
+    with pytest.raises(ValueError, match="--learning_rate must be above 0"):
+        fa.finetune(columns(9), **options(tiny_bert, learning_rate=0))
+    with pytest.raises(ValueError, match="--task must be one of text-classification, image-classification"):
+        fa.finetune(columns(9), task="translation")
+    with pytest.raises(ValueError, match="--full_recipe is of the built-in demo data; `rows`"):
+        fa.finetune(columns(9), full_recipe=True)
+    with pytest.raises(fa.DataError, match="label"):
+        fa.finetune({"text": ["red"] * 9}, **options(tiny_bert))
+
+
+def test_a_second_call_says_that_the_folder_is_used_and_goes_on_when_asked(tiny_bert):
+    fa.finetune(columns(30), **options(tiny_bert))
+    with pytest.raises(FileExistsError, match="--overwrite_output_dir"):
+        fa.finetune(columns(30), **options(tiny_bert))
+    longer = fa.finetune(columns(30), **options(tiny_bert, max_steps=3, resume_from_checkpoint="last"))
+    assert longer.summary["steps"] == 3
+
+
+def test_a_call_is_described_by_what_was_given_and_without_the_token():
+    given = dict(data=fa.DataOptions(), loop=fa.LoopOptions(seed=1), card=fa.CardOptions(hub_token="hf_secret"))
+    line = describe_call("text-classification", **given)
+    assert line == "fa_transformers.finetune(rows, task='text-classification', loop=LoopOptions(seed=1))"
