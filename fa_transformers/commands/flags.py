@@ -180,8 +180,8 @@ class _Parser(argparse.ArgumentParser):
                     default = " ".join(map(str, default))
                 if default is not None and default is not False and default != "":
                     action.help = f"{action.help} (default: {default})"
-        if not every:
-            hidden = sum(not common for common in self._common.values())
+        hidden = sum(not common for common in self._common.values())
+        if hidden and not every:
             self.epilog = f"{self.epilog}\n\n--help-all shows {hidden} more flags."
         self.print_help()
 
@@ -211,6 +211,11 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
         else:
             shown.append(flag)
     return shlex.join([*shlex.split(program), *shown])
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with the run of `command` after a stop."""
+    return command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
 
 
 def how_started(name: str, script: str, launcher: str = "accelerate launch") -> str:
