@@ -394,7 +394,7 @@ def _data_line(data: DataFacts) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fa_transformers.card", description="Write a model card from a file of measured facts."
+        prog="python -m fa_transformers.hub.card", description="Write a model card from a file of measured facts."
     )
     parser.add_argument("facts", type=Path, help="JSON file of ModelFacts")
     parser.add_argument("card", type=Path, help="Markdown file to write")
