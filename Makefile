@@ -8,6 +8,10 @@ LAUNCH := $(RUN) -m accelerate.commands.launch
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 # Added to the command of `make demo` and `make images`, for example ARGS="--max_steps 20".
 ARGS ?=
+# Processes of pytest, each with one thread; 0 is pytest's own process with two, which a debugger needs.
+JOBS ?= 2
+# The tests of a file stay in one process, because they share what is slow to make.
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # What the oldest supported transformers must still pass.
 OLDEST_TESTS := tests/models tests/test_attention_interface.py
 
@@ -20,17 +24,17 @@ images: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --task image-classification --output_dir outputs/images --overwrite_output_dir $(ARGS)
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) $(PYTEST) -m "not slow" $(ARGS)
 
 # The slow tests of some files; all of them where SLOW_TESTS is empty.
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow $(SLOW_TESTS) $(ARGS)
+	$(RUN) $(PYTEST) -m slow $(SLOW_TESTS) $(ARGS)
 
 test-all: $(VENV)/installed
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) $(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -m "not slow" $(OLDEST_TESTS) $(ARGS)
+	$(OLDEST)/bin/python $(PYTEST) -m "not slow" $(OLDEST_TESTS) $(ARGS)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -36,7 +36,7 @@ LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
-TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "sentence-transformers>=6.2"]
+TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "sentence-transformers>=6.2"]
 LINT = ["mypy", "ruff"]
 
 setup(
@@ -49,6 +49,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fa_transformers", "fa_transformers.*"]),
+    entry_points={"console_scripts": ["fa-transformers=fa_transformers.commands:main"]},
     package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv"]},
     install_requires=[
         "torch>=2.6",

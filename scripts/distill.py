@@ -27,7 +27,7 @@ from fa_transformers.conversion.convert import convert_checkpoint
 from fa_transformers.conversion.packaged import HUB_IDS, HUB_LICENSE, resolve_checkpoint
 from fa_transformers.conversion.source import locate_checkpoint, locate_encoder, read_pooling
 from fa_transformers.conversion.stock_checkpoints import find_auto_class, find_family
-from fa_transformers.data.labelled import count_patches
+from fa_transformers.data.examples import count_patches
 from fa_transformers.distillation import receipt as recovery
 from fa_transformers.distillation.objectives import (
     AttentionTransfer,

@@ -12,7 +12,10 @@ from packaged_weights import package_file
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than about five seconds; `make test-all` runs it")
-    # Two cores are what the suite is timed on, and more threads would change the order of sums between machines.
+    # Two cores are what the suite is timed on, and more threads would change the order of sums between machines. Each
+    # worker of pytest-xdist takes one of the two, as do the processes that its tests start.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

@@ -3,8 +3,10 @@
 readers/            a user's own files, tables, image folders and streams, checked row by row
 sets/               data sets that come with the package
 facts               what a model card says of a data set: DataFacts
-labelled            what the flags name, read and checked: LabelledData, load_data
+labelled            what the options name or what is given in Python, read and checked: LabelledData, load_data
+tokenizing          documents -> tokens, in parallel and cached: tokenize_documents
+examples            rows of a split and their lengths: TextExamples, ImageExamples, build_examples
 collators, batching, streaming
                     examples into batches of similar length, packed or padded, in memory or streamed
-word_counts         what to beat without a network: majority_baseline, tfidf_baseline, tfidf_predictions
+word_counts         what to beat without a network: tfidf_baseline, tfidf_predictions
 """

@@ -1,9 +1,18 @@
-"""Packed batches: documents one after the other in one row, with `cu_seqlens` that say where each ends."""
+"""How examples become a batch: documents padded or packed one after the other, images stacked, labels as tensors."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # else `import fa_transformers` would load the readers and the datasets library
+    from .labelled import LabelledData
+
+PADDING = 0
+"""Token id that `pad_batch` fills rows up with."""
 
 
 class PackingCollator:
@@ -60,3 +69,66 @@ def pack_tokens(examples: Sequence[dict]) -> dict[str, Tensor]:
         if name in examples[0]
     }
     return packed | {"cu_seqlens": torch.tensor([0, *lengths]).cumsum(dim=0, dtype=torch.int32)}
+
+
+class TextCollator:
+    """Pads the documents of a batch to its longest one, or with `packing` puts them one after the other.
+
+    Args:
+        tokenizer: pads; not asked for with `packing`.
+        data: says what the labels are; None leaves labels out of the batch.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, data: "LabelledData | None" = None, packing: bool = False
+    ) -> None:
+        self.tokenizer, self.data, self.packing = tokenizer, data, packing
+
+    def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
+        tokens = [{name: value for name, value in example.items() if name != "label"} for example in examples]
+        batch = pack_tokens(tokens) if self.packing else dict(self.tokenizer.pad(tokens, return_tensors="pt"))
+        return batch | _labels_of(examples, self.data)
+
+
+class ImageCollator:
+    """Stacks the images of a batch; `data` says what the labels are, and None leaves them out of the batch."""
+
+    def __init__(self, data: "LabelledData | None" = None) -> None:
+        self.data = data
+
+    def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
+        pixel_values = torch.stack([example["pixel_values"] for example in examples])
+        return {"pixel_values": pixel_values} | _labels_of(examples, self.data)
+
+
+def _labels_of(examples: list[dict], data: "LabelledData | None") -> dict[str, Tensor]:
+    if data is None:
+        return {}
+    return {"labels": label_tensor([example["label"] for example in examples], data.problem_type, data.num_labels)}
+
+
+def label_tensor(labels: Sequence, problem_type: str, num_labels: int) -> Tensor:
+    """Labels as the loss takes them: class indices [B], zeros and ones [B, L] in float32, or numbers [B] in float32."""
+    if problem_type == "single_label_classification":
+        return torch.tensor(labels, dtype=torch.long)
+    if problem_type == "regression":
+        return torch.tensor(labels, dtype=torch.float32)
+    rows = torch.zeros(len(labels), num_labels)
+    for row, classes in zip(rows, labels, strict=True):
+        row[list(classes)] = 1.0
+    return rows
+
+
+def pad_batch(examples: list[dict]) -> dict[str, Tensor]:
+    """Pad examples of a task without a tokenizer on the right to the longest, with `PADDING`.
+
+    Returns ids and mask [B, N] and labels [B]; no mask where no example is padded.
+    """
+    lengths = [len(example["input_ids"]) for example in examples]
+    input_ids = torch.full((len(examples), max(lengths)), PADDING)
+    for row, example in zip(input_ids, examples, strict=True):
+        row[: len(example["input_ids"])] = torch.from_numpy(np.asarray(example["input_ids"], dtype=np.int64))
+    batch = {"input_ids": input_ids, "labels": torch.tensor([example["label"] for example in examples])}
+    if min(lengths) < max(lengths):
+        batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return batch

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..data.batching import LengthGroupedBatchSampler, make_loader
+from ..data.collators import ImageCollator, TextCollator
+from ..data.examples import ImageExamples, TokenizedRows
 from ..data.facts import DataFacts
-from ..data.labelled import ImageExamples, TokenizedRows, load_named
+from ..data.labelled import load_named
 from ..data.readers.images import check_images, find_split_folders, image_endings
 from ..data.readers.tables import DataError
 from ..data.sets import broad_text, license_documents
@@ -139,16 +140,6 @@ class TextPieces(TokenizedRows):
         super().__init__(rows)
 
 
-class PadText:
-    """Pads the pieces of a batch to the longest one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        return dict(self.tokenizer.pad(rows, return_tensors="pt"))
-
-
 Pieces = TextPieces | ImageExamples
 
 
@@ -224,7 +215,7 @@ def build_text_pieces(
         train=lambda length: TextPieces(cut_into_pieces(documents, tokenizer, length)),
         validation=TextPieces(next(iter(rows.values())), limit, args.seed),
         heldout=pieces,
-        collate=PadText(tokenizer),
+        collate=TextCollator(tokenizer),
         facts=facts,
     )
 
@@ -249,7 +240,7 @@ def build_image_pieces(args: argparse.Namespace, processor: BaseImageProcessor, 
     pieces = ImageExamples(train, processor, num_patches, **augment)
     name = args.data_name or args.dataset_name or args.image_folder.resolve().name
     facts = DataFacts(name=name, license=args.data_license, attribution=args.data_attribution)
-    return UnlabelledData(lambda length: pieces, validation, {"same kinds": same_kinds}, stack_images, [facts])
+    return UnlabelledData(lambda length: pieces, validation, {"same kinds": same_kinds}, ImageCollator(), [facts])
 
 
 def _named_images(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -308,11 +299,7 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
-def stack_images(rows: list[dict]) -> dict[str, Tensor]:
-    return {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}
-
-
 def as_image_rows(paths: list[Path]) -> datasets.Dataset:
-    """Rows as `tasks.ImageExamples` takes them, with one label for all."""
+    """Rows as `ImageExamples` takes them, with one label for all."""
     rows = {"image": [str(path) for path in paths], "label": [0] * len(paths)}
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import grouped_batches
+from ..data.examples import ImageExamples, TokenizedRows
 from ..data.facts import DataFacts
-from ..data.labelled import ImageExamples, TokenizedRows
-from ..data.readers.files import load_text_files, tokenize_documents
+from ..data.readers.files import load_text_files
 from ..data.readers.images import find_class_images
-from ..data.readers.tables import DataError, listing
+from ..data.readers.tables import DataError, ReadingOptions, listing
 from ..data.sets import license_documents
+from ..data.tokenizing import tokenize_documents
 from .objectives import pool
 from .pieces import LICENSE_FACTS, as_image_rows
 
@@ -75,8 +76,12 @@ def load_labelled_text(args: argparse.Namespace, tokenizer: PreTrainedTokenizerB
     """
     groups = None
     if args.probe_file:
-        columns = {"text_column": args.text_column_name, "label_column": args.label_column_name}
-        loaded = load_text_files(args.probe_file, problem_type="single_label_classification", **columns)
+        options = ReadingOptions(
+            text_column=args.text_column_name,
+            label_column=args.label_column_name,
+            problem_type="single_label_classification",
+        )
+        loaded = load_text_files(args.probe_file, options=options)
         rows = datasets.concatenate_datasets(list(loaded.values()))
         facts = _unstated_facts(args.probe_file.name)
         names = np.array(rows.features["label"].names)[rows["label"][:]]

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from ..conversion.folder import PIPELINE_TAGS, sentence_transformers_files
 from ..conversion.packaged import resolve_checkpoint
 from ..conversion.source import read_source
+from ..data.examples import count_patches
 from ..data.facts import DataFacts
-from ..data.labelled import count_patches
 from ..hub.card import ModelFacts, ScoreFacts
 from ..hub.publish import find_auto_class_of, publish
 from ..hub.timing import measure_speed

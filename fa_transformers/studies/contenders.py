@@ -33,10 +33,12 @@ from ..conversion.packaged import resolve_checkpoint
 from ..conversion.source import locate_encoder
 from ..conversion.stock_checkpoints import translate_fields
 from ..data.batching import LengthGroupedBatchSampler, grouped_batches
-from ..data.labelled import LabelledData, TokenizedRows, build_examples, label_tensor, load_named
-from ..data.readers.files import DataError, tokenize_documents
-from ..data.readers.tables import open_table
+from ..data.collators import label_tensor
+from ..data.examples import TokenizedRows, build_examples
+from ..data.labelled import LabelledData, load_named
+from ..data.readers.tables import DataError, open_table
 from ..data.sets.license_documents import load_license_documents
+from ..data.tokenizing import tokenize_documents
 from ..data.word_counts import tfidf_predictions
 from ..metrics import BEST_METRICS, decide, load_metric
 from ..models.modeling_fa import classification_loss, mean_over_real

@@ -195,6 +195,8 @@ def build_model(job: FinetuneJob, data: LabelledData) -> Built:
     if options.model_name_or_path == "none":
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 
+        if options.image_size is None:
+            raise ValueError("--model_name_or_path none needs an --image_size: no processor says one.")
         size = {"height": options.image_size, "width": options.image_size}
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": options.image_size} | overrides)
         processor = ViTImageProcessor(size=size, **data.image_statistics)

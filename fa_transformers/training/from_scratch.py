@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, get_scheduler
 
+from ..data.collators import pad_batch
 from .arguments import add_training_arguments, check_training_arguments, command_line
 from .checkpointing import TrainingState
 from .loop import plan_steps, run_training
 from .setup import build_loaders, group_parameters
 
-PADDING = 0
 # What the scripts have in common; each has its own table of what is tuned.
 TRAINING_DEFAULTS = dict(
     per_device_eval_batch_size=32, gradient_accumulation_steps=1, num_train_epochs=1.0, max_steps=-1, max_grad_norm=1.0,
@@ -48,18 +47,6 @@ class ArrayExamples(Dataset):
     def __getitem__(self, index: int) -> dict:
         tokens = np.concatenate(([self._first_token], self._sequences[index]))
         return {"input_ids": tokens, "label": int(self._labels[index])}
-
-
-def pad_batch(examples: list[dict]) -> dict[str, Tensor]:
-    """Examples padded on the right to the longest: ids and mask [B, N], labels [B]; no mask where none is padded."""
-    lengths = [len(example["input_ids"]) for example in examples]
-    input_ids = torch.full((len(examples), max(lengths)), PADDING)
-    for row, example in zip(input_ids, examples, strict=True):
-        row[: len(example["input_ids"])] = torch.from_numpy(np.asarray(example["input_ids"], dtype=np.int64))
-    batch = {"input_ids": input_ids, "labels": torch.tensor([example["label"] for example in examples])}
-    if min(lengths) < max(lengths):
-        batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return batch
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, get_scheduler
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.data.batching import LengthGroupedBatchSampler, make_loader
-from fa_transformers.data.labelled import count_patches
+from fa_transformers.data.examples import count_patches
 from fa_transformers.distillation.objectives import (
     AttentionTransfer,
     embed_batches,

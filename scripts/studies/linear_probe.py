@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.packaged import resolve_checkpoint
-from fa_transformers.data.labelled import count_patches
-from fa_transformers.distillation.pieces import stack_images
+from fa_transformers.data.collators import ImageCollator
+from fa_transformers.data.examples import count_patches
 from fa_transformers.distillation.probing import DRAWS, embed_pieces, load_labelled_images, probe
 from fa_transformers.files import write_json
 from fa_transformers.tables import format_table
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> dict:
     for side, labelled in data.items():
         with accelerator.autocast():
             embeddings = {
-                name: embed_pieces(model, labelled.pieces, stack_images, args.batch_size, "cls")
+                name: embed_pieces(model, labelled.pieces, ImageCollator(), args.batch_size, "cls")
                 for name, model in models.items()
             }
         scores = {name: probe(part, labelled, args.seed, args.repeats) for name, part in embeddings.items()}

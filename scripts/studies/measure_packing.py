@@ -21,9 +21,12 @@ from transformers import AutoTokenizer
 from fa_transformers import load_factorized
 from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.data.batching import LengthGroupedBatchSampler
-from fa_transformers.data.labelled import TextCollator, TextExamples
-from fa_transformers.data.readers.files import encode_dataset, label_names, tokenize_documents
+from fa_transformers.data.collators import TextCollator
+from fa_transformers.data.examples import TextExamples
+from fa_transformers.data.readers.files import encode_dataset
+from fa_transformers.data.readers.labels import label_names
 from fa_transformers.data.sets.license_documents import load_license_documents
+from fa_transformers.data.tokenizing import tokenize_documents
 
 WAYS = {
     "padded": {"group_by_length": False},

@@ -18,10 +18,11 @@ from accelerate.utils import set_seed
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification
 from fa_transformers.charts import new_figure, save_figure
+from fa_transformers.data.collators import pad_batch
 from fa_transformers.data.sets import license_documents, needle
 from fa_transformers.files import write_json
 from fa_transformers.training.checkpointing import choose_resume, prepare_output_dir
-from fa_transformers.training.from_scratch import pad_batch, parse_flags, score_classifier, train_classifier
+from fa_transformers.training.from_scratch import parse_flags, score_classifier, train_classifier
 from fa_transformers.training.processes import report_lost_processes
 from fa_transformers.training.report import describe_hardware, describe_run
 from fa_transformers.training.setup import build_loaders, make_accelerator, start_trackers

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fa_transformers import PackingCollator
 from fa_transformers.data.batching import LengthGroupedBatchSampler
-from fa_transformers.data.labelled import TextCollator
+from fa_transformers.data.collators import TextCollator
 from fa_transformers.models import FABertConfig, FABertForSequenceClassification
 
 DOCUMENTS = [

@@ -13,10 +13,10 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from fa_transformers import FABertConfig, FABertModel
 from fa_transformers.conversion.convert import convert_checkpoint
+from fa_transformers.data.collators import TextCollator
+from fa_transformers.data.examples import TokenizedRows
 from fa_transformers.data.facts import DataFacts
-from fa_transformers.data.labelled import TokenizedRows
 from fa_transformers.data.readers.tables import DataError
-from fa_transformers.distillation.pieces import PadText
 from fa_transformers.distillation.probing import LabelledPieces, embed_pieces, load_labelled_images, probe
 
 FACTS = DataFacts(name="data", license="unknown", attribution="nobody")
@@ -33,7 +33,7 @@ def test_embeddings_stand_in_the_order_of_the_pieces_and_are_what_each_has_alone
     lengths = [9, 3, 20, 5, 3, 14]
     rows = [torch.randint(5, len(tokenizer), (length,)).tolist() for length in lengths]
     pieces = TokenizedRows(datasets.Dataset.from_dict({"input_ids": rows, "length": lengths}))
-    found = embed_pieces(model, pieces, PadText(tokenizer), batch_size=2, pooling="mean")
+    found = embed_pieces(model, pieces, TextCollator(tokenizer), batch_size=2, pooling="mean")
     assert model.training
     with torch.inference_mode():
         alone = [model.eval()(torch.tensor([row])).last_hidden_state[0].mean(dim=0) for row in rows]

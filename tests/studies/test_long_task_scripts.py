@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from repository import load_script
 
+from fa_transformers.data.collators import pad_batch
 from fa_transformers.data.sets import license_documents
 from fa_transformers.models.fa_mixer import FactorizedMixer, SoftmaxMixer
-from fa_transformers.training.from_scratch import ArrayExamples, build_optimizer, pad_batch
+from fa_transformers.training.from_scratch import ArrayExamples, build_optimizer
 
 arena, needle_script = load_script("long_range_arena"), load_script("needle")
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from fa_transformers.data.examples import crop_randomly
 from PIL import Image
 from repository import ROOT, SCRIPTS
 from safetensors.torch import load_file
@@ -32,7 +31,8 @@ from transformers import (
 )
 
 from fa_transformers.commands import finetune as command
-from fa_transformers.data.labelled import encode_images
+from fa_transformers.data.examples import crop_randomly
+from fa_transformers.data.readers.images import encode_images
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.training import finetune
 

@@ -1,16 +1,17 @@
-"""A user's own folder of images: each is decoded and checked before training, and brought to what a model wants."""
+"""A user's own images: a folder, a loaded data set or rows in Python, checked, and brought to what a model wants."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .files import fill_splits
+from .files import fill_splits, list_of
 from .tables import DataError, listing
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,107 @@ def load_image_folder(
         columns = {"image": list(paths), "label": [names.index(label) for label in labels]}
         dataset[split] = datasets.Dataset.from_dict(columns, features=features)
     return fill_splits(datasets.DatasetDict(dataset), validation_share, test_share, seed)
+
+
+def encode_images(
+    dataset: datasets.DatasetDict,
+    image_column: str = "image",
+    label_column: str = "label",
+    seed: int = 0,
+    check: bool = False,
+) -> datasets.DatasetDict:
+    """Reduce a loaded DatasetDict to the columns "image" and "label" (ClassLabel); missing splits are drawn from train.
+
+    With `check` every image is decoded once, as `load_image_folder` does.
+
+    Raises:
+        DataError: a column is missing or has another type, a later split has a label that train lacks, or with `check`
+            an image is missing, broken or of a mode that can't be converted.
+    """
+    if "train" not in dataset:
+        raise DataError(f"the data set has no split 'train', only {sorted(dataset)}: name one of them 'train'")
+    encoded = {}
+    names: list[str] | None = None
+    for split in [name for name in ("train", "validation", "test") if name in dataset]:
+        part = _pick_columns(dataset[split], split, image_column, label_column)
+        if not isinstance(part.features["label"], datasets.ClassLabel):
+            values = [str(value) for value in part["label"]]
+            names = names or sorted(set(values))
+            unknown = sorted(set(values) - set(names))
+            if unknown:
+                raise DataError(f"split {split!r} has the label {unknown[0]!r}, which train lacks")
+            part = part.remove_columns("label").add_column("label", [names.index(value) for value in values])
+            part = part.cast_column("label", datasets.ClassLabel(names=names))
+        if check:
+            _check_rows(part, split)
+        encoded[split] = part
+    return fill_splits(datasets.DatasetDict(encoded), 0.1, 0.1, seed)
+
+
+def _pick_columns(part: datasets.Dataset, split: str, image_column: str, label_column: str) -> datasets.Dataset:
+    """The two columns, as "image" and "label"."""
+    for flag, column in (("--image_column_name", image_column), ("--label_column_name", label_column)):
+        if column not in part.column_names:
+            raise DataError(f"split {split!r} has no column {column!r}, only {part.column_names}: give {flag}")
+    part = part.select_columns([image_column, label_column])
+    part = part.rename_columns({image_column: "image", label_column: "label"})
+    if not isinstance(part.features["image"], datasets.Image):
+        raise DataError(f"split {split!r}: column {image_column!r} holds {part.features['image']}, not images")
+    return part
+
+
+def _check_rows(part: datasets.Dataset, split: str) -> None:
+    labels = part["label"]
+    for index in tqdm(range(len(part)), desc="checking images", unit="image"):
+        where = f"split {split!r}, row {index + 1}"
+        if labels[index] is None:
+            raise DataError(f"{where}: the label is missing")
+        try:
+            image = part[index]["image"]
+            if image is None:
+                raise DataError("the image is missing: remove the row or give it one")
+            convert_image(image)
+        except (OSError, SyntaxError, ValueError) as error:  # DataError is a ValueError
+            raise DataError(f"{where}: {error}") from error
+
+
+def collect_images(columns: Mapping[str, Sequence], image_column: str, label_column: str) -> datasets.Dataset:
+    """Return rows that are given in Python as a dataset, for `encode_images`.
+
+    Images may be Pillow's, arrays [height, width, channels] of bytes, paths of files, or the bytes of files.
+
+    Raises:
+        DataError: a column is missing, is no list, or is longer than the other; or an image is none of these.
+    """
+    for flag, column in (("--image_column_name", image_column), ("--label_column_name", label_column)):
+        if column not in columns:
+            raise DataError(f"rows have no column {column!r}, only {list(columns)}: give {flag}")
+    images = columns[image_column]
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
+        raise DataError(
+            f"rows, column {image_column!r}: a column must be a list of images, got {type(images).__name__}"
+        )
+    labels = list_of(columns[label_column], f"rows, column {label_column!r}")
+    if len(images) != len(labels):
+        raise DataError(
+            f"rows: column {image_column!r} has {len(images)} values and {label_column!r} has {len(labels)}: give one "
+            "label for each image"
+        )
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), start=1):
+        if label is None:
+            raise DataError(f"rows, row {number}: the label is missing")
+        if not isinstance(image, Image.Image | np.ndarray | str | Path | bytes | None):
+            raise DataError(
+                f"rows, row {number}: an image must be Pillow's, an array, a path or a file's bytes, got "
+                f"{type(image).__name__}"
+            )
+    try:
+        return datasets.Dataset.from_dict(
+            {image_column: list(images), label_column: [str(label) for label in labels]},
+            features=datasets.Features({image_column: datasets.Image(), label_column: datasets.Value("string")}),
+        )
+    except (pyarrow.ArrowException, TypeError, ValueError, OSError) as error:
+        raise DataError(f"rows, column {image_column!r}: an image can't be stored: {error}") from error
 
 
 def convert_image(image: Image.Image, num_channels: int = 3) -> Image.Image:

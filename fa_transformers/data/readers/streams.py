@@ -7,7 +7,9 @@ from pathlib import Path
 
 import datasets
 
-from .files import as_name, as_number, check_text, tokenize_texts
+from ..tokenizing import tokenize_texts
+from .files import check_text
+from .labels import as_name, as_number
 from .tables import DataError, check_column, listing
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}

@@ -27,6 +27,35 @@ class DataError(ValueError):
     """The data can't be used as it is; the message names file, row and column, and says what to do."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """What the columns of a user's data mean, and how missing splits are drawn from train.
+
+    Args:
+        text_column, label_column: names of the columns.
+        problem_type: what the labels are, one of `labels.PROBLEM_TYPES`; None infers it from train's labels and logs
+            what was inferred.
+        label_separator: string between the labels of one row, for csv files and other labels that are strings.
+        validation_share, test_share: fractions of the train rows that are drawn where these splits are missing.
+        seed: of that draw.
+        cache_dir: folder for the checked documents; None is a folder in Hugging Face's cache.
+    """
+
+    text_column: str = "text"
+    label_column: str = "label"
+    problem_type: str | None = None
+    label_separator: str | None = None
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 0
+    cache_dir: str | Path | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role of each column, "text" and "label" -> its name."""
+        return {"text": self.text_column, "label": self.label_column}
+
+
 @dataclass(frozen=True)
 class Table:
     """One file or split: its checked documents, memory-mapped, its raw labels, and where each row stands."""

@@ -1,0 +1,174 @@
+"""Examples of each split: tokenized documents, or images that are processed when asked for, with their lengths."""
+
+import math
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from ..models import FAViTConfig
+from ..options import DataOptions, LoopOptions, ModelOptions
+from .collators import ImageCollator, TextCollator
+from .labelled import LabelledData
+from .readers.images import convert_image
+from .readers.streams import DocumentStream
+from .tokenizing import tokenize_documents
+
+
+class TokenizedRows(torch.utils.data.Dataset):
+    """Rows of token ids; `lengths` in tokens, which the column "length" holds."""
+
+    def __init__(self, rows: datasets.Dataset):
+        self.lengths = rows.with_format("numpy")["length"][:]
+        self._rows = rows.remove_columns("length")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._rows[index]
+
+
+class TextExamples(TokenizedRows):
+    """Tokenized documents of one split; `lengths` in tokens.
+
+    In the first `short_epochs` epochs a document is cut to `short_length` tokens; the closing token stays the last.
+    """
+
+    def __init__(self, tokenized: datasets.Dataset, *, short_epochs: int = 0, short_length: int = 0):
+        super().__init__(tokenized)
+        self._short_epochs, self._short_length, self._epoch = short_epochs, short_length, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        row = super().__getitem__(index)
+        if self._epoch >= self._short_epochs or self.lengths[index] <= self._short_length:
+            return row
+        kept = self._short_length - 1
+        return {name: value if name == "label" else value[:kept] + value[-1:] for name, value in row.items()}
+
+
+class ImageExamples(torch.utils.data.Dataset):
+    """Images of one split, processed when asked for; `lengths` in patches, all alike.
+
+    Crops and mirror images are drawn from (seed, epoch, index), so that they don't depend on the order in which images
+    are asked for.
+    """
+
+    def __init__(
+        self,
+        images: datasets.Dataset,
+        processor: BaseImageProcessor,
+        num_patches: int,
+        *,
+        random_crop: bool = False,
+        random_flip: bool = False,
+        seed: int = 0,
+    ):
+        self.lengths = [num_patches] * len(images)
+        self._images, self._processor, self._seed, self._epoch = images, processor, seed, 0
+        self._random_crop, self._random_flip = random_crop, random_flip
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self._images[index]
+        image = convert_image(row["image"])
+        random = np.random.default_rng([self._seed, self._epoch, index])
+        if self._random_crop:
+            image = crop_randomly(image, random)
+        if self._random_flip and random.random() < 0.5:
+            image = ImageOps.mirror(image)
+        pixel_values = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixel_values, "label": row["label"]}
+
+
+def count_patches(image_size: int, config: FAViTConfig) -> int:
+    """Return the number of patches of a square image of `image_size` pixels a side, incomplete ones included."""
+    return math.prod(-(-image_size // side) for side in config.patch_shape)
+
+
+def crop_randomly(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Return a crop of 60 to 100 % of the area with sides in a ratio from 3:4 to 4:3 times the image's own."""
+    area, log_ratio = random.uniform(0.6, 1.0), random.uniform(np.log(3 / 4), np.log(4 / 3))
+    width = min(image.width, max(1, round(image.width * (area * np.exp(log_ratio)) ** 0.5)))
+    height = min(image.height, max(1, round(image.height * (area / np.exp(log_ratio)) ** 0.5)))
+    left, top = random.integers(image.width - width + 1), random.integers(image.height - height + 1)
+    return image.crop((left, top, left + width, top + height))
+
+
+def build_examples(
+    labelled: LabelledData,
+    processor: PreTrainedTokenizerBase | BaseImageProcessor,
+    num_tokens: int,
+    task: str,
+    data: DataOptions,
+    model: ModelOptions,
+    loop: LoopOptions,
+) -> tuple[dict[str, torch.utils.data.Dataset | DocumentStream], TextCollator | ImageCollator]:
+    """Return the examples of each split and the collator that makes batches of them.
+
+    Args:
+        labelled: the data, as `load_data` gives it.
+        processor: the tokenizer for text, the image processor for images.
+        num_tokens: for text the longest document in tokens, for images the number of patches of one.
+        task: "text-classification" or "image-classification".
+        data, model, loop: the run's options, resolved.
+
+    Raises:
+        DataError: with `model.strict_length`, a document is longer than `num_tokens`.
+    """
+    if task == "text-classification":
+        return _build_text_examples(labelled, processor, num_tokens, data, model, loop)
+    augment: dict[str, Any] = {"random_crop": data.random_crop, "random_flip": data.random_flip, "seed": loop.seed}
+    examples: dict[str, torch.utils.data.Dataset | DocumentStream] = {
+        split: ImageExamples(part, processor, num_tokens, **(augment if split == "train" else {}))
+        for split, part in labelled.dataset.items()
+    }
+    return examples, ImageCollator(labelled)
+
+
+def _build_text_examples(
+    labelled: LabelledData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    data: DataOptions,
+    model: ModelOptions,
+    loop: LoopOptions,
+) -> tuple[dict[str, torch.utils.data.Dataset | DocumentStream], TextCollator]:
+    splits = {split: part for split, part in labelled.dataset.items() if split != "train" or labelled.stream is None}
+    tokenized = tokenize_documents(
+        datasets.DatasetDict(splits),
+        tokenizer,
+        max_length,
+        strict_length=model.strict_length,
+        num_proc=data.preprocessing_num_workers,
+        overwrite_cache=data.overwrite_cache,
+    )
+    short = {"short_epochs": loop.short_epochs, "short_length": loop.short_length}
+    examples: dict[str, torch.utils.data.Dataset | DocumentStream] = {
+        split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
+    }
+    if labelled.stream is not None:
+        examples["train"] = DocumentStream(
+            labelled.stream,
+            tokenizer,
+            max_length,
+            labelled.problem_type,
+            labelled.label_names,
+            source=str(data.train_file or data.dataset_name),
+            text_column=data.text_column_name,
+            label_column=data.label_column_name,
+            label_separator=data.label_separator,
+            strict_length=model.strict_length,
+        )
+    return examples, TextCollator(tokenizer, labelled, loop.packing)
