@@ -1,11 +1,9 @@
-"""Fills the pages with what stands elsewhere: tables from the results' JSON files, flags from the options' dataclasses.
+"""Fill the page of flags from the options' dataclasses when the documentation is built.
 
-mkdocs calls `on_page_markdown` for every page. `<!-- table: FILE.json NAME -->` becomes a table of the page's folder with
-its command, machine and date, `<!-- flags -->` the tables of all flags.
+mkdocs calls `on_page_markdown` for every page; `<!-- flags -->` becomes one table for each options class.
 """
 
 import importlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
@@ -29,42 +27,9 @@ GROUPS = [
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """Return the page's text with tables in place of the comments that ask for them."""
-    folder = Path(page.file.abs_src_path).parent
-    markdown = re.sub(r"<!-- test: .*? -->\n", "", markdown)  # notes for tests/docs, of no use to a reader
-    markdown = re.sub(
-        r"<!-- table: (\S+) (\S+) -->", lambda found: render_table(folder / found[1], found[2]), markdown
-    )
-    return re.sub(r"<!-- flags -->", lambda found: render_flags(), markdown)
-
-
-def render_table(path: Path, name: str) -> str:
-    """A table of a results file as Markdown, below its title and above where it comes from.
-
-    Raises:
-        KeyError: the file has no such table.
-    """
-    table = json.loads(path.read_text(encoding="utf-8"))["tables"][name]
-    columns = table["columns"]
-    lines = [f"**{table['title']}**", ""]
-    lines.append("| " + " | ".join(column["name"] for column in columns) + " |")
-    numeric = [all(not isinstance(row[index], str) for row in table["rows"]) for index in range(len(columns))]
-    lines.append("| " + " | ".join("---:" if right else "---" for right in numeric) + " |")
-    for row in table["rows"]:
-        cells = (show_cell(value, column) for value, column in zip(row, columns, strict=True))
-        lines.append("| " + " | ".join(cells) + " |")
-    note = f"{table['note']} " if "note" in table else ""
-    source = f"{note}Machine: {table['machine']}. Date: {table['date']}. Data: [{path.name}]({path.name})."
-    return "\n".join([*lines, "", source, "", "```bash", table["command"], "```"])
-
-
-def show_cell(value: Any, column: dict[str, Any]) -> str:
-    """A cell's value with the digits of its column; a list is joined, null is empty."""
-    if isinstance(value, list):
-        return column["join"].join(show_cell(part, column) for part in value)
-    if isinstance(value, float):
-        return f"{value:,.{column['digits']}f}"
-    return f"{value:,}" if isinstance(value, int) else value or ""
+    """Return the page's text with the tables of flags, and without the notes for tests/docs."""
+    markdown = re.sub(r"<!-- test: .*? -->\n", "", markdown)
+    return markdown.replace("<!-- flags -->", render_flags()) if "<!-- flags -->" in markdown else markdown
 
 
 def parser_of(command: str) -> flags.FlagParser:
