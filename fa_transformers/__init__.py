@@ -165,6 +165,5 @@ def _is_own_command() -> bool:
 
 
 if not _is_own_command():
-    # They register with transformers: the models with its Auto classes, the operator as an attention implementation.
-    for module in (".models", ".attention_interface"):
-        importlib.import_module(module, __name__)
+    importlib.import_module(".models", __name__)  # registers the models with transformers' Auto classes
+    importlib.import_module(".attention_interface", __name__)  # registers attn_implementation="factorized"
