@@ -45,7 +45,7 @@ def own_types(annotation: object) -> set[type]:
 
 
 def annotations_of(value: object) -> dict:
-    """Type hints of a function or of a dataclass of ours; transformers' configurations name types that are not there."""
+    """Type hints of a function or a dataclass of ours; transformers' configurations name types that are not there."""
     is_own = inspect.isfunction(value) or (is_dataclass(value) and not issubclass(value, PretrainedConfig))
     return typing.get_type_hints(value) if is_own else {}
 
