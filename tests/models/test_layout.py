@@ -27,11 +27,13 @@ def with_mask(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_a_forward_pass_checks_its_inputs_once_and_its_layers_nothing(
     config_class, auto_class, model_class, monkeypatch
 ):
-    checked = []
-    check_mask = fa_layout.check_mask
-    monkeypatch.setattr(
-        fa_layout, "check_mask", lambda *args, **kwargs: checked.append(1) or check_mask(*args, **kwargs)
-    )
+    checked, check_mask = [], fa_layout.check_mask
+
+    def note_and_check(*args, **options):
+        checked.append("mask")
+        return check_mask(*args, **options)
+
+    monkeypatch.setattr(fa_layout, "check_mask", note_and_check)
     monkeypatch.setattr(fa_attention, "check_attention_arguments", lambda *args: checked.append("operator"))
     model = build(config_class, model_class, **OPTION_SETS["local"])
     loss_of(model, auto_class, with_mask(inputs_of(model, auto_class)))
