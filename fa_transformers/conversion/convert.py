@@ -95,7 +95,7 @@ class Conversion:
 
 
 def convert_checkpoint(
-    model_or_path: str | os.PathLike | PreTrainedModel,
+    model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource,
     *,
     output_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -107,7 +107,7 @@ def convert_checkpoint(
     facts: Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> Conversion:
-    """The FA model of a checkpoint, with every tensor accounted for.
+    """Make the FA model of a checkpoint, with every tensor accounted for.
 
     Reads BERT, RoBERTa, XLM-RoBERTa, CamemBERT, Longformer, ELECTRA (of one width), DistilBERT, LSG's variants of them,
     ViT, DeiT, DINOv2 with and without registers, sentence-transformers folders of those, and FA models. With all layers
@@ -115,7 +115,7 @@ def convert_checkpoint(
 
     Args:
         model_or_path: a transformers model, a folder, a repository of the Hub, or "minilm" or "dinov2-small", which are
-            installed packages' weights.
+            installed packages' weights; or what `read_source` made of one of these.
         output_dir: write the model there as `publish` does, with a card; a sentence-transformers model keeps its
             modules. Needs a tokenizer or image processor.
         overwrite: replace what an earlier conversion or `publish` wrote to `output_dir`.
@@ -169,15 +169,20 @@ def convert_checkpoint(
 
 
 def load_factorized(
-    model_name_or_path: str | os.PathLike, auto_class: str, *, max_length: int | None = None, **config_overrides: Any
+    model_name_or_path: str | os.PathLike | CheckpointSource,
+    auto_class: str,
+    *,
+    max_length: int | None = None,
+    **config_overrides: Any,
 ) -> PreTrainedModel:
-    """The FA model of a checkpoint for fine-tuning: `convert_checkpoint` without report and processor, in float32.
+    """Load a checkpoint as an FA model for fine-tuning: `convert_checkpoint` without report and processor, in float32.
 
     Weights that the checkpoint has are taken over, others (a new head, feature maps, local terms) are fresh. Float32
     whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
 
     Args:
-        model_name_or_path: a local folder or a Hub repository.
+        model_name_or_path: a local folder, a Hub repository or a short name, as in `convert_checkpoint`, or what
+            `read_source` made of it.
         auto_class: which head, by the name of its Auto class, such as "AutoModelForSequenceClassification".
         max_length: tokens that the model must take. A shorter table of "absolute" positions is tiled to this length.
         config_overrides: configuration fields to set, such as `local_window` or `num_labels`.
@@ -278,7 +283,7 @@ def _convert(
         difference = f"a head of {source.architecture}, the result is for {auto_class}"
     elif difference is not None:
         logger.warning(f"The head of {source.architecture} is not carried over and starts fresh: {difference}.")
-    entries = translate_tensors(source.tensors, stock, source.config.model_type)
+    entries = translate_tensors(source.load_tensors(), stock, source.config.model_type)
     with torch.device("meta"):
         skeleton = heads[auto_class](copy.deepcopy(config))
     kept, report = _place_tensors(source, entries, skeleton, difference)
