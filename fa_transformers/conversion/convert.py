@@ -49,7 +49,7 @@ OPERATOR_FIELDS = (
 
 @dataclass(frozen=True)
 class TensorChange:
-    """What became of one tensor.
+    """The fate of one tensor in a conversion.
 
     Args:
         source: its name in the checkpoint; None where it is new.
@@ -68,7 +68,10 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted model, its tokenizer or image processor (None without one), and what became of every tensor."""
+    """A converted model, its tokenizer or image processor (None without one), and a report on every tensor.
+
+    `folder` is where it was written, None where it wasn't; `counts` is the number of tensors by action.
+    """
 
     model: PreTrainedModel
     report: list[TensorChange]
@@ -82,7 +85,7 @@ class Conversion:
         object.__setattr__(self, "counts", counts)
 
     def table(self) -> str:
-        """The report as aligned text, one line a tensor."""
+        """Return the report as aligned text, one line for each tensor."""
         rows = [("action", "shape", "in the checkpoint", "in the model", "reason")]
         for change in self.report:
             shape = " x ".join(map(str, change.shape)) or "scalar"
@@ -249,7 +252,7 @@ def _check_length_options(
     image_size: int | tuple[int, int] | None,
     overrides: Mapping[str, Any],
 ) -> str:
-    """How a table grows: "tile" or "interpolate"."""
+    """Check the options of length and size against each other; return how a table grows, "tile" or "interpolate"."""
     if positions is not None and positions not in POSITIONS:
         raise ValueError(f"`positions` must be one of {POSITIONS} or None, got {positions!r}.")
     if "position_embedding_type" in overrides:
@@ -331,7 +334,7 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
 def _place_tensors(
     source: CheckpointSource, entries: list[StockTensor], skeleton: PreTrainedModel, difference: str | None
 ) -> tuple[dict[str, torch.Tensor], list[TensorChange]]:
-    """The state dict for a model like `skeleton`, and what became of every tensor."""
+    """Return the state dict for a model like `skeleton`, and the report on every tensor."""
     prefix = f"{skeleton.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     is_base = not any(name.startswith(prefix) for name in wanted)

