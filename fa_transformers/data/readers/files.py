@@ -159,9 +159,9 @@ def fill_splits(
 
 
 def _rows_of(part: datasets.Dataset, options: ReadingOptions) -> Iterable[Row]:
-    text, label = options.text_column, options.label_column
-    batches = part.select_columns([text, label]).iter(batch_size=64)
-    rows = chain.from_iterable(zip(batch[text], batch[label], strict=True) for batch in batches)
+    columns = [options.text_column, options.label_column]
+    batches = part.select_columns(columns).iter(batch_size=64)
+    rows = chain.from_iterable(zip(*(batch[column] for column in columns), strict=True) for batch in batches)
     for number, (text, label) in enumerate(rows, start=1):
         yield number, text, label
 
