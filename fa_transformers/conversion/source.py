@@ -181,11 +181,15 @@ def load_processor(source: CheckpointSource, main_input_name: str, **options: An
     return AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
 
 
-def describe_source(source: CheckpointSource) -> tuple[str, str]:
+def describe_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource) -> tuple[str, str]:
     """Return the name by which a model card calls a checkpoint, and what fixes exactly which weights those were.
 
     Of a repository of the Hub these are its name and the commit, of a local folder what `describe_folder` finds.
+
+    Raises:
+        OSError: there is no such folder or repository, as in `read_source`.
     """
+    source = read_source(model_or_path)
     if source.model_folder is None:
         return f"local/{source.name}", "a model in memory"
     if not Path(source.name).is_dir() and source.name not in HUB_IDS:

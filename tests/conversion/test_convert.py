@@ -469,6 +469,8 @@ def test_a_source_is_found_once_and_gives_what_its_name_gives(tmp_path, monkeypa
         next(again[0].model.parameters()).zero_()
     assert_same_weights(again[1].model, by_name.model)  # sources hand out copies
     assert describe_source(found) == describe_folder(str(tmp_path / "stock"), tmp_path / "stock")
+    monkeypatch.undo()
+    assert describe_source(tmp_path / "stock") == describe_source(found)
 
 
 def test_a_source_of_a_model_in_memory_hands_out_copies():
