@@ -5,12 +5,14 @@ a notebook has chosen stays as it is and no figure has to be closed.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from .files import written_by_rename
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HIGHLIGHT, HIGHLIGHT_LIGHT = "#0b5cad", "#5b9bd5"
@@ -59,6 +61,24 @@ def new_figure(
     figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(num_rows, num_columns, **options)
+
+
+def clear_frame(axes: "Axes") -> None:
+    """Leave a light grid behind the curves as all that frames them."""
+    axes.tick_params(which="both", length=0, labelcolor=SUBTLE)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def scale_by_size(axes: "Axes", sizes: Sequence[int]) -> None:
+    """Make the x axis logarithmic with a tick at each of `sizes` (tokens, pixels), 1,024 of which are "1k"."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size // 1024}k" if size % 1024 == 0 else str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike, *, dpi: int = 120, **options: Any) -> None:

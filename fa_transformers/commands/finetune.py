@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from ..training.recipes import Task, recipe_of
-from .flags import FlagParser, describe_command, how_started
+from .flags import FlagParser, describe_command, how_started, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -46,7 +46,7 @@ class FinetuneCommand:
     @property
     def resume_command(self) -> str:
         """The command that goes on after a stop."""
-        return self.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
+        return resuming(self.command)
 
 
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,13 +44,14 @@ class FlagParser:
         self._groups: list[tuple[type, list[str]]] = []
 
     def add_options(self, options_class: type, groups: Sequence[str], title: str) -> None:
-        """Make flags of the fields of `options_class` that belong to one of `groups`.
+        """Make flags of the fields of `options_class` that belong to one of `groups`, or whose own name is among them.
 
         Raises:
             ValueError: a group has no field, which a misspelt name would hide.
         """
-        chosen = [part for part in fields(options_class) if part.metadata["group"] in groups]
-        if missing := set(groups) - {part.metadata["group"] for part in chosen}:
+        chosen = [part for part in fields(options_class) if {part.metadata["group"], part.name} & set(groups)]
+        known = {name for part in chosen for name in (part.metadata["group"], part.name)}
+        if missing := set(groups) - known:
             raise ValueError(f"{options_class.__name__} has no field of the groups {sorted(missing)}")
         section = self._parser.add_argument_group(title)
         for part in chosen:
@@ -122,7 +123,7 @@ class _Parser(argparse.ArgumentParser):
         elif get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         elif get_origin(kind) is tuple:
-            options |= {"type": get_args(kind)[0], "nargs": "*", "metavar": "N"}
+            options |= {"type": get_args(kind)[0], "nargs": "*", "metavar": METAVARS[get_args(kind)[0]]}
         else:
             options |= {"type": kind, "metavar": METAVARS[kind]}
         self.note(section.add_argument(f"--{part.name}", **options), part.metadata["common"])
@@ -175,16 +176,28 @@ class _Parser(argparse.ArgumentParser):
             elif action.dest in self._field_defaults:
                 default = self._field_defaults[action.dest]
                 default = recipe.get(action.dest) if default is UNSET else default
-                if default is not None and default is not False:
+                if isinstance(default, tuple):
+                    default = " ".join(map(str, default))
+                if default is not None and default is not False and default != "":
                     action.help = f"{action.help} (default: {default})"
-        if not every:
-            hidden = sum(not common for common in self._common.values())
+        hidden = sum(not common for common in self._common.values())
+        if hidden and not every:
             self.epilog = f"{self.epilog}\n\n--help-all shows {hidden} more flags."
         self.print_help()
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def script_parser(program: str, documentation: str, recipe: Recipe | None = None) -> FlagParser:
+    """Return the parser of a script from its docstring: the first line is what it does, its commands are the examples.
+
+    Examples are the lines that begin with "python" or "accelerate launch".
+    """
+    first, *rest = documentation.splitlines()
+    examples = [line for line in rest if line.startswith(("python ", "accelerate launch "))]
+    return FlagParser(program, first, "\n  ".join(examples), recipe)
 
 
 def describe_command(program: str, flags: Sequence[str]) -> str:
@@ -198,6 +211,11 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
         else:
             shown.append(flag)
     return shlex.join([*shlex.split(program), *shown])
+
+
+def resuming(command: str) -> str:
+    """The command that goes on with the run of `command` after a stop."""
+    return command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
 
 
 def how_started(name: str, script: str, launcher: str = "accelerate launch") -> str:

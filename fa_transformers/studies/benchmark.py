@@ -1,4 +1,4 @@
-"""Time and peak memory of FA models beside stock encoders: one process per point, which may run out of both.
+"""Time and peak memory of FA models beside stock encoders: one process per point, which may exceed its limits of both.
 
 A point is one model, one mode and one input size. Its process is forked from a server that has imported torch and
 transformers but run nothing, so that no point inherits another's memory, caches or threads.

@@ -1,25 +1,23 @@
-"""What a benchmark leaves behind: Markdown tables, charts, and the floors that the FA models are held to."""
+"""The report of a benchmark: Markdown tables, and the floors that the speed of FA-BERT is held to."""
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..charts import GRID, HIGHLIGHT, HIGHLIGHT_LIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
-from .benchmark import ENCODERS, FAILED, MODES, OK, OUT_OF_MEMORY, TIMED_OUT
+from .benchmark import ENCODERS, FAILED, MODES, OK, TIMED_OUT
 
 KINDS = {"text": ("FA-BERT", "BERT", "tokens"), "image": ("FA-ViT", "ViT", "px a side")}
 """Kind of input -> the FA model, the stock model it is made from, and the unit of the input's size."""
 
 FLOOR_LONGEST_TO_512 = 0.9
 FLOORS_TO_BERT = {512: 1.0, 8192: 2.5, 32768: 8.0}
-LINEAR_PEERS = ("Longformer", "BigBird", "Nystromformer")
-LINEAR_PEERS_FROM = 1024
-"""FA-BERT is to be ahead of the `LINEAR_PEERS` from so many tokens on."""
+LINEAR_CONTENDERS = ("Longformer", "BigBird", "Nystromformer")
+LINEAR_CONTENDERS_FROM = 1024
+"""Tokens from which on FA-BERT is to be ahead of the `LINEAR_CONTENDERS`."""
 
 
 def select(points: Sequence[dict], kind: str, mode: str) -> dict[str, dict[int, dict]]:
-    """Points of one kind of input and one mode: curve -> size -> point, in the order of measurement."""
+    """Return the points of one kind of input and one mode: curve -> size -> point, in the order of measurement."""
     curves: dict[str, dict[int, dict]] = {}
     for point in points:
         if ENCODERS[point["model"]].kind == kind and point["mode"] == mode:
@@ -28,16 +26,17 @@ def select(points: Sequence[dict], kind: str, mode: str) -> dict[str, dict[int, 
 
 
 def fit_line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
-    """Slope and intercept of a line by least squares, and the largest departure from it as a share of the value."""
+    """Return a least-squares line's slope, its intercept, and the largest departure from it as a share of the value."""
     slope, intercept = statistics.linear_regression(xs, ys)
     departures = [abs(slope * x + intercept - y) / max(y, 1) for x, y in zip(xs, ys, strict=True)]
     return slope, intercept, max(departures)
 
 
 def compute_floors(points: Sequence[dict], mode: str) -> dict:
-    """What issue "Speed" asks of FA-BERT, from the points of one mode; a figure that was not measured is None.
+    """Hold FA-BERT's speed in one mode against its floors: itself at 512 tokens, BERT, and the `LINEAR_CONTENDERS`.
 
-    Where a rival ran out of time, `at_least` is a bound from the time limit. `met` says whether the floor holds.
+    A ratio that was not measured is None. Where the other model ran out of time, `at_least` is a bound from the time
+    limit. `met` says whether the floor holds, and is None where that can't be told.
     """
     curves = select(points, "text", mode)
     ours = {size: point for size, point in curves.get("FA-BERT", {}).items() if point["status"] == OK}
@@ -48,15 +47,15 @@ def compute_floors(points: Sequence[dict], mode: str) -> dict:
     for length, floor in FLOORS_TO_BERT.items():
         ratio, is_bound = speedup(ours.get(length), curves.get("BERT", {}).get(length))
         floors[f"times_bert_at_{length}"] = judge(ratio, floor, is_bound)
-    for peer in LINEAR_PEERS:
+    for name in LINEAR_CONTENDERS:
         ratios = {
             length: speedup(ours.get(length), point)[0]
-            for length, point in curves.get(peer, {}).items()
-            if length >= LINEAR_PEERS_FROM
+            for length, point in curves.get(name, {}).items()
+            if length >= LINEAR_CONTENDERS_FROM
         }
         measured = {length: round(ratio, 3) for length, ratio in ratios.items() if ratio is not None}
         met = min(measured.values()) > 1 if measured else None
-        floors[f"times_{peer.lower()}"] = {"by_length": measured, "floor": 1.0, "met": met}
+        floors[f"times_{name.lower()}"] = {"by_length": measured, "floor": 1.0, "met": met}
     if len(ours) > 1:
         slope, intercept, departure = fit_line(list(ours), [point["peak_bytes"] for point in ours.values()])
         floors["peak_memory"] = {
@@ -68,18 +67,22 @@ def compute_floors(points: Sequence[dict], mode: str) -> dict:
     return floors
 
 
-def speedup(ours: dict | None, rival: dict | None) -> tuple[float | None, bool]:
-    """How many times faster ours is, and whether that is only a lower bound, from a rival that ran out of time."""
-    if ours is None or rival is None:
+def speedup(ours: dict | None, other: dict | None) -> tuple[float | None, bool]:
+    """Return how many times faster our point is than another model's, and whether that is only a lower bound.
+
+    It is a bound where the other model ran out of time. None where either was not measured.
+    """
+    if ours is None or other is None:
         return None, False
-    if rival["status"] == OK:
-        return rival["median_seconds"] / ours["median_seconds"], False
-    if rival["status"] == TIMED_OUT:
-        return rival["time_limit_s"] * rival["depth_scale"] / ours["median_seconds"], True
+    if other["status"] == OK:
+        return other["median_seconds"] / ours["median_seconds"], False
+    if other["status"] == TIMED_OUT:
+        return other["time_limit_s"] * other["depth_scale"] / ours["median_seconds"], True
     return None, False
 
 
 def judge(ratio: float | None, floor: float, is_bound: bool = False) -> dict:
+    """Return a ratio, its floor, and whether it is met; below the floor a lower bound leaves that open."""
     if ratio is None:
         return {"value": None, "floor": floor, "met": None}
     met = True if ratio >= floor else None if is_bound else False
@@ -87,14 +90,17 @@ def judge(ratio: float | None, floor: float, is_bound: bool = False) -> dict:
 
 
 def show_seconds(seconds: float) -> str:
+    """Return a time in milliseconds or seconds."""
     return f"{seconds * 1000:,.0f} ms" if seconds < 1 else f"{seconds:,.2f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def show_bytes(count: float) -> str:
+    """Return an amount of memory in MiB or GiB."""
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.2f} GiB"
 
 
 def show_status(point: dict) -> str:
+    """Return why a point has no figures; for a timeout, the limit that it passed."""
     return f"> {point['time_limit_s']:g} s" if point["status"] == TIMED_OUT else point["status"]
 
 
@@ -103,11 +109,11 @@ MEASURES: dict[str, tuple[str, Callable[[float], str], Callable]] = {
     "Tokens per second": ("tokens_per_second", lambda rate: f"{rate:,.0f}", max),
     "Peak memory": ("peak_bytes", show_bytes, min),
 }
-"""Heading -> key of a point, how it is shown, and which value is the best."""
+"""Heading -> key of a point, how its value is shown, and which of two values is better."""
 
 
 def render_table(curves: dict[str, dict[int, dict]], unit: str, key: str, show: Callable, best: Callable) -> str:
-    """One Markdown table: a row per size, a column per model, the best of each row in bold."""
+    """Return a Markdown table: a row per size, a column per model, the best of each row in bold."""
     lines = [f"| {unit} | " + " | ".join(curves) + " |", "| ---: |" + " ---: |" * len(curves)]
     for size in sorted({size for curve in curves.values() for size in curve}):
         row = [curve.get(size) for curve in curves.values()]
@@ -122,7 +128,7 @@ def render_table(curves: dict[str, dict[int, dict]], unit: str, key: str, show: 
 
 
 def render_report(results: dict, charts: Sequence[Path]) -> str:
-    """The whole of report.md."""
+    """Return the whole of report.md: what was measured and how, charts, tables and notes."""
     points, settings = results["points"], results["settings"]
     parts = [
         "# Benchmark of factorized encoders",
@@ -158,7 +164,7 @@ def render_report(results: dict, charts: Sequence[Path]) -> str:
 
 
 def render_compile_gain(points: Sequence[dict], compiled: Sequence[dict]) -> str:
-    """Compiled points beside the eager ones. `graphs` counts those of a warm-up at another size and of this one.
+    """Return a Markdown table of compiled points beside eager ones; `graphs` counts those of the warm-up size, too.
 
     In training Inductor's CPU backend compiles a second one for more than 4,096 tokens, which it sums in another way.
     """
@@ -172,101 +178,3 @@ def render_compile_gain(points: Sequence[dict], compiled: Sequence[dict]) -> str
             f"| {point['compile_seconds']:.0f} |"
         )
     return "\n".join(lines)
-
-
-def plot(results: dict, kind: str, path: Path) -> None:
-    """Write a PNG: seconds and peak memory against the input's size, log-log, a column per mode."""
-    columns = [curves for mode in MODES if (curves := select(results["points"], kind, mode))]
-    modes = [next(iter(next(iter(curves.values())).values()))["mode"] for curves in columns]
-    ours, _, unit = KINDS[kind]
-    with chart_style():
-        size = (1.2 + 5.9 * len(columns), 8.2)
-        figure, grid = new_figure(2, len(columns), size=size, layout=None, squeeze=False, sharey="row")
-        figure.subplots_adjust(
-            left=0.75 / figure.get_figwidth(), right=1 - 1.85 / figure.get_figwidth(), top=0.86, bottom=0.07,
-            wspace=0.5, hspace=0.24,
-        )  # fmt: skip
-        ends = {}
-        for axes, curves, mode in zip(grid[0], columns, modes, strict=True):
-            ends[axes] = draw_curves(axes, curves, "median_seconds", show_seconds)
-            axes.set_title("Forward pass" if mode == "forward" else "Training step", loc="left", weight="bold", pad=22)
-            axes.text(0, 1.03, "time, median", transform=axes.transAxes, color=SUBTLE)
-        for axes, curves in zip(grid[1], columns, strict=True):
-            ends[axes] = draw_curves(axes, curves, "peak_bytes", show_bytes)
-            axes.text(0, 1.03, "peak memory above the weights", transform=axes.transAxes, color=SUBTLE)
-            axes.set_xlabel("document length, tokens" if kind == "text" else "image size, px a side")
-        low, high = (math.log2(limit) for limit in grid[1, 0].get_ylim())
-        grid[1, 0].set_ylim(2 ** math.floor(low), 2 ** math.ceil(high))
-        for axes in ends:  # now, as the columns of a row share their limits
-            label_ends(axes, ends[axes])
-        left = 0.2 / figure.get_figwidth()
-        what = "the length of the document" if kind == "text" else "the size of the image"
-        figure.text(left, 0.965, f"{ours}: time and memory against {what}", size=14, weight="bold")
-        figure.text(left, 0.94, f"Batch 1. {results['setting']}", color=SUBTLE)
-        save_figure(figure, path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.2)
-
-
-def draw_curves(axes, curves: dict[str, dict[int, dict]], key: str, show: Callable[[float], str]) -> dict[str, tuple]:
-    """Log-log curves, ours on top; returns where each ends, its colour, and why it ends there."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    sizes = sorted({size for curve in curves.values() for size in curve})
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=10 if key == "median_seconds" else 2)
-    axes.set_xlim(sizes[0] / 1.1, max(sizes[-1], sizes[0] * 2) * 1.1)
-    ends = {}
-    for series, curve in curves.items():
-        done = {size: max(point[key], 1e-9) for size, point in curve.items() if point["status"] == OK}
-        if not done:
-            continue
-        is_ours = ENCODERS[series.split(",")[0]].is_factorized
-        colour = (HIGHLIGHT_LIGHT if "," in series else HIGHLIGHT) if is_ours else MUTED.get(series, "#8c8c8c")
-        line = dict(linewidth=2.6, markersize=5, zorder=5) if is_ours else dict(linewidth=1.3, markersize=3.2, zorder=3)
-        axes.plot(list(done), list(done.values()), color=colour, marker="o", **line)
-        reason = next((show_status(p) for p in curve.values() if p["status"] in (OUT_OF_MEMORY, TIMED_OUT, FAILED)), "")
-        ends[series] = (max(done), done[max(done)], colour, is_ours, reason)
-    axes.set_xticks(sizes, [f"{size // 1024}k" if size % 1024 == 0 else str(size) for size in sizes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(base=10 if key == "median_seconds" else 2))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value).replace(".00", "")))
-    axes.tick_params(which="both", length=0, labelcolor=SUBTLE)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    return ends
-
-
-def label_ends(axes, ends: dict[str, tuple]) -> None:
-    """Names in the right margin, in the order of the curves' ends and spread so that none covers another."""
-    to_fraction = axes.transData + axes.transAxes.inverted()
-    anchors = {series: to_fraction.transform(end[:2]) for series, end in ends.items()}
-    order = sorted(ends, key=lambda series: anchors[series][1])
-    heights = spread([anchors[series][1] for series in order], gap=0.062)
-    for series, height in zip(order, heights, strict=True):
-        _, _, colour, is_ours, reason = ends[series]
-        axes.annotate(
-            f"{series}  {reason}" if reason else series,
-            xy=anchors[series],
-            xytext=(1.035, height),
-            xycoords=axes.transAxes,
-            textcoords=axes.transAxes,
-            color=colour,
-            weight="bold" if is_ours else "normal",
-            va="center",
-            annotation_clip=False,
-            arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.5, shrinkA=1, shrinkB=3),
-        )
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights as little as needed to lie `gap` apart, within 0 and 1 where they fit."""
-    moved = list(heights)
-    for index in range(1, len(moved)):
-        moved[index] = max(moved[index], moved[index - 1] + gap)
-    ceiling = 1.0
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], ceiling)
-        ceiling = moved[index] - gap
-    return moved

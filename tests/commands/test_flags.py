@@ -12,7 +12,7 @@ import transformers
 from repository import ROOT, SCRIPTS
 
 from fa_transformers import commands
-from fa_transformers.commands.flags import FlagParser, describe_command
+from fa_transformers.commands.flags import FlagParser, describe_command, script_parser
 from fa_transformers.options import UNSET, LoopOptions, OptionGroup, Scheduler, option, resolve
 
 TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks
@@ -29,6 +29,12 @@ class Sample(OptionGroup):
     is_chosen: bool = option(UNSET, "on or off", group="first")
     kind: Literal["a", "b"] | None = option(None, "a kind", group="first")
     hidden: int = option(7, "of another group", group="second")
+
+
+@dataclass(frozen=True)
+class Several(OptionGroup):
+    layers: tuple[int, ...] = option(UNSET, "layers", group="only", common=True)
+    words: tuple[str, ...] = option(UNSET, "words", group="only", common=True)
 
 
 def make_parser() -> FlagParser:
@@ -90,6 +96,37 @@ def test_help_has_the_common_flags_and_their_defaults_and_help_all_every_one(cap
     assert "a name of 100 % of all (default: x)" in texts["--help"] and "a rate (default: 0.5)" in texts["--help"]
     assert "--count" not in texts["--help"] and "--help-all shows 6 more flags." in texts["--help"]
     assert "--count" in texts["--help-all"] and "--hidden" not in texts["--help-all"]
+
+
+def test_a_command_opts_in_to_single_fields_by_their_names(capsys):
+    parser = FlagParser("program", "A sample.", "program")
+    parser.add_options(Sample, ("second", "count"), "sample")
+    assert parser.parse(["--count", "3", "--hidden", "4"])[Sample] == Sample(count=3, hidden=4)
+    with pytest.raises(SystemExit):
+        parser.parse(["--name", "y"])
+    assert "unknown flag --name" in capsys.readouterr().err
+
+
+def test_several_values_are_shown_as_they_are_typed(capsys):
+    parser = FlagParser("program", "A sample.", "program", lambda given: {"layers": (0, 2), "words": ()})
+    parser.add_options(Several, ("only",), "sample")
+    with pytest.raises(SystemExit):
+        parser.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--layers [N ...] layers (default: 0 2)" in text
+    assert "--words [NAME ...] words example:" in text and "more flags" not in text
+    assert parser.parse(["--words", "a b", "c"])[Several].words == ("a b", "c")
+
+
+def test_a_script_is_described_by_its_docstring(capsys):
+    documentation = (
+        "Measure it.\n\npython scripts/a.py --b    # both\naccelerate launch c.py\n\nIt runs python twice.\n"
+    )
+    with pytest.raises(SystemExit):
+        script_parser("python scripts/a.py", documentation).parse(["--help"])
+    text = capsys.readouterr().out
+    assert "\nMeasure it.\n" in text and "It runs" not in text
+    assert "example:\n  python scripts/a.py --b    # both\n  accelerate launch c.py\n" in text
 
 
 def test_a_misspelt_group_is_an_error():

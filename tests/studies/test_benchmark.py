@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from repository import ROOT, SCRIPTS, load_script
 
+from fa_transformers.studies import benchmark_charts, benchmark_run
 from fa_transformers.studies import benchmark_report as report
 from fa_transformers.studies.benchmark import (
     ENCODERS,
     MODES,
     Point,
+    build_config,
     build_inputs,
     build_model,
     measure_point,
@@ -71,7 +74,7 @@ def test_run_leaves_tables_and_charts(run):
 
 def test_folder_of_another_run_is_not_overwritten(run, capsys):
     with pytest.raises(SystemExit):
-        benchmark.parse_args(["--output_dir", str(run[0])])
+        benchmark.parse(["--output_dir", str(run[0])])
     assert "is not empty" in capsys.readouterr().err
 
 
@@ -123,10 +126,9 @@ def test_larger_sizes_of_a_model_that_ended_are_not_tried(tmp_path, monkeypatch)
             return {"status": "out of memory"}
         return {"status": "ok", "median_seconds": 1.0, "tokens_per_second": point.size, "peak_bytes": 2**20}
 
-    monkeypatch.setattr(benchmark, "run_point", run_out_of_memory_at_128)
+    monkeypatch.setattr(benchmark_run, "run_point", run_out_of_memory_at_128)
     flags = ["--models", "FA-BERT", "BERT", "--lengths", "64", "128", "256", "--mode", "forward"]
-    args = benchmark.parse_args([*flags, "--output_dir", str(tmp_path / "out")])
-    assert benchmark.main(args) == 0
+    assert benchmark.main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     assert tried == [("FA-BERT", 64), ("BERT", 64), ("FA-BERT", 128), ("BERT", 128), ("FA-BERT", 256)]
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "| 128 | 1.00 s | out of memory |\n| 256 | 1.00 s | not tried |" in text
@@ -166,8 +168,34 @@ def test_floors_follow_from_the_points():
     assert floors["peak_memory"] == memory
 
 
+def test_picture_has_a_line_per_model_and_a_cross_where_one_ended(tmp_path, monkeypatch):
+    points = [make_point("FA-BERT", size, size / 512) for size in (512, 1024, 8192)]
+    points += [make_point("BERT", 512, 0.5), make_point("BERT", 1024, 2.0), make_point("BERT", 8192, 1.0, "timed out")]
+    points += [make_point("FNet", 512, 0.1), make_point("FNet", 1024, 0.2), make_point("FNet", 8192, 1.0, "not tried")]
+    figures = []
+    save = benchmark_charts.save_figure
+    monkeypatch.setattr(
+        benchmark_charts,
+        "save_figure",
+        lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)),
+    )
+    benchmark_charts.plot_picture({"points": points, "setting": "Tiny."}, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.width == 1800 and picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    for axes, key in zip(figures[0].axes, ("median_seconds", "peak_bytes"), strict=True):
+        lines = [list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"]
+        crosses = [list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "x"]
+        names = ("FA-BERT", "BERT", "FNet")
+        done = [[p for p in points if p["model"] == name and p["status"] == "ok"] for name in names]
+        assert lines == [[(point["size"], point[key]) for point in curve] for curve in done]
+        assert crosses == [[lines[1][-1]]]
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        assert [text.get_text() for text in axes.texts] and {text.get_text() for text in axes.texts} == set(names)
+    assert "at the next length: > 10 s." in figures[0].texts[0].get_text()
+
+
 def test_labels_are_spread_without_changing_their_order():
-    moved = report.spread([0.2, 0.21, 0.22, 0.99, 1.0], gap=0.1)
+    moved = benchmark_charts.spread([0.2, 0.21, 0.22, 0.99, 1.0], gap=0.1)
     assert moved == sorted(moved) and moved[-1] <= 1.0
     assert all(right - left >= 0.1 - 1e-9 for left, right in zip(moved, moved[1:], strict=False))
 
@@ -185,19 +213,20 @@ def test_labels_are_spread_without_changing_their_order():
         ("--chunk_size 64", "--chunk_size is for inference; add --mode forward"),
         ("--models BERT --lengths", "nothing to measure"),
         ("--device tpu", "--device tpu"),
+        ("--mode training --picture a.png", "--picture shows forward passes of texts"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        benchmark.parse_args([*flags.split(), "--output_dir", str(tmp_path / "out")])
+        benchmark.parse([*flags.split(), "--output_dir", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_options_reach_the_factorized_models_only(tmp_path):
     flags = ["--options", "local_window=3", "position_embedding_type=periodic", *TINY_FLAGS]
-    args = benchmark.parse_args([*flags, "--models", "FA-BERT", "BERT", "--output_dir", str(tmp_path / "out")])
-    configs = {point.model: benchmark.build_config(point) for point in benchmark.plan_points(args)}
+    options, _ = benchmark.parse([*flags, "--models", "FA-BERT", "BERT", "--output_dir", str(tmp_path / "out")])
+    configs = {point.model: build_config(point) for point in benchmark_run.plan_points(options)}
     assert (configs["FA-BERT"].local_window, configs["FA-BERT"].position_embedding_type) == (3, "periodic")
     assert not hasattr(configs["BERT"], "local_window")
 

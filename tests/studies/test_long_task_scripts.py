@@ -13,7 +13,10 @@ from repository import load_script
 from fa_transformers.data.collators import pad_batch
 from fa_transformers.data.sets import license_documents
 from fa_transformers.models.fa_mixer import FactorizedMixer, SoftmaxMixer
-from fa_transformers.training.from_scratch import ArrayExamples, build_optimizer
+from fa_transformers.options import LoopOptions, unset_fields
+from fa_transformers.studies.from_scratch import ArrayExamples
+from fa_transformers.studies.long_range_arena import ArenaOptions, build_model
+from fa_transformers.training.optimizer import build_optimizer, group_parameters
 
 arena, needle_script = load_script("long_range_arena"), load_script("needle")
 
@@ -31,7 +34,7 @@ def run(tmp_path, capsys):
 
     def run_script(script, *flags: object) -> dict:
         common = ("--use_cpu", "--output_dir", tmp_path / "out")
-        script.main(script.parse_args([str(flag) for flag in (*flags, *common)]))
+        script.main([str(flag) for flag in (*flags, *common)])
         written = json.loads((tmp_path / "out" / "results.json").read_text())
         assert json.loads(capsys.readouterr().out.splitlines()[-1]) == written
         return written
@@ -49,19 +52,25 @@ def test_a_model_of_each_kind_trains_on_each_task_beside_the_majority_class(run,
     assert results["hardware"] and results["setting"] == "small"
 
 
+def optimizer_of(options: ArenaOptions, loop: LoopOptions, max_steps: int):
+    groups = group_parameters(build_model(options), loop.learning_rate, loop.learning_rate, loop.weight_decay)
+    return build_optimizer(groups, loop, max_steps)
+
+
 def test_the_official_settings_are_those_of_the_benchmark():
-    listops = arena.parse_args(["--setting", "official"])
-    pictures = arena.parse_args(["--setting", "official", "--task", "pathfinder32"])
-    assert listops.sizes == {"train": 96_000, "validation": 2_000, "test": 2_000} and listops.max_steps == 5000
-    assert pictures.sizes == {"train": 160_000, "validation": 20_000, "test": 20_000}
-    assert pictures.difficulty == "hard" and pictures.num_train_epochs == 200
-    config = arena.build_model(listops).config
+    listops, listops_loop, _ = arena.parse(["--setting", "official"])
+    pictures, pictures_loop, _ = arena.parse(["--setting", "official", "--task", "pathfinder32"])
+    assert listops.sizes_by_split == {"train": 96_000, "validation": 2_000, "test": 2_000}
+    assert listops_loop.max_steps == 5000
+    assert pictures.sizes_by_split == {"train": 160_000, "validation": 20_000, "test": 20_000}
+    assert pictures.drawn_difficulty == "hard" and pictures_loop.num_train_epochs == 200
+    config = build_model(listops).config
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (4, 512, 8)
-    config = arena.build_model(pictures).config
+    config = build_model(pictures).config
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (1, 128, 4)
     assert config.classifier_pooling == "mean" and config.hidden_dropout_prob == 0.2
-    assert pictures.weight_decay == 0.0
-    optimizer, scheduler = build_optimizer(pictures, arena.build_model(pictures), 62_400)
+    assert pictures_loop.weight_decay == 0.0
+    optimizer, scheduler = optimizer_of(pictures, pictures_loop, 62_400)
     rates = []
     for _ in range(313):
         optimizer.step()
@@ -71,8 +80,8 @@ def test_the_official_settings_are_those_of_the_benchmark():
 
 
 def test_the_rate_of_listops_is_the_benchmarks_formula():
-    args = arena.parse_args(["--setting", "official"])
-    optimizer, scheduler = build_optimizer(args, arena.build_model(args), args.max_steps)
+    options, loop, _ = arena.parse(["--setting", "official"])
+    optimizer, scheduler = optimizer_of(options, loop, loop.max_steps)
     for step in range(1, 3000):
         optimizer.step()
         scheduler.step()
@@ -83,11 +92,19 @@ def test_the_rate_of_listops_is_the_benchmarks_formula():
 def test_models_mix_tokens_as_named():
     mixers = {}
     for name in ("fa", "fa-local", "softmax"):
-        model = arena.build_model(arena.parse_args(["--model", name]))
+        model = build_model(arena.parse(["--model", name])[0])
         mixers[name] = [layer.attention["self"].mixer for layer in model.bert.encoder.layer]
     assert all(isinstance(mixer, FactorizedMixer) and mixer.reach == 0 for mixer in mixers["fa"])
     assert all(isinstance(mixer, FactorizedMixer) and mixer.reach == 16 for mixer in mixers["fa-local"])
     assert all(isinstance(mixer, SoftmaxMixer) for mixer in mixers["softmax"])
+
+
+def test_the_defaults_follow_from_the_task_the_model_and_the_setting():
+    _, loop, command = arena.parse(["--task", "pathfinder32", "--model", "softmax"])
+    assert str(loop.output_dir) == "outputs/pathfinder32-softmax" and loop.learning_rate == 1e-3
+    assert command == "accelerate launch scripts/studies/long_range_arena.py --task pathfinder32 --model softmax"
+    for script in (arena, needle_script):
+        assert not unset_fields(script.parse([])[1])
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(run, tmp_path):
@@ -102,7 +119,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(run, tmp_path):
 
 
 def test_a_picture_of_examples_is_written_and_nothing_is_trained(tmp_path):
-    arena.main(arena.parse_args(["--picture", str(tmp_path / "examples.png"), "--difficulty", "easy"]))
+    arena.main(["--picture", str(tmp_path / "examples.png"), "--difficulty", "easy"])
     pixels = np.asarray(Image.open(tmp_path / "examples.png"))
     assert pixels.shape == (4 * 34 * 4, 8 * 34 * 4) and pixels.max() == 255
     assert [path.name for path in tmp_path.iterdir()] == ["examples.png"]
@@ -136,12 +153,14 @@ def test_needle_scores_every_length_whole_and_cut_and_draws_the_curve(run, tmp_p
     [
         (arena, ["--learning_rate", "0"], "--learning_rate must be above 0"),
         (arena, ["--warmup_steps", "-1"], "--warmup_steps must not be negative"),
+        (arena, ["--sizes", "6", "2"], "--sizes must be three numbers"),
+        (arena, ["--short_epochs", "1"], "unknown flag --short_epochs"),
         (needle_script, ["--lengths", "1024", "8"], "--lengths must be at least 20 tokens each, got 8"),
         (needle_script, ["--longest", "32"], "--longest must be at least 64"),
-        (needle_script, ["--num_test", "0"], "--num_test must be at least 1"),
+        (needle_script, ["--num_test", "0"], "--num_test must be above 0"),
     ],
 )
 def test_flags_that_no_run_can_use_are_refused_before_it_starts(script, flags, message, capsys):
     with pytest.raises(SystemExit):
-        script.parse_args(flags)
+        script.parse(flags)
     assert message in capsys.readouterr().err
