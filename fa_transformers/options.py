@@ -103,7 +103,7 @@ class DataOptions(OptionGroup):
     )
     max_train_samples: int | None = option(None, "use only this many training examples; unset = all", group="text")
     max_eval_samples: int | None = option(
-        None, "use only this many validation and test examples each; unset = all", group="text"
+        UNSET, "use only this many validation and test examples each; unset = all", group="text"
     )
     preprocessing_num_workers: int | None = option(
         None, "processes that tokenize; unset = the cores, for enough text", group="tokenizing"
@@ -312,7 +312,7 @@ class DistillationOptions(OptionGroup):
     )
     long_length: int = option(
         UNSET,
-        "longest document of these steps, in tokens; texts up to it are compared, too",
+        "longest document of the --long_steps, in tokens; texts up to it are compared, too",
         group="distillation",
         common=True,
     )
@@ -474,7 +474,7 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
         _check_streaming(data, loop, is_text)
     if is_text and model.model_name_or_path == "none":
         raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
-    if model.max_length is not UNSET and model.max_length < 3:
+    if model.max_length and model.max_length < 3:
         raise ValueError(f"--max_length must be at least 3 tokens, two of which are special, got {model.max_length}.")
     if card.license != card.license.lower() or " " in card.license:
         raise ValueError(f"--license must be as the Hub spells it, such as apache-2.0, got {card.license!r}.")

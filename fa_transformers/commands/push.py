@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     """Push as the flags say; prints the result as one line of JSON, and a failure as one line."""
     run = parse(argv)
     from ..hub.card import FactError
-    from ..hub.push import PushError, SelfTestError, push
+    from ..hub.push import PushError, push
+    from ..hub.self_check import SelfTestError
 
     try:
         result = push(run.folder, run.repo, private=run.private, revision=run.revision, token=run.token)

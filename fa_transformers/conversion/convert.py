@@ -95,7 +95,7 @@ class Conversion:
 
 
 def convert_checkpoint(
-    model_or_path: str | os.PathLike | PreTrainedModel,
+    model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource,
     *,
     output_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -114,8 +114,8 @@ def convert_checkpoint(
     in `softmax_layers` the result computes what the checkpoint does, except for Longformer's and LSG's own attention.
 
     Args:
-        model_or_path: a transformers model, a folder, a repository of the Hub, or "minilm" or "dinov2-small", which are
-            installed packages' weights.
+        model_or_path: a transformers model, a folder, a repository of the Hub, "minilm" or "dinov2-small", which are
+            installed packages' weights, or what `read_source` made of one of these.
         output_dir: write the model there as `publish` does, with a card; a sentence-transformers model keeps its
             modules. Needs a tokenizer or image processor.
         overwrite: replace what an earlier conversion or `publish` wrote to `output_dir`.

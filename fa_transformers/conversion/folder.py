@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import DataFacts
-from ..hub.card import UNTRAINED, ModelFacts, ScoreFacts, describe_replacement
+from ..hub.card import CONVERTED, UNTRAINED, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.publish import find_auto_class_of, publish
 from ..hub.timing import describe_hardware, measure_speed
 from ..models import FABertConfig, FABertModel
@@ -124,7 +124,7 @@ def describe_conversion(
         "base_model": base_model,
         "base_model_revision": revision,
         "replaced": describe_replacement(model),
-        "trained_after": UNTRAINED if is_pending else "nothing that this conversion knows of",
+        "trained_after": UNTRAINED if is_pending else CONVERTED,
         "data": [data],
         "command": f"python -c \"import fa_transformers as fa; fa.convert_checkpoint({arguments}, output_dir='...')\"",
         "hardware": describe_hardware(model.device),

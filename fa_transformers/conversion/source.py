@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,20 @@ class CheckpointSource:
     model_folder: Path | None = None
 
 
-def read_source(model_or_path: str | os.PathLike | PreTrainedModel) -> CheckpointSource:
-    """A model in memory, a folder, a short name of `packaged_checkpoints`, or a repository of the Hub, downloaded.
+def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource) -> CheckpointSource:
+    """Read a model in memory, a folder, a short name of `packaged.HUB_IDS`, or a repository of the Hub, downloaded.
+
+    A source that was read before comes back with copied tensors: a model may use a source's tensors as its weights, and
+    two models that are made of one source must not train each other's.
 
     Raises:
         ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
         FileNotFoundError: the folder has no weights.
         OSError: there is no such folder or repository, or it has no configuration.
     """
+    if isinstance(model_or_path, CheckpointSource):
+        copies = {name: tensor.clone() for name, tensor in model_or_path.tensors.items()}
+        return replace(model_or_path, tensors=copies)
     if isinstance(model_or_path, PreTrainedModel):
         model = model_or_path
         tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -106,10 +106,10 @@ def load_data(
         facts = _demo_facts("Digit canvas (generated)", digit_canvas)
     elif is_text:
         dataset, stream = _read_text(data, _reading_options(data, seed), rows)
-        facts = _user_facts(data, card)
+        facts = describe_user_data(data, card)
     else:
         dataset = _read_images(data, seed, rows)
-        facts = _user_facts(data, card)
+        facts = describe_user_data(data, card)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     kept = {}
     for split, part in dataset.items():
@@ -194,7 +194,8 @@ def _as_splits(rows: datasets.DatasetDict | datasets.Dataset) -> datasets.Datase
     return datasets.DatasetDict({"train": rows}) if isinstance(rows, datasets.Dataset) else rows
 
 
-def _user_facts(data: DataOptions, card: CardOptions) -> DataFacts:
+def describe_user_data(data: DataOptions, card: CardOptions) -> DataFacts:
+    """Return what the model card says of data that the options name, or of rows given in Python."""
     hub_id = None
     if data.train_file:
         name = data.train_file.name

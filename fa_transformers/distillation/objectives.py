@@ -1,4 +1,4 @@
-"""Recovery of a converted model: the factorized student learns from the softmax model that its weights came from.
+"""Objectives of a recovery: what the factorized student learns from the softmax model that its weights came from.
 
 Two objectives, each a module whose `forward(**batch).loss` the training loop minimises:
 
@@ -10,9 +10,9 @@ Two objectives, each a module whose `forward(**batch).loss` the training loop mi
 Sources: attention transfer as in LoLCATs (Zhang et al. 2024, arXiv:2410.10254), hidden states and logits as in
 DistilBERT (Sanh et al. 2019, arXiv:1910.01108) and TinyBERT (Jiao et al. 2020, arXiv:1909.10351).
 
-Teacher and student are models of this package with equal parameter names, the teacher with all layers in
-`softmax_layers`, which computes what the stock model does (`load_teacher`). The teacher is no sub-module: it is neither
-trained, nor saved, nor moved with the student.
+Teacher and student are models of this package with equal parameter names. The teacher has all layers in
+`softmax_layers` and so computes what the stock model does (`student.load_teacher`). It is held outside the module tree:
+neither trained, nor saved, nor moved with the student.
 
 Shape letters: B batch, N tokens, C hidden width, L layers.
 """
@@ -20,7 +20,7 @@ Shape letters: B batch, N tokens, C hidden width, L layers.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import torch
@@ -30,69 +30,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..conversion.convert import Conversion, convert_checkpoint
-from ..conversion.source import read_source
-from ..conversion.stock_checkpoints import translate_fields
-from ..models.configuration_fa import FactorizedConfig
+from ..evaluation import evaluating
 from ..models.fa_mixer import FactorizedMixer, SoftmaxMixer
-from ..models.modeling_fa import first_real_token, mean_over_real
-
-Batch = Mapping[str, Tensor]
+from .embeddings import Batch, encode_windows, pool
 
 
 @dataclasses.dataclass
 class DistillationOutput(ModelOutput):
-    """`loss` is what is minimised; `layer_errors` [L] one error per layer, NaN at softmax layers, without gradients."""
+    """`loss` is minimised; `layer_errors` [L] has one error per layer, NaN at softmax layers, without gradients."""
 
     loss: Tensor | None = None
     layer_errors: Tensor | None = None
 
 
-def load_teacher(model_name_or_path: str, auto_class: str, student: PreTrainedModel) -> PreTrainedModel:
-    """The softmax model that `student` came from, in evaluation mode and frozen.
-
-    Longformer and LSG teachers attend to everything here, not as they did.
-
-    Raises:
-        ValueError: it is a factorized model, or has another architecture, other widths or another number of layers than
-            the student, or not its head.
-    """
-    stock = read_source(model_name_or_path).config
-    if isinstance(stock, FactorizedConfig):
-        raise ValueError(
-            f"The teacher {model_name_or_path!r} is a factorized model; give the softmax checkpoint that the student "
-            "was converted from (--teacher_name_or_path)."
-        )
-    fields = translate_fields(stock.to_dict(), stock.model_type)
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
-        found, wanted = fields.get(name), getattr(student.config, name, None)
-        if found != wanted:
-            raise ValueError(
-                f"The teacher {model_name_or_path!r} has {name} {found}, the student {wanted}; the teacher must be the "
-                "checkpoint that the student was converted from, or one of the same shape."
-            )
-    # It keeps its own positions: the student's table may be longer, or absent.
-    layers = list(range(fields["num_hidden_layers"]))
-    conversion = convert_checkpoint(model_name_or_path, auto_class=auto_class, softmax_layers=layers)
-    if fresh := fresh_head(conversion):
-        raise ValueError(
-            f"The teacher {model_name_or_path!r} has no {fresh[0]}, which the student's head needs: convert it again "
-            'with auto_class="AutoModel", and distil the encoder.'
-        )
-    return conversion.model.float().eval().requires_grad_(False)
-
-
-def fresh_head(conversion: Conversion) -> list[str]:
-    """The weights of a converted model's head that its checkpoint did not have."""
-    model = conversion.model
-    if model.base_model is model:
-        return []
-    new = [change.result for change in conversion.report if change.action == "new" and change.result]
-    return [name for name in new if not name.startswith(f"{model.base_model_prefix}.")]
-
-
 def mixers(model: nn.Module) -> list[nn.Module]:
-    """The token mixers of a model's layers, in order."""
+    """Return the token mixers of a model's layers, in order."""
     return [module for module in model.modules() if isinstance(module, (FactorizedMixer, SoftmaxMixer))]
 
 
@@ -114,7 +66,8 @@ def relative_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
 class AttentionTransfer(nn.Module):
     """Attention output of each layer: mean over layers of `relative_error` after the output projection.
 
-    The student's mixers get what the teacher's got; its other weights, equal to the teacher's at the start, are frozen.
+    The student's mixers read the inputs of the teacher's mixers. Its other weights are frozen: they are the teacher's at
+    the start.
     """
 
     def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel):
@@ -138,7 +91,7 @@ class AttentionTransfer(nn.Module):
 
     @contextlib.contextmanager
     def watching(self, mask: Tensor | None) -> Iterator[list[Tensor]]:
-        """While the teacher runs inside the block, a list that gets the error of each layer in turn."""
+        """Yield a list that gets the error of each layer in turn while the teacher runs inside the block."""
         (teacher,) = self._teacher
         errors: list[Tensor] = []
 
@@ -171,10 +124,10 @@ class EndToEndDistillation(nn.Module):
 
         loss = mean over layers of relative_error(hidden states) + (1 - cosine(embeddings)) + difference of the logits
 
-    The hidden states are those after each layer and the last one as the encoder returns it; the embedding is the last
-    one's mean over real tokens ("mean") or its first real token ("cls"); the logits are those of the models' head, if
-    they have one: over classes, over the vocabulary for each real token, or over the real tokens for the start and end
-    of an answer. They differ by `divergence`, or as `head_loss` has it.
+    Hidden states are compared after each layer, and once more as the encoder returns the last one. The embedding is the
+    last state's mean over real tokens ("mean") or its first real token ("cls"). Logits count where both models have a
+    head: over classes, over the vocabulary for each real token, or over the real tokens for the start and end of an
+    answer; `head_loss` and `divergence` say how far they differ.
     With `teacher_length`, longer documents reach the teacher in windows of so many tokens, whose hidden states the
     student learns while it reads the document whole; a head is left as it is then.
     """
@@ -188,7 +141,7 @@ class EndToEndDistillation(nn.Module):
         self.student = student
         self.pooling, self.teacher_length = pooling, teacher_length
         self._teacher = (teacher,)
-        # What the loss does not reach: processes that train together would wait for its gradients.
+        # The loss reaches neither of these: processes that train together would wait for their gradients.
         base = student.base_model
         if base is student and base.pooler is not None:
             base.pooler.requires_grad_(False)
@@ -196,7 +149,7 @@ class EndToEndDistillation(nn.Module):
             base.embeddings.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but without dropout: the teacher has none, so its noise would be learnt against."""
+        """Set the mode as `nn.Module.train`, without dropout: the teacher has none, and its noise would be learnt against."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, (nn.Dropout, SoftmaxMixer)):
@@ -225,7 +178,7 @@ class EndToEndDistillation(nn.Module):
         return DistillationOutput(loss=loss, layer_errors=layer_errors.detach())
 
     def ask_teacher(self, inputs: Batch) -> ModelOutput:
-        """What the teacher makes of the batch, of long documents window by window."""
+        """Return the teacher's output for the batch; it reads long documents window by window."""
         (teacher,) = self._teacher
         ids = inputs.get("input_ids")
         if self.teacher_length is None or ids is None or ids.shape[1] <= self.teacher_length:
@@ -234,7 +187,7 @@ class EndToEndDistillation(nn.Module):
 
 
 def head_loss(logits: Tensor, expected: Tensor, mask: Tensor | None, problem_type: str | None) -> Tensor:
-    """How far a head's logits are from the teacher's, as its problem means them.
+    """Return how far a head's logits are from the teacher's, by what the problem type means.
 
     Numbers ("regression", or one logit): mean squared difference, in the square of the labels' unit. Labels that don't
     exclude each other ("multi_label_classification"): KL of sigmoid(expected) and sigmoid(found), mean over labels.
@@ -252,8 +205,8 @@ def head_loss(logits: Tensor, expected: Tensor, mask: Tensor | None, problem_typ
 def divergence(logits: Tensor, expected: Tensor, mask: Tensor | None, *, over_tokens: bool) -> Tensor:
     """KL(expected ‖ found) of the distributions over the last axis, mean over all others, in nats.
 
-    Logits of classes [B, L], of classes for each token [B, N, L], of which `mask` [B, N] leaves padding out, or of the
-    tokens themselves [B, N] (`over_tokens`), among which it has no share.
+    Logits are over classes [B, L]; over classes for each token [B, N, L], where `mask` [B, N] leaves padding out; or,
+    with `over_tokens`, over the tokens themselves [B, N], where padding gets no probability.
     """
     pair = [rows.float() for rows in (logits, expected)]
     if mask is not None and over_tokens:
@@ -264,30 +217,8 @@ def divergence(logits: Tensor, expected: Tensor, mask: Tensor | None, *, over_to
     return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
 
 
-def encode_windows(encoder: nn.Module, inputs: Batch, window: int, **options: bool) -> ModelOutput:
-    """The hidden states of texts [B, N, C], read in windows of `window` tokens that don't see each other.
-
-    `hidden_states` are those of all layers with `output_hidden_states=True`, else the last one alone.
-    """
-    batch, length = inputs["input_ids"].shape
-    windows = {name: _cut(tensor, window) for name, tensor in inputs.items()}
-    if "attention_mask" not in windows:
-        windows["attention_mask"] = _cut(torch.ones_like(inputs["input_ids"]), window)
-    encoded = encoder(**windows, **options)
-    states = tuple(
-        tensor.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
-        for tensor in encoded.hidden_states or (encoded.last_hidden_state,)
-    )
-    return ModelOutput(last_hidden_state=states[-1], hidden_states=states)
-
-
-def _cut(tensor: Tensor, window: int) -> Tensor:
-    """Rows cut into windows, the last one filled up with zeros: [B, N] -> [B · ceil(N / window), window]."""
-    return F.pad(tensor, (0, -tensor.shape[1] % window)).unflatten(1, (-1, window)).flatten(0, 1)
-
-
 def _hidden_states(output: ModelOutput, encoder: nn.Module) -> tuple[Tensor, ...]:
-    """The state after each layer and, where it is another one, the last state as the encoder returns it."""
+    """Return the state after each layer and, where it differs, the last state as the encoder returns it."""
     last, states = getattr(output, "last_hidden_state", None), output.hidden_states[1:]
     norm = getattr(encoder, "layernorm", None)
     if last is None and norm is not None:  # the output of a head doesn't have it
@@ -295,86 +226,16 @@ def _hidden_states(output: ModelOutput, encoder: nn.Module) -> tuple[Tensor, ...
     return states if last is None or last is states[-1] else (*states, last)
 
 
-def pool(hidden_states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """One vector per sample, by "mean" or "cls": [B, N, C] -> [B, C]."""
-    mask = None if mask is None else mask.bool()
-    return mean_over_real(hidden_states, mask) if pooling == "mean" else first_real_token(hidden_states, mask)
-
-
-def group_student_parameters(
-    module: nn.Module, learning_rate: float, mixer_learning_rate: float, weight_decay: float
-) -> list[dict]:
-    """AdamW parameter groups: old weights and mixers apart, with and without decay; frozen ones are left out."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((".mixer." in name, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": mixer_learning_rate if is_mixer else learning_rate,
-            # Mixers hold departures from the plain operator: decay would pull them back to it.
-            "weight_decay": weight_decay if decays and not is_mixer else 0.0,
-        }
-        for (is_mixer, decays), parameters in groups.items()
-    ]
-
-
-@torch.no_grad()
 def evaluate_objective(module: nn.Module, loader: Iterable[Batch], accelerator: Accelerator) -> dict:
-    """Mean loss and mean error of every layer over the batches of `loader`, on every process the same."""
-    was_training = module.training
-    module.eval()
+    """Return the mean loss and the mean error of every layer over the batches of `loader`, on every process the same.
+
+    The error of a softmax layer is None.
+    """
     rows = []
-    for batch in loader:
-        output = module(**batch)
-        rows.append([output.loss.item(), *output.layer_errors.tolist()])
-    module.train(was_training)
+    with evaluating(module):
+        for batch in loader:
+            output = module(**batch)
+            rows.append([output.loss.item(), *output.layer_errors.tolist()])
     rows = accelerator.gather_for_metrics(rows, use_gather_object=True)
     means = torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist()
     return {"loss": means[0], "layer_errors": [None if math.isnan(error) else error for error in means[1:]]}
-
-
-@torch.inference_mode()
-def embed_batches(
-    model: nn.Module,
-    loader: Iterable[Batch],
-    accelerator: Accelerator,
-    pooling: str,
-    window: int | None = None,
-) -> Tensor:
-    """The embeddings of all samples of `loader`, in its order, on every process the same: float32 [samples, C].
-
-    With `window`, texts longer than so many tokens are read in windows, and pooled over all of them.
-    """
-    was_training = model.training
-    model.eval()
-    rows: list[Tensor] = []
-    for batch in loader:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        encoder = getattr(accelerator.unwrap_model(model), "base_model", model)
-        if window is not None and "input_ids" in inputs and inputs["input_ids"].shape[1] > window:
-            hidden_states = encode_windows(encoder, inputs, window).last_hidden_state
-        else:
-            hidden_states = encoder(**inputs).last_hidden_state
-        pooled = pool(hidden_states, inputs.get("attention_mask"), pooling).float().cpu()
-        rows += accelerator.gather_for_metrics(list(pooled), use_gather_object=True)
-    model.train(was_training)
-    return torch.stack(rows)
-
-
-def similarity(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    """How alike the embeddings of the same samples are: [samples, C] twice.
-
-    `cosine` is the mean cosine of student and teacher, `cosine_p5` its 5th percentile, and `correlation` that of the
-    cosines of all pairs of samples among the student's embeddings with those among the teacher's (Pearson).
-    """
-    cosines = F.cosine_similarity(student, teacher)
-    above = torch.triu_indices(len(student), len(student), offset=1)
-    pairs = [(F.normalize(rows) @ F.normalize(rows).T)[above[0], above[1]] for rows in (student, teacher)]
-    return {
-        "cosine": cosines.mean().item(),
-        "cosine_p5": cosines.quantile(0.05).item(),
-        "correlation": torch.corrcoef(torch.stack(pairs))[0, 1].item(),
-        "num_samples": len(student),
-    }

@@ -1,7 +1,6 @@
-"""How well frozen embeddings tell classes apart: what a converted model is worth downstream, beside its teacher."""
+"""Accuracy of logistic regression on frozen embeddings: a converted model's worth downstream, beside its teacher's."""
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +24,10 @@ from ..data.readers.images import find_class_images
 from ..data.readers.tables import DataError, ReadingOptions, listing
 from ..data.sets import license_documents
 from ..data.tokenizing import tokenize_documents
-from .objectives import pool
-from .pieces import LICENSE_FACTS, as_image_rows
+from ..evaluation import evaluating
+from ..options import DataOptions
+from .embeddings import pool
+from .unlabelled import LICENSE_FACTS, as_image_rows
 
 FOLDS = 5
 DRAWS = 10
@@ -61,36 +62,45 @@ class LabelledPieces:
 
     @property
     def majority(self) -> float:
-        """The share of the most frequent class."""
+        """Share of the most frequent class."""
         return float(np.bincount(self.labels).max() / len(self.labels))
 
 
-def load_labelled_text(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> LabelledPieces | None:
-    """The first `--max_length` tokens of the documents of `--probe_file`, a table of texts and labels.
-
-    Without one, and where the text to distil on is the packaged one, those of the licence documents' test split, whose
-    families stay together; None where there is text of one's own.
+def load_labelled_text(
+    path: Path, data: DataOptions, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> LabelledPieces:
+    """Read a table of texts and labels, its columns named as `data` says: the first `max_length` tokens of each text.
 
     Raises:
         DataError: the file can't be used, or its labels are no classes.
     """
-    groups = None
-    if args.probe_file:
-        options = ReadingOptions(
-            text_column=args.text_column_name,
-            label_column=args.label_column_name,
-            problem_type="single_label_classification",
-        )
-        loaded = load_text_files(args.probe_file, options=options)
-        rows = datasets.concatenate_datasets(list(loaded.values()))
-        facts = _unstated_facts(args.probe_file.name)
-        names = np.array(rows.features["label"].names)[rows["label"][:]]
-    elif args.train_file or args.dataset_name:
-        return None
-    else:
-        rows, facts = license_documents.load_license_documents()["test"], LICENSE_FACTS
-        names, groups = rows["label"][:], np.array(rows["family"][:])
-    tokenized = tokenize_documents(datasets.DatasetDict({"probe": rows}), tokenizer, args.max_length)["probe"]
+    options = ReadingOptions(
+        text_column=data.text_column_name,
+        label_column=data.label_column_name,
+        problem_type="single_label_classification",
+    )
+    rows = datasets.concatenate_datasets(list(load_text_files(path, options=options).values()))
+    names = np.array(rows.features["label"].names)[rows["label"][:]]
+    return _label_pieces(_unstated_facts(path.name), rows, names, tokenizer, max_length)
+
+
+def load_labelled_licenses(tokenizer: PreTrainedTokenizerBase, max_length: int) -> LabelledPieces:
+    """Read the test split of the licence documents, whose families stay together in a fold."""
+    rows = license_documents.load_license_documents()["test"]
+    groups = np.array(rows["family"][:])
+    return _label_pieces(LICENSE_FACTS, rows, rows["label"][:], tokenizer, max_length, groups)
+
+
+def _label_pieces(
+    facts: DataFacts,
+    rows: datasets.Dataset,
+    names: Sequence[str] | np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    groups: np.ndarray | None = None,
+) -> LabelledPieces:
+    """The rows' texts as pieces, and their classes by `names`, one for each row."""
+    tokenized = tokenize_documents(datasets.DatasetDict({"probe": rows}), tokenizer, max_length)["probe"]
     pieces = TokenizedRows(tokenized.select_columns(["input_ids", "length"]))
     label_names, labels = np.unique(names, return_inverse=True)
     return LabelledPieces(facts, pieces, labels, label_names.tolist(), groups)
@@ -99,7 +109,7 @@ def load_labelled_text(args: argparse.Namespace, tokenizer: PreTrainedTokenizerB
 def load_labelled_images(
     folder: Path, processor: BaseImageProcessor, num_patches: int, classes: list[str] | None = None
 ) -> LabelledPieces:
-    """The images of a folder of one folder per class, or of those that `classes` names.
+    """Read the images of a folder of one folder per class, or of the classes that `classes` names.
 
     Raises:
         DataError: it has fewer than two such folders, or one of them has no image.
@@ -119,11 +129,10 @@ def load_labelled_images(
 
 
 def _unstated_facts(name: str) -> DataFacts:
-    """The flags on data speak of what is distilled on, not of what is probed with."""
+    """Facts without licence and attribution: the flags on those describe the data that is distilled on."""
     return DataFacts(name=f"{name} (probe)", license="unknown", attribution="not stated")
 
 
-@torch.inference_mode()
 def embed_pieces(
     model: PreTrainedModel,
     pieces: TokenizedRows | ImageExamples,
@@ -132,29 +141,26 @@ def embed_pieces(
     pooling: str,
     max_tokens: int | None = None,
 ) -> Tensor:
-    """The embedding of each piece, in their order; every process computes all: float32 [pieces, C].
+    """Return the embedding of each piece, in their order; every process computes all: float32 [pieces, C].
 
     `batch_size` pieces at a time, of at most `max_tokens` tokens or patches together, padding included.
     """
-    was_training = model.training
-    model.eval()
     order: list[int] = []
     rows: list[Tensor] = []
-    with tqdm(total=len(pieces), desc="probe", unit="piece") as bar:
+    with evaluating(model), tqdm(total=len(pieces), desc="probe", unit="piece") as bar:
         for indices, batch in grouped_batches(pieces, collate, batch_size, max_tokens, model.device):
             hidden_states = model.base_model(**batch).last_hidden_state
             rows.append(pool(hidden_states, batch.get("attention_mask"), pooling).float().cpu())
             order += indices
             bar.update(len(indices))
-    model.train(was_training)
     return torch.cat(rows)[np.argsort(order)]
 
 
 def probe(embeddings: Tensor, labelled: LabelledPieces, seed: int, draws: int = DRAWS) -> float:
-    """Accuracy of logistic regression on normalised, standardised embeddings [pieces, C], mean over draws of the folds.
+    """Return the accuracy of logistic regression on normalised, standardised embeddings, mean over draws of the folds.
 
-    Each piece is predicted by the one of five folds that did not see it; `seed` and the numbers after it draw them. One
-    draw of 434 documents varies by 0.02.
+    `embeddings` are [pieces, C]. Each piece is predicted by the classifier that was fitted on the other four of five
+    folds; `seed` and the numbers after it draw the folds. One draw of 434 documents varies by 0.02.
     """
     make = StratifiedKFold if labelled.groups is None else StratifiedGroupKFold
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))

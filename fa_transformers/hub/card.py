@@ -31,6 +31,7 @@ FACTS_FILE = "model_facts.json"
 UNPUBLISHED = "unpublished"
 FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"
+CONVERTED = "nothing that this conversion knows of"
 
 # The Hub's oldest models, such as "bert-base-uncased", have no owner.
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
@@ -91,13 +92,15 @@ class ModelFacts:
         base_model: "owner/name" (or an old bare name) on the Hub of the model this one started from, or FROM_SCRATCH.
         base_model_revision: commit, package version or checksum that fixes exactly which weights those were.
         replaced: what of the base model was replaced, and by what.
-        trained_after: what was trained since, for how long; UNTRAINED for a model that was only converted.
-        data: the data sets, with licence and attribution.
+        trained_after: what was trained since, for how long; UNTRAINED for a model that was only converted, CONVERTED
+            for one whose conversion changed nothing that was trained.
+        data: the data sets, with licence and attribution; the first one is what it was trained on, if it was.
         command: the exact command that made it.
         hardware: what it was trained and timed on, with the training time.
         scores: at least one, each with a baseline on the same split.
         speed: at least one length.
         limits: what it cannot do or was not tested for; at least one.
+        title: what the model is, in a few words; None says it from base model, training and data (`heading`).
     """
 
     repo_id: str
@@ -117,6 +120,7 @@ class ModelFacts:
     speed: list[SpeedFacts]
     limits: list[str]
     revision: str = UNPUBLISHED
+    title: str | None = None
 
     def __post_init__(self) -> None:
         """Raises FactError, naming the fact, unless every fact is there and the facts agree with one another."""
@@ -133,6 +137,8 @@ class ModelFacts:
             raise FactError(
                 f"fact 'revision' is {self.revision!r}, which moves; give a commit or tag, or {UNPUBLISHED!r}"
             )
+        if self.title is not None and "\n" in self.title:
+            raise FactError(f"fact 'title' is {self.title!r}; give one line")
         if not self.auto_class.startswith("AutoModel"):
             raise FactError(f"fact 'auto_class' is {self.auto_class!r}; give the name of an Auto class of transformers")
         names = [data.name for data in self.data]
@@ -149,12 +155,26 @@ class ModelFacts:
                 )
 
     @property
-    def title(self) -> str:
-        return self.repo_id.rsplit("/", 1)[-1]
+    def heading(self) -> str:
+        """The card's title, such as "FA-BERT (all-MiniLM-L6-v2) fine-tuned on ScanCode licence documents"."""
+        if self.title is not None:
+            return self.title
+        name = "FA-ViT" if self.is_image_model else "FA-BERT"
+        is_fresh = self.base_model == FROM_SCRATCH
+        if not is_fresh:
+            name += f" ({self.base_model.rsplit('/', 1)[-1]})"
+        if self.trained_after in (UNTRAINED, CONVERTED):
+            return f"{name}, converted and not trained" if self.trained_after == UNTRAINED else f"{name}, converted"
+        has_head = self.auto_class != "AutoModel"
+        return f"{name} {'fine-tuned' if has_head and not is_fresh else 'trained'} on {self.data[0].name}"
+
+    @property
+    def is_image_model(self) -> bool:
+        return self.pipeline_tag.startswith("image-")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelFacts":
-        """Build from the dictionary that `to_dict` gives.
+        """Build facts from the dictionary that `to_dict` gives.
 
         Raises:
             FactError: a fact is missing, unknown, empty or of the wrong type.
@@ -191,7 +211,7 @@ def render_card(facts: ModelFacts) -> str:
     template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     return string.Template(template).substitute(
         metadata=_metadata(facts),
-        title=facts.title,
+        title=facts.heading,
         first_line=_first_line(facts),
         base_model=facts.base_model,
         base_model_revision=facts.base_model_revision,
@@ -211,7 +231,7 @@ def render_card(facts: ModelFacts) -> str:
 
 
 def describe_replacement(model: Any) -> str:
-    """One sentence on what an FA model has in the place of softmax attention, from its configuration."""
+    """Return a sentence on what an FA model has in the place of softmax attention, from its configuration."""
     config = model.config
     replaced = config.num_hidden_layers - len(config.softmax_layers)
     parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
@@ -295,7 +315,7 @@ def _metadata(facts: ModelFacts) -> str:
         tags=["factorized-attention", "linear-attention", "long-context", "custom_code"],
         base_model=None if facts.base_model == FROM_SCRATCH else facts.base_model,
         datasets=hub_ids or None,
-        model_name=facts.title,
+        model_name=facts.heading,
         eval_results=[_eval_result(score, facts) for score in facts.scores],
     ).to_yaml()
 
@@ -328,7 +348,7 @@ def _pinning(facts: ModelFacts) -> str:
 
 
 def _snippet(facts: ModelFacts) -> str:
-    processor = "AutoImageProcessor" if facts.pipeline_tag.startswith("image-") else "AutoTokenizer"
+    processor = "AutoImageProcessor" if facts.is_image_model else "AutoTokenizer"
     if facts.revision == UNPUBLISHED:
         source, arguments = 'folder = "path/to/this/folder"', "folder, trust_remote_code=True"
     else:
@@ -394,7 +414,7 @@ def _data_line(data: DataFacts) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fa_transformers.card", description="Write a model card from a file of measured facts."
+        prog="python -m fa_transformers.hub.card", description="Write a model card from a file of measured facts."
     )
     parser.add_argument("facts", type=Path, help="JSON file of ModelFacts")
     parser.add_argument("card", type=Path, help="Markdown file to write")

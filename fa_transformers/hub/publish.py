@@ -1,7 +1,4 @@
-"""Model folders that load without this package, and their way to the Hub.
-
-`publish` writes a folder, `check_folder` loads it in a fresh process, `push_folder` uploads it and loads it back.
-"""
+"""Model folders that load without this package: `publish` writes one, `check_folder` loads it in a fresh process."""
 
 import base64
 import copy
@@ -15,14 +12,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +24,7 @@ from ..files import sha256_of, write_text
 from ..models import ARCHITECTURES
 from ..version import __version__
 from . import self_check
-from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
+from .card import FACTS_FILE, ModelFacts, render_card
 from .self_check import SELF_TEST_FILE, SelfTestError
 
 CARD_FILE = "README.md"
@@ -44,10 +38,6 @@ SELF_TEST_MAX_LENGTH = 32
 
 class PublishError(ValueError):
     """A model, a processor or a folder cannot be published; the message says what to change."""
-
-
-class PushError(RuntimeError):
-    """An upload did not complete; the message names the step, the cause and how to go on."""
 
 
 def publish(
@@ -124,69 +114,7 @@ def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(folder).resolve()
     self_check.read_self_test(folder)
-    return _check_in_fresh_process([str(folder)], {"HF_HUB_OFFLINE": "1"})
-
-
-def push_folder(
-    folder: str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-) -> dict[str, Any]:
-    """Check a published folder, upload it to the Hub, load it back from there, then pin the commit in its model card.
-
-    Weights and code are one commit; the card, whose loading snippet names that commit, is a second one. Files that are
-    already there are not sent again, so a failed push goes on where it stopped, and pushing twice changes nothing.
-    Only the files that `publish` wrote are sent.
-
-    Args:
-        repo_id: "owner/name", or a name under the token's account; created if it does not exist.
-        private: create it private. An existing public repository is then an error.
-        revision: branch to push to, created from main if it does not exist; None is main.
-        token: of the Hub; None uses HF_TOKEN or the stored login.
-
-    Returns:
-        `repo_id`, `branch`, `commit` (of weights and code), `card_commit`, and what `check_folder` returns, for the
-        upload.
-
-    Raises:
-        SelfTestError: the folder is not fit to be pushed, as in `check_folder`; nothing was sent.
-        FactError: the folder's facts are incomplete, or its card was edited by hand.
-        PushError: the Hub refused or could not be reached; the message names the step. Or the upload, loaded back,
-            differs.
-    """
-    folder = Path(folder).resolve()
-    check_folder(folder)
-    facts = ModelFacts.load(folder / FACTS_FILE)
-    if (folder / CARD_FILE).read_text(encoding="utf-8") != render_card(facts):
-        raise FactError(
-            f"{folder / CARD_FILE} is not what {FACTS_FILE} says; edit the facts and run "
-            f"`python -m fa_transformers.hub.card {folder / FACTS_FILE} {folder / CARD_FILE}`"
-        )
-    names = [*self_check.read_self_test(folder)["files"], SELF_TEST_FILE]
-    branch = revision or "main"
-    api = HfApi(token=token)
-    with _push_step("creating the repository", repo_id):
-        # A bare name becomes one under the account of the token.
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
-            raise ValueError("it exists and is public; make it private in its settings, or choose another name")
-    if branch != "main":
-        with _push_step(f"creating the branch {branch}", repo_id):
-            api.create_branch(repo_id, branch=branch, exist_ok=True)
-    with _push_step("uploading the files", repo_id):
-        operations = [CommitOperationAdd(name, folder / name) for name in names]
-        message = f"Weights and code of {facts.title}"
-        commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch).oid
-    with _push_step("loading the upload back", repo_id):
-        environment = {"HF_HUB_OFFLINE": "0"} | ({"HF_TOKEN": token} if token else {})
-        result = _check_in_fresh_process([repo_id, "--revision", commit], environment)
-    with _push_step("uploading the model card", repo_id):
-        commit = _pinned_commit(api, repo_id, commit, names)
-        card_commit = _commit_card(api, replace(facts, repo_id=repo_id, revision=commit), branch)
-    return result | {"repo_id": repo_id, "branch": branch, "commit": commit, "card_commit": card_commit}
+    return check_in_fresh_process([str(folder)], {"HF_HUB_OFFLINE": "1"})
 
 
 def find_auto_class_of(model: Any) -> str:
@@ -308,7 +236,12 @@ def _rounding_tolerance(name: str, output: Tensor, exact: Tensor) -> float:
     return 8 * error + 16 * limits.eps * output.double()[computed].abs().max().item()
 
 
-def _check_in_fresh_process(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def check_in_fresh_process(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Run `self_check` as a program that cannot import this package, with caches of its own; return what it prints.
+
+    Raises:
+        SelfTestError: the check failed, with its message, or the model does not load.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
             **os.environ,
@@ -324,40 +257,3 @@ def _check_in_fresh_process(arguments: list[str], environment: dict[str, str]) -
         own = [line for line in lines if line.startswith("error: ")]
         raise SelfTestError(own[-1].removeprefix("error: ") if own else "it does not load: " + " | ".join(lines[-3:]))
     return json.loads(finished.stdout.splitlines()[-1])
-
-
-@contextmanager
-def _push_step(step: str, repo_id: str) -> Iterator[None]:
-    try:
-        yield
-    # The client raises HfHubHTTPError, RuntimeError, ValueError and, without a connection, its HTTP library's errors.
-    except Exception as error:
-        causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
-        raise PushError(
-            f"{step} failed for {repo_id}: {' '.join(': '.join(causes).split())}\n"
-            "What was sent is kept. Mend the cause and run the same command again: it goes on from there."
-        ) from error
-
-
-def _pinned_commit(api: HfApi, repo_id: str, commit: str, names: list[str]) -> str:
-    """The commit the repository's card already pins, when weights and code are the same there; otherwise `commit`."""
-    try:
-        pinned = ModelFacts.load(api.hf_hub_download(repo_id, FACTS_FILE, revision=commit)).revision
-        if pinned != UNPUBLISHED and _blobs(api, repo_id, pinned, names) == _blobs(api, repo_id, commit, names):
-            return pinned
-    except (EntryNotFoundError, RevisionNotFoundError, FactError):
-        return commit
-    return commit
-
-
-def _blobs(api: HfApi, repo_id: str, revision: str, names: list[str]) -> dict[str, str]:
-    return {file.path: file.blob_id for file in api.get_paths_info(repo_id, names, revision=revision)}
-
-
-def _commit_card(api: HfApi, facts: ModelFacts, branch: str) -> str:
-    operations = [
-        CommitOperationAdd(CARD_FILE, render_card(facts).encode()),
-        CommitOperationAdd(FACTS_FILE, (json.dumps(facts.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()),
-    ]
-    message = f"Model card, pinned to {facts.revision[:12]}"
-    return api.create_commit(facts.repo_id, operations, commit_message=message, revision=branch).oid

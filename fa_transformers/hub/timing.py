@@ -1,12 +1,16 @@
-"""Time and peak memory of one forward pass: a factorized model beside itself with softmax attention."""
+"""Time and peak memory of one forward pass: a factorized model beside itself with softmax attention.
+
+Only `time_by_length` and `time_image` choose the inputs; what is in them changes neither figure.
+"""
 
 import copy
+import math
 import os
 import platform
 import statistics
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from ..evaluation import evaluating
 from .card import SpeedFacts
+
+LONGEST_TIMED_ON_CPU = 4096
+"""Tokens above which softmax attention would take minutes on a CPU, only to fill a row of a card."""
 
 
 class PeakMemory(TorchDispatchMode):
@@ -49,7 +57,7 @@ class PeakMemory(TorchDispatchMode):
 
 @torch.inference_mode()
 def measure_forward(model: PreTrainedModel, inputs: Mapping[str, Tensor], repeats: int = 3) -> tuple[float, float]:
-    """Median milliseconds and peak mebibytes (weights left out) of `model(**inputs)` in inference mode."""
+    """Return median milliseconds and peak mebibytes (weights left out) of `model(**inputs)` in inference mode."""
     on_gpu = inputs[next(iter(inputs))].is_cuda
     if on_gpu:
         torch.cuda.synchronize()
@@ -72,13 +80,13 @@ def measure_forward(model: PreTrainedModel, inputs: Mapping[str, Tensor], repeat
 
 
 def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: int) -> SpeedFacts:
-    """Time and memory of `model` and of the same model with softmax layers only, on `inputs` of `length` tokens.
+    """Measure `model` and the same model with softmax layers only, on `inputs` of `length` tokens.
 
-    The softmax model has fresh weights, which change neither figure. It is None where it runs out of memory.
+    The softmax model has fresh weights, which change neither figure; its figures are None where it runs out of memory.
+    `model` is left in the mode that it was in.
     """
-    was_training = model.training
-    milliseconds, mebibytes = measure_forward(model.eval(), inputs)
-    model.train(was_training)
+    with evaluating(model):
+        milliseconds, mebibytes = measure_forward(model, inputs)
     config = copy.deepcopy(model.config)
     config.softmax_layers = list(range(config.num_hidden_layers))
     softmax_milliseconds = softmax_mebibytes = None
@@ -96,8 +104,35 @@ def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: 
     )
 
 
+def time_by_length(model: PreTrainedModel, lengths: Iterable[int]) -> list[SpeedFacts]:
+    """Measure a text model on one document of each length in tokens, shortest first, each length once.
+
+    A length is cut to the positions that the model has, and on a CPU to `LONGEST_TIMED_ON_CPU`.
+    """
+    config = model.config
+    limits = [config.max_position_embeddings] if config.position_embedding_type == "absolute" else []
+    limits += [LONGEST_TIMED_ON_CPU] if model.device.type == "cpu" else []
+    generator = torch.Generator().manual_seed(0)
+    speed = []
+    for length in sorted({min([length, *limits]) for length in lengths}):
+        tokens = torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
+        if type(model).__name__.endswith("ForMultipleChoice"):
+            tokens = tokens[None]
+        speed.append(measure_speed(model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, length))
+    return speed
+
+
+def time_image(model: PreTrainedModel, image_size: int | tuple[int, int]) -> SpeedFacts:
+    """Measure an image model on one image; `image_size` is its side, or (height, width), in pixels."""
+    config = model.config
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    num_patches = math.prod(-(-side // patch) for side, patch in zip(sides, config.patch_shape, strict=True))
+    pixel_values = torch.rand((1, config.num_channels, *sides), generator=torch.Generator().manual_seed(0))
+    return measure_speed(model, {"pixel_values": pixel_values.to(model.device, model.dtype)}, num_patches)
+
+
 def describe_hardware(device: torch.device) -> str:
-    """The GPU's name, or threads and cores of the CPU."""
+    """Return the GPU's name, or threads and cores of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads on {platform.machine()} with {os.cpu_count()} CPU cores"

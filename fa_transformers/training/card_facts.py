@@ -30,7 +30,8 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
     number = "any" if data.problem_type == "multi_label_classification" else "one"
     answer = f"{number} of {len(names)} labels: {', '.join(names[:20])}" if names else "one number"
     minutes = run["train_seconds"] / 60
-    speed = time_by_length(model, job.model.max_length) if job.is_text else [time_image(model, side or 0)]
+    lengths = (min(512, job.model.max_length), job.model.max_length) if job.is_text else ()
+    speed = time_by_length(model, lengths) if job.is_text else [time_image(model, side or 0)]
     return ModelFacts(
         repo_id=card.hub_model_id or job.loop.output_dir.resolve().name,
         summary=f"A factorized encoder that gives {what} {answer}.",

@@ -26,11 +26,11 @@ from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS, decide, load_metric
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, check_run, flat, resolve
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check_run, flat, resolve
 from .baselines import score_baselines
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
-from .job import FinetuneJob, FinetuneResult, Fitted
+from .job import FinetuneJob, FinetuneResult, Fitted, describe_call
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
@@ -93,7 +93,8 @@ def finetune(
         loop or LoopOptions(),
         card or CardOptions(),
     )
-    call = describe_call(task=task, data=data, model=model, loop=loop, card=card)
+    groups = {"data": data, "model": model, "loop": loop, "card": card}
+    call = describe_call("finetune", {"task": task}, groups)
     is_demo = rows is None and data.is_demo
     if full_recipe and not is_demo:
         named = f"--{data.sources[0]}" if data.sources else "`rows`"
@@ -106,17 +107,6 @@ def finetune(
     resume_call = "the same call with LoopOptions(..., resume_from_checkpoint='last')"
     job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or resume_call)
     return _run(job, rows)
-
-
-def describe_call(task: str, **options: OptionGroup) -> str:
-    """The call of `finetune` as a line of Python, with the options that differ from their defaults; never a token."""
-    given = []
-    for name, group in options.items():
-        values = {key: value for key, value in flat(group).items() if value != getattr(type(group)(), key)}
-        if values:
-            listed = ", ".join(f"{key}={value!r}" for key, value in values.items())
-            given.append(f"{name}={type(group).__name__}({listed})")
-    return f"fa_transformers.finetune({', '.join(['rows', f'task={task!r}', *given])})"
 
 
 def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:

@@ -1,12 +1,13 @@
 """The request of a fine-tuning run, and its result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, flat
 from .recipes import Task
 
 
@@ -63,3 +64,20 @@ class FinetuneResult:
     model: PreTrainedModel
     processor: Any
     pushed: dict[str, Any] | None = None
+
+
+def describe_call(function: str, values: Mapping[str, Any], options: Mapping[str, OptionGroup]) -> str:
+    """Return a call of this package's `function` as a line of Python, for a card; never with a token.
+
+    Args:
+        function: its name.
+        values: arguments that are shown as they are, by name.
+        options: arguments of which the fields are shown that differ from their defaults, by name.
+    """
+    given = [f"{name}={value!r}" for name, value in values.items()]
+    for name, group in options.items():
+        set_fields = {key: value for key, value in flat(group).items() if value != getattr(type(group)(), key)}
+        if set_fields:
+            listed = ", ".join(f"{key}={value!r}" for key, value in set_fields.items())
+            given.append(f"{name}={type(group).__name__}({listed})")
+    return f"fa_transformers.{function}({', '.join(['rows', *given])})"

@@ -1,5 +1,7 @@
 """The optimiser of a run: which weights it trains, at which rates, by which schedule."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -23,20 +25,25 @@ def group_parameters(
     vector get no decay. Frozen parameters are left out.
     """
     prefix = f"{model.base_model_prefix}."
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+
+    def rates_of(name: str, parameter: nn.Parameter) -> tuple[float, float]:
+        is_head = not name.startswith(prefix) or (mixers_are_new and ".mixer." in name)
+        decays = parameter.ndim > 1 and not name.endswith(("bias", "log_sharpness"))
+        return head_learning_rate if is_head else learning_rate, weight_decay if decays else 0.0
+
+    return group_by_rates(model, rates_of)
+
+
+def group_by_rates(module: nn.Module, rates_of: Callable[[str, nn.Parameter], tuple[float, float]]) -> list[dict]:
+    """AdamW parameter groups of a module, one for each (learning rate, weight decay) that `rates_of` gives.
+
+    `rates_of` takes a parameter's name and the parameter. Frozen parameters are left out.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_head = not name.startswith(prefix) or (mixers_are_new and ".mixer." in name)
-            decays = parameter.ndim > 1 and not name.endswith(("bias", "log_sharpness"))
-            groups.setdefault((is_head, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": head_learning_rate if is_head else learning_rate,
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (is_head, decays), parameters in groups.items()
-    ]
+            groups.setdefault(rates_of(name, parameter), []).append(parameter)
+    return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
 
 
 def build_optimizer(groups: list[dict], loop: LoopOptions, max_steps: int) -> tuple[Optimizer, LRScheduler]:

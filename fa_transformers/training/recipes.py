@@ -14,6 +14,7 @@ COMMON: dict[str, Any] = dict(
     short_epochs=0, short_length=512, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
     load_best_model_at_end=True, group_by_length=True, num_threads=0, report_to="tensorboard",
     logging_steps=10, output_dir=Path("outputs/finetuned"), license="unknown", language=None, mixed_precision=None,
+    max_eval_samples=None,
 )  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "text-classification": dict(

@@ -5,6 +5,7 @@ loads elsewhere, with the modules of sentence-transformers where there were some
 import argparse
 import json
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -134,8 +135,9 @@ def test_a_written_folder_keeps_the_sentence_modules_loads_elsewhere_and_says_th
     assert settings == {"max_seq_length": 200, "do_lower_case": False}
     facts = ModelFacts.load(folder / "model_facts.json")
     assert (folder / "README.md").read_text() == render_card(facts)
-    first_line = (folder / "README.md").read_text().split("\n# converted\n\n")[1].splitlines()[0]
+    first_line = (folder / "README.md").read_text().split(f"\n# {facts.heading}\n\n")[1].splitlines()[0]
     assert first_line.startswith("**Converted and not trained since")
+    assert re.fullmatch(r"FA-BERT \([\w.-]+\), converted and not trained", facts.heading)
     assert 0 < facts.scores[0].value < 1
     assert pooling in json.loads((folder / "self_test.json").read_text())["files"]
     assert check_folder(folder)["model_class"] == "FABertModel"

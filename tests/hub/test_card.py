@@ -13,6 +13,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from repository import ROOT
 
 from fa_transformers.hub.card import (
+    CONVERTED,
     FROM_SCRATCH,
     UNPUBLISHED,
     UNTRAINED,
@@ -100,6 +101,8 @@ def test_an_empty_fact_is_an_error_that_names_it(name, emptiness):
         (["repo_id"], "not a repository", "'repo_id'"),
         (["revision"], "main", "'revision' is 'main', which moves"),
         (["auto_class"], "FABertModel", "'auto_class'"),
+        (["title"], "two\nlines", "'title' is .*give one line"),
+        (["title"], " ", "'title' is missing"),
     ],
 )
 def test_a_wrong_fact_is_an_error_that_names_it(path, value, message):
@@ -123,7 +126,7 @@ def test_huggingface_hub_reads_metadata_and_results_back(tmp_path):
     assert data.datasets == ["some/other"]
 
     name, results = model_index_to_eval_results(metadata_load(path)["model-index"])
-    assert name == "fa-minilm-licences"
+    assert name == "FA-BERT (all-MiniLM-L6-v2) fine-tuned on Licence documents 32.1.0"
     found = {(r.dataset_name, r.dataset_split, r.metric_type, r.metric_value, r.task_type) for r in results}
     assert found == {(s.dataset, s.split, s.metric, s.value, "text-classification") for s in facts.scores}
     assert [r.unique_identifier for r in data.eval_results] == [r.unique_identifier for r in results]
@@ -186,6 +189,32 @@ def test_an_image_model_trained_from_scratch_has_no_base_model_and_an_image_proc
     assert metadata.language is None
 
 
+IMAGES = {"pipeline_tag": "image-classification", "auto_class": "AutoModelForImageClassification", "language": None}
+ENCODER = {"pipeline_tag": "feature-extraction", "auto_class": "AutoModel"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "FA-BERT (all-MiniLM-L6-v2) fine-tuned on Licence documents 32.1.0"),
+        ({"repo_id": "demo"}, "FA-BERT (all-MiniLM-L6-v2) fine-tuned on Licence documents 32.1.0"),
+        ({"base_model": "bert-base-uncased"}, "FA-BERT (bert-base-uncased) fine-tuned on Licence documents 32.1.0"),
+        (IMAGES | {"base_model": FROM_SCRATCH}, "FA-ViT trained on Licence documents 32.1.0"),
+        (IMAGES | {"base_model": "facebook/dino"}, "FA-ViT (dino) fine-tuned on Licence documents 32.1.0"),
+        (ENCODER, "FA-BERT (all-MiniLM-L6-v2) trained on Licence documents 32.1.0"),
+        (ENCODER | {"trained_after": UNTRAINED}, "FA-BERT (all-MiniLM-L6-v2), converted and not trained"),
+        (ENCODER | {"trained_after": CONVERTED}, "FA-BERT (all-MiniLM-L6-v2), converted"),
+        ({"title": "FA-BERT for licences | short"}, "FA-BERT for licences | short"),
+    ],
+)
+def test_a_card_is_titled_by_what_the_model_is_and_loaded_by_its_repository(changes, title):
+    facts = make_facts(revision="0123abc", **changes)
+    card = render_card(facts)
+    assert card.split("\n---\n", 1)[1].strip().splitlines()[0] == f"# {title}"
+    assert ModelCard(card).data.model_name == title
+    assert f'repo_id, revision = "{facts.repo_id}", "0123abc"' in card
+
+
 def test_a_text_model_of_unstated_language_still_loads_a_tokenizer():
     assert "AutoTokenizer.from_pretrained" in render_card(make_facts(language=None))
 
@@ -246,6 +275,12 @@ def test_the_template_in_model_cards_is_the_packaged_one():
 @pytest.mark.slow
 def test_the_generator_runs_as_a_command(tmp_path):
     make_facts().save(tmp_path / "facts.json")
-    command = [sys.executable, "-m", "fa_transformers.card", str(tmp_path / "facts.json"), str(tmp_path / "card.md")]
+    command = [
+        sys.executable,
+        "-m",
+        "fa_transformers.hub.card",
+        str(tmp_path / "facts.json"),
+        str(tmp_path / "card.md"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "card.md").read_text(encoding="utf-8") == render_card(make_facts())

@@ -333,7 +333,7 @@ def test_a_folder_that_fails_its_check_or_has_a_hand_edited_card_is_not_sent(fol
             file.write("I added this by hand.\n")
         failed = push(hub, folder, "tester/licences")
         assert failed.returncode == 1
-        assert "edit the facts and run `python -m fa_transformers.card" in failed.stderr
+        assert "edit the facts and run `python -m fa_transformers.hub.card" in failed.stderr
         change_one_weight(folder / "model.safetensors")
         failed = push(hub, folder, "tester/licences")
         assert failed.returncode == 1

@@ -10,7 +10,7 @@ from tiny_models import make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 import fa_transformers as fa
-from fa_transformers.training.finetune import describe_call
+from fa_transformers.training.job import describe_call
 
 WORDS = ["red", "blue", "green", "one", "two", "three"]
 
@@ -93,5 +93,5 @@ def test_a_second_call_says_that_the_folder_is_used_and_goes_on_when_asked(tiny_
 
 def test_a_call_is_described_by_what_was_given_and_without_the_token():
     given = dict(data=fa.DataOptions(), loop=fa.LoopOptions(seed=1), card=fa.CardOptions(hub_token="hf_secret"))
-    line = describe_call("text-classification", **given)
+    line = describe_call("finetune", {"task": "text-classification"}, given)
     assert line == "fa_transformers.finetune(rows, task='text-classification', loop=LoopOptions(seed=1))"

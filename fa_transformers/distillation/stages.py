@@ -1,0 +1,119 @@
+"""The stages of a distillation, each of them one objective that is trained for steps of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..options import LoopOptions
+from ..training.checkpointing import list_checkpoints
+from ..training.loaders import build_loaders
+from ..training.loop import plan_steps, run_training
+from ..training.optimizer import build_optimizer, group_by_rates
+from ..training.report import describe_run
+from .job import DistillationJob
+from .objectives import AttentionTransfer, EndToEndDistillation, evaluate_objective
+from .pieces import Pieces, UnlabelledData
+from .recipes import STAGES
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage to train.
+
+    Args:
+        name: one of `recipes.STAGES`.
+        objective: what is trained, a module of `objectives`.
+        pieces: those to train on ("train") and those to measure errors on ("validation").
+        loop: the options of the run, with the stage's own `max_steps` and `max_tokens_per_batch`.
+        mixer_learning_rate: peak rate of the mixers; the other weights' is `loop.learning_rate`.
+    """
+
+    name: str
+    objective: nn.Module
+    pieces: dict[str, Pieces]
+    loop: LoopOptions
+    mixer_learning_rate: float
+
+
+def run_stages(
+    job: DistillationJob,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    data: UnlabelledData,
+    pooling: str,
+    accelerator: Accelerator,
+) -> list[dict[str, Any]]:
+    """Train all stages that have steps, in order, and return what the receipt says of each."""
+    options, loop, max_length = job.distillation, job.loop, job.model.max_length
+    pieces = {"train": data.train(max_length), "validation": data.validation}
+    done = []
+
+    def run(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> None:
+        stage_loop = replace(loop, max_steps=job.steps[name], **changes)
+        stage = Stage(name, objective, pieces, stage_loop, mixer_rate)
+        done.append(run_stage(job, stage, data.collate, accelerator))
+
+    if options.transfer_steps:
+        run("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
+    student.requires_grad_(True)
+    if options.freeze_embeddings:
+        student.get_input_embeddings().requires_grad_(False)
+    if options.end_to_end_steps:
+        objective = EndToEndDistillation(student, teacher, pooling)
+        run("end_to_end", objective, pieces, options.mixer_learning_rate)
+    if options.long_steps:
+        pieces = {"train": data.train(options.long_length), "validation": data.validation}
+        objective = EndToEndDistillation(student, teacher, pooling, teacher_length=max_length)
+        budget = loop.max_tokens_per_batch and max(loop.max_tokens_per_batch, options.long_length)
+        run("long", objective, pieces, options.mixer_learning_rate, max_tokens_per_batch=budget)
+    return done
+
+
+def run_stage(
+    job: DistillationJob, stage: Stage, collate: Callable[[list[dict]], dict], accelerator: Accelerator
+) -> dict[str, Any]:
+    """Train one stage to its end, or go on with it, and return what the receipt says of it."""
+    name, folder = stage.name, job.loop.output_dir / stage.name
+    folder.mkdir(exist_ok=True)
+    steps_before = sum(job.steps[earlier] for earlier in STAGES[: STAGES.index(name)])
+    resume = "last" if job.loop.resume_from_checkpoint and list_checkpoints(folder) else None
+    loop = replace(stage.loop, resume_from_checkpoint=resume)
+    loaders, sampler = build_loaders(loop, stage.pieces, collate, accelerator)
+    accelerator.print(f"{name}: {len(stage.pieces['train'])} pieces, {loop.max_steps} steps")
+
+    def evaluate(objective: nn.Module) -> dict:
+        return evaluate_objective(objective, loaders["validation"], accelerator)
+
+    def log(values: dict, step: int) -> None:
+        accelerator.log({f"{name}/{value}": number for value, number in values.items()}, step=steps_before + step)
+
+    before = evaluate(stage.objective.to(accelerator.device))
+    rates = {"learning_rate": loop.learning_rate, "mixer_learning_rate": stage.mixer_learning_rate}
+    groups = group_student_parameters(stage.objective, **rates, weight_decay=loop.weight_decay)
+    steps = plan_steps(loop, sampler, folder)
+    optimizer, scheduler = build_optimizer(groups, loop, steps)
+    trained, state, figures = run_training(
+        loop, stage.objective, optimizer, scheduler, loaders["train"], sampler, accelerator,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, log=log,
+        resume_command=job.resume_command,
+    )  # fmt: skip
+    after = evaluate(trained)  # the best weights, which needn't be the last ones
+    accelerator.free_memory()
+    return {"stage": name, **describe_run(state), **figures, **rates, "before": before, "after": after}
+
+
+def group_student_parameters(
+    objective: nn.Module, learning_rate: float, mixer_learning_rate: float, weight_decay: float
+) -> list[dict]:
+    """AdamW parameter groups of an objective: mixers at a rate of their own, without decay; vectors without decay."""
+
+    def rates_of(name: str, parameter: nn.Parameter) -> tuple[float, float]:
+        if ".mixer." in name:  # holds departures from the plain operator: decay would pull it back there
+            return mixer_learning_rate, 0.0
+        return learning_rate, weight_decay if parameter.ndim > 1 else 0.0
+
+    return group_by_rates(objective, rates_of)

@@ -1,0 +1,120 @@
+"""A published model folder's way to the Hub: checked, uploaded, loaded back, and pinned in its card."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
+from .publish import CARD_FILE, check_folder, check_in_fresh_process
+from .self_check import SELF_TEST_FILE, read_self_test
+
+
+class PushError(RuntimeError):
+    """An upload did not complete; the message names the step, the cause and how to go on."""
+
+
+def push(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> dict[str, Any]:
+    """Check a published folder, upload it to the Hub, load it back from there, then pin the commit in its model card.
+
+    Weights and code are one commit; the card, whose loading snippet names that commit, is a second one. Files that are
+    already there are not sent again, so a failed push goes on where it stopped, and pushing twice changes nothing.
+    Only the files that `publish` wrote are sent.
+
+    Args:
+        folder: what `publish` wrote.
+        repo_id: "owner/name", or a name under the token's account; created if it does not exist.
+        private: create it private. An existing public repository is then an error.
+        revision: branch to push to, created from main if it does not exist; None is main.
+        token: of the Hub; None uses HF_TOKEN or the stored login.
+
+    Returns:
+        `repo_id`, `branch`, `commit` (of weights and code), `card_commit`, and what `check_folder` returns, for the
+        upload.
+
+    Raises:
+        SelfTestError: the folder is not fit to be pushed, as in `check_folder`; nothing was sent.
+        FactError: the folder's facts are incomplete, or its card was edited by hand.
+        PushError: the Hub refused or could not be reached; the message names the step. Or the upload, loaded back,
+            differs.
+    """
+    folder = Path(folder).resolve()
+    check_folder(folder)
+    facts = ModelFacts.load(folder / FACTS_FILE)
+    if (folder / CARD_FILE).read_text(encoding="utf-8") != render_card(facts):
+        raise FactError(
+            f"{folder / CARD_FILE} is not what {FACTS_FILE} says; edit the facts and run "
+            f"`python -m fa_transformers.hub.card {folder / FACTS_FILE} {folder / CARD_FILE}`"
+        )
+    names = [*read_self_test(folder)["files"], SELF_TEST_FILE]
+    branch = revision or "main"
+    api = HfApi(token=token)
+    with _push_step("creating the repository", repo_id):
+        # A bare name becomes one under the account of the token.
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError("it exists and is public; make it private in its settings, or choose another name")
+    if branch != "main":
+        with _push_step(f"creating the branch {branch}", repo_id):
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+    with _push_step("uploading the files", repo_id):
+        operations = [CommitOperationAdd(name, folder / name) for name in names]
+        message = f"Weights and code of {facts.heading}"
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch).oid
+    with _push_step("loading the upload back", repo_id):
+        environment = {"HF_HUB_OFFLINE": "0"} | ({"HF_TOKEN": token} if token else {})
+        result = check_in_fresh_process([repo_id, "--revision", commit], environment)
+    with _push_step("uploading the model card", repo_id):
+        commit = _pinned_commit(api, repo_id, commit, names)
+        card_commit = _commit_card(api, replace(facts, repo_id=repo_id, revision=commit), branch)
+    return result | {"repo_id": repo_id, "branch": branch, "commit": commit, "card_commit": card_commit}
+
+
+@contextmanager
+def _push_step(step: str, repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    # The client raises HfHubHTTPError, RuntimeError, ValueError and, without a connection, its HTTP library's errors.
+    except Exception as error:
+        causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
+        raise PushError(
+            f"{step} failed for {repo_id}: {' '.join(': '.join(causes).split())}\n"
+            "What was sent is kept. Mend the cause and run the same command again: it goes on from there."
+        ) from error
+
+
+def _pinned_commit(api: HfApi, repo_id: str, commit: str, names: list[str]) -> str:
+    """The commit the repository's card already pins, when weights and code are the same there; otherwise `commit`."""
+    try:
+        pinned = ModelFacts.load(api.hf_hub_download(repo_id, FACTS_FILE, revision=commit)).revision
+        if pinned != UNPUBLISHED and _blobs(api, repo_id, pinned, names) == _blobs(api, repo_id, commit, names):
+            return pinned
+    except (EntryNotFoundError, RevisionNotFoundError, FactError):
+        return commit
+    return commit
+
+
+def _blobs(api: HfApi, repo_id: str, revision: str, names: list[str]) -> dict[str, str]:
+    return {file.path: file.blob_id for file in api.get_paths_info(repo_id, names, revision=revision)}
+
+
+def _commit_card(api: HfApi, facts: ModelFacts, branch: str) -> str:
+    operations = [
+        CommitOperationAdd(CARD_FILE, render_card(facts).encode()),
+        CommitOperationAdd(FACTS_FILE, (json.dumps(facts.to_dict(), indent=2, ensure_ascii=False) + "\n").encode()),
+    ]
+    message = f"Model card, pinned to {facts.revision[:12]}"
+    return api.create_commit(facts.repo_id, operations, commit_message=message, revision=branch).oid

@@ -1,0 +1,86 @@
+"""Protects the stages: their parameter groups, their curves, their best weights, and going on after a stop."""
+
+import datasets
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tiny_distillation import LOCAL, job_of, make_pair, run_options, run_values
+
+from fa_transformers import CheckpointError, FABertConfig, FABertModel, distill
+from fa_transformers.distillation.checks import check_resumed
+from fa_transformers.distillation.objectives import EndToEndDistillation
+from fa_transformers.distillation.stages import group_student_parameters
+from fa_transformers.training import loop
+
+
+def test_old_weights_and_mixers_have_rates_of_their_own_and_mixers_no_decay():
+    student, teacher = make_pair(FABertConfig, FABertModel, **LOCAL)
+    groups = group_student_parameters(EndToEndDistillation(student, teacher, "mean"), 1e-4, 1e-3, 0.1)
+    mixed = {id(p) for name, p in student.named_parameters() if ".mixer." in name}
+    for group in groups:
+        for parameter in group["params"]:
+            assert (group["lr"] == 1e-3) == (id(parameter) in mixed)
+            assert (group["weight_decay"] > 0) == (parameter.ndim > 1 and id(parameter) not in mixed)
+    # All but the pooler, which the loss does not reach.
+    assert sum(len(group["params"]) for group in groups) == len(list(student.parameters())) - 2
+
+
+def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_been(tmp_path, stock, monkeypatch):
+    whole = distill(**run_options(tmp_path, stock, "whole"))
+
+    def cut(accelerator, output_dir, state, *rest, saved=loop.save_checkpoint):
+        if output_dir.name == "end_to_end" and state.step == 4:
+            raise KeyboardInterrupt
+        return saved(accelerator, output_dir, state, *rest)
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(loop, "save_checkpoint", cut)
+    with pytest.raises(KeyboardInterrupt):
+        distill(**run_options(tmp_path, stock, "cut", save_steps=2))
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    resumed = distill(**run_options(tmp_path, stock, "cut", save_steps=2, resume_from_checkpoint="last"))
+    assert resumed.similarity == whole.similarity
+    assert [stage["after"] for stage in resumed.stages] == [stage["after"] for stage in whole.stages]
+
+
+def test_the_trackers_get_a_curve_of_each_stage_and_steps_that_never_go_back(tmp_path, stock, monkeypatch):
+    logged: list[tuple[str, int]] = []
+    log = Accelerator.log
+    monkeypatch.setattr(
+        Accelerator,
+        "log",
+        lambda self, values, step, **options: logged.extend((name, step) for name in values) or log(self, values, step),
+    )
+    distill(**run_options(tmp_path, stock))
+    steps = {stage: [step for name, step in logged if name == f"{stage}/loss"] for stage in ("transfer", "end_to_end")}
+    assert steps == {"transfer": list(range(1, 7)), "end_to_end": list(range(7, 13))}
+    assert ("end_to_end/eval_loss", 12) in logged
+
+
+def test_the_receipt_of_a_stage_is_of_the_weights_that_are_kept(tmp_path, stock):
+    changes = dict(
+        load_best_model_at_end=True, eval_steps=2, transfer_steps=0, end_to_end_steps=8, mixer_learning_rate=1.0,
+        learning_rate=0.3, warmup_steps=8,  # so that every step is larger, and worse, than the one before
+    )  # fmt: skip
+    (stage,) = distill(**run_options(tmp_path, stock, **changes)).stages
+    assert stage["best_step"] < 8
+    AcceleratorState._reset_state(reset_partial_state=True)
+    (again,) = distill(**run_options(tmp_path, stock, **changes, resume_from_checkpoint="last")).stages
+    assert again["after"] == stage["after"]
+
+
+def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
+    resumed = dict(resume_from_checkpoint="last")
+    with pytest.raises(CheckpointError, match="no stage in .* has a checkpoint"):
+        distill(**run_options(tmp_path, stock, **resumed))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    distill(**run_options(tmp_path, stock))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="--transfer_steps 9: .* went on to its next stage after 6"):
+        distill(**run_options(tmp_path, stock, **resumed, transfer_steps=9))
+    transfer = tmp_path / "out" / "transfer"
+    (transfer / "checkpoint-6").rename(transfer / "damaged-checkpoint-6")  # the stage had ended, all the same
+    (transfer / "checkpoint-4").mkdir()
+    check_resumed(job_of(**run_values(tmp_path, stock, **resumed)))
