@@ -13,7 +13,7 @@ JOBS ?= 2
 # The tests of a file stay in one process, because they share what is slow to make.
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # What the oldest supported transformers must still pass.
-OLDEST_TESTS := tests/models tests/test_attention_interface.py
+OLDEST_TESTS := tests/models tests/test_attention_*.py
 
 .PHONY: demo images test test-all test-oldest test-slow lint typecheck clean rebuild
 

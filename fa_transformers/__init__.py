@@ -166,3 +166,4 @@ def _is_own_command() -> bool:
 
 if not _is_own_command():
     importlib.import_module(".models", __name__)  # registers the models with transformers' Auto classes
+    importlib.import_module(".attention_interface", __name__)  # registers attn_implementation="factorized"

@@ -3,8 +3,8 @@
 Importing this module registers an attention function and its mask function under the name "factorized", so that
 `AutoModel.from_pretrained(..., attn_implementation="factorized")`, a config's `attn_implementation` and
 `model.set_attn_implementation("factorized")` accept it. What the operator can't express (causal order, windows,
-position biases, masks that differ from query to query) raises; `supports(model)` says beforehand whether a model is
-reached at all.
+position biases, masks that differ from query to query) raises. `supports(model)` says beforehand whether a model is
+reached at all, `why_unsupported(model)` why it isn't.
 
 The choice isn't part of a saved model: `save_pretrained` doesn't write it and a reload gives "sdpa". It's a way to try
 and to fine-tune; what is published is FABert or FAViT, whose config carries it.
@@ -29,7 +29,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from .models.fa_attention import factorized_attention
 
 NAME = "factorized"
-# The same function under a second name, for `supports`: it notes who calls, and doesn't warn as a first forward does.
+# A second name for `why_unsupported`: the function under it notes who calls, and doesn't warn as a first forward does.
 PROBE_NAME = "factorized_probe"
 
 # Model types that build their mask through transformers' mask registry but compute the attention themselves, in the
@@ -62,7 +62,7 @@ _INEXPRESSIBLE_ARGUMENTS = {
     "cu_seq_lens_k": "several documents are packed in one row, and queries must not see each other's document",
 }
 _MASK_TRAP = "its layers never call the factorized operator: they compute attention, or a position bias, themselves"
-_MEND = 'choose attn_implementation="sdpa" or "eager" for this model'
+_REMEDY = 'choose attn_implementation="sdpa" or "eager" for this model'
 
 # exp(-1000) is zero in every float dtype, so such a score removes its key as a mask does. Models that build their own
 # masks use -1e4 or the dtype's minimum.
@@ -87,7 +87,7 @@ def factorized_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function registered under "factorized": softmax_D(Q) · (softmax_M(K)ᵀ · V) for each head.
+    """Compute softmax_D(Q) · (softmax_M(K)ᵀ · V) for each head: the attention function registered as "factorized".
 
     `scaling` and `dropout` are accepted because every model passes them, and are ignored on purpose: both softmaxes of
     the operator run without a temperature, and there are no attention probabilities to drop.
@@ -127,7 +127,7 @@ def factorized_mask(
     config: PretrainedConfig | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask function registered under "factorized": keeps the user's padding mask as bool [B, M].
+    """Keep the user's padding mask as bool [B, M]: the mask function registered as "factorized".
 
     It looks at no value of the mask, so compilation and export stay in one graph, and makes no N×M tensor.
 
@@ -157,8 +157,8 @@ def factorized_mask(
     return attention_mask
 
 
-def _refusal(who: str, why: str, mend: str = _MEND) -> FactorizedAttentionError:
-    return FactorizedAttentionError(f'attn_implementation="{NAME}" can\'t run {who}: {why}; {mend}.')
+def _refusal(who: str, why: str, remedy: str = _REMEDY) -> FactorizedAttentionError:
+    return FactorizedAttentionError(f'attn_implementation="{NAME}" can\'t run {who}: {why}; {remedy}.')
 
 
 def _attend(
@@ -204,7 +204,7 @@ def _refuse_inexpressible(module: nn.Module, who: str, kwargs: dict) -> None:
 
 
 def _key_mask(attention_mask: Tensor | None, key: Tensor, who: str) -> Tensor | None:
-    """`attention_mask` as bool [B, M], or an error where it isn't one row of keys for each sample."""
+    """Return `attention_mask` as bool [B, M]; an error where it isn't one row of keys for each sample."""
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor):
@@ -219,7 +219,7 @@ def _key_mask(attention_mask: Tensor | None, key: Tensor, who: str) -> Tensor | 
             who,
             f"a mask of shape {shape} may differ over queries or heads, and every query of the factorized operator "
             "sees the same keys",
-            f"pass a padding mask [batch, key positions] = {(batch, keys)} or {_MEND}",
+            f"pass a padding mask [batch, key positions] = {(batch, keys)} or {_REMEDY}",
         )
     if mask.shape[1] != keys or mask.shape[0] not in (1, batch):
         raise _refusal(
@@ -248,7 +248,7 @@ def _key_mask(attention_mask: Tensor | None, key: Tensor, who: str) -> Tensor | 
 
 @torch.compiler.assume_constant_result
 def _warn_once(stock_class: str) -> bool:
-    """Warns at the first call for each name; `assume_constant_result` makes it run while a graph is traced."""
+    """Warn at the first call for each name; `assume_constant_result` makes it run while a graph is traced."""
     if stock_class in _warned:
         return False
     _warned.add(stock_class)
@@ -262,8 +262,16 @@ def _warn_once(stock_class: str) -> bool:
     return True
 
 
-def supports(model: PreTrainedModel) -> str | None:
-    """Whether `attn_implementation="factorized"` reaches every attention layer of `model` and can be expressed there.
+def supports(model: PreTrainedModel) -> bool:
+    """Return True if `attn_implementation="factorized"` reaches every attention layer of `model` and can run there.
+
+    Takes and raises what `why_unsupported` does, which also tells the reason.
+    """
+    return why_unsupported(model) is None
+
+
+def why_unsupported(model: PreTrainedModel) -> str | None:
+    """Return the reason why `attn_implementation="factorized"` can't run in every attention layer of `model`, or None.
 
     Runs a tiny dummy input through a copy that shares the weights and notes which attention layers call the attention
     function. The model, its attention implementation, its mode and the random state stay as they are.
@@ -275,7 +283,7 @@ def supports(model: PreTrainedModel) -> str | None:
         model: a transformers model or one of its sub-models (`clip.vision_model`, `whisper.encoder`), on any device.
 
     Returns:
-        None if all of them are reached, else the reason why not, as a sentence.
+        A sentence, or None if every layer is reached and the operator can express what it computes.
 
     Raises:
         TypeError: `model` isn't a transformers model.
@@ -337,7 +345,7 @@ def _reason_against(model: PreTrainedModel, who: str, inputs: dict[str, Tensor])
 def _run_probe(
     model: PreTrainedModel, implementation: str, inputs: dict[str, Tensor], base_model_only: bool = False
 ) -> tuple[PreTrainedModel, set[str], set[str], Exception | None]:
-    """Runs a weight-sharing copy; returns it, the callers' names, the attention layers entered, and the failure."""
+    """Run a weight-sharing copy; return it, the callers' names, the attention layers entered, and the failure."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
     probe = copy.deepcopy(model, shared).eval()
     for module in probe.modules():
@@ -369,7 +377,7 @@ def _attention_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_reached(name: str, called: set[str], layers: dict[str, nn.Module]) -> bool:
-    """True where the layer, a part of it, or an attention layer that it is part of called the attention function."""
+    """Return True if this layer, one of its parts, or an attention layer around it called the registered function."""
     return any(
         caller == name or caller.startswith(f"{name}.") or (caller in layers and name.startswith(f"{caller}."))
         for caller in called
@@ -379,7 +387,7 @@ def _is_reached(name: str, called: set[str], layers: dict[str, nn.Module]) -> bo
 def _probe_attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The attention function while `supports` runs: notes the caller, then does what "factorized" does."""
+    """Note the caller, then do what "factorized" does: the attention function while `why_unsupported` runs."""
     callers = _probe_callers.get()
     if callers is None:
         raise ValueError(f'"{PROBE_NAME}" serves fa_transformers.supports; choose attn_implementation="{NAME}".')
@@ -388,7 +396,7 @@ def _probe_attention_forward(
 
 
 def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """A small input that `model.forward` accepts, by its main input's name; None where none is known."""
+    """Return a small input that `model.forward` accepts, by its main input's name; None where none is known."""
     config, parameters = model.config, inspect.signature(model.forward).parameters
     # Some towers inherit a main input's name that their forward doesn't take (Idefics3's is "input_ids").
     name = next((name for name in (model.main_input_name, *_DUMMY_SHAPES) if name in parameters), None)

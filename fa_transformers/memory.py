@@ -12,7 +12,7 @@ import torch
 
 from .models import ARCHITECTURES
 from .models.configuration_fa import FactorizedConfig
-from .models.modeling_fa import INFERENCE_CHUNK
+from .models.fa_layers import INFERENCE_PIECE
 
 MAPPED_BYTES = 2**22
 """From this size on an allocation is a mapping of its own after `return_freed_memory`."""
@@ -194,7 +194,7 @@ def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -
     if config.local_window:
         mixing += WINDOW_HELD * width * sizes.mapped
     attended = width * (sizes.mapped + sizes.residual)
-    chunk = config.chunk_size_feed_forward or INFERENCE_CHUNK
+    chunk = config.chunk_size_feed_forward or INFERENCE_PIECE
     if chunk < num_tokens:
         results = width * sizes.residual
         piece = (width * sizes.residual + intermediate) * chunk / num_tokens

@@ -1,10 +1,9 @@
 """Protects `attn_implementation="factorized"` for stock transformers encoders.
 
 One table of tiny random encoders proves that the operator is reached in each layer, and that padding changes nothing; a
-second one proves that what it can't express raises instead of running wrong. `supports` must agree with both.
+second one proves that what it can't express raises instead of running wrong. `why_unsupported` must agree with both.
 """
 
-import copy
 import logging
 import re
 import warnings
@@ -18,17 +17,12 @@ from stock_encoders import (
     AUDIO_ENCODERS,
     IMAGE,
     NOT_REACHED_IN_5_3,
-    PIXELS,
     REFUSED,
-    SAMPLES,
     SIZES,
-    SPEECH,
-    SWIN,
     TEXT,
     TEXT_ENCODERS,
     TRAPPED,
     VISION_ENCODERS,
-    WHISPER,
     WORKING,
     Encoder,
     text_tower,
@@ -45,13 +39,12 @@ from transformers import (
     ViTModel,
 )
 
-from fa_transformers import FABertConfig, FABertModel, attention_interface, factorized_attention
+from fa_transformers import attention_interface
 from fa_transformers.attention_interface import (
     MASK_TRAP_MODEL_TYPES,
     FactorizedAttentionError,
     factorized_attention_forward,
-    factorized_mask,
-    supports,
+    why_unsupported,
 )
 
 
@@ -94,11 +87,6 @@ def test_each_attention_layer_calls_the_operator_once_and_computes_something_els
     assert output.isfinite().all()
     assert output.shape == expected.shape
     assert not torch.equal(output, expected)
-
-
-@named(WORKING)
-def test_supports_says_yes_to_what_works(encoder):
-    assert supports(encoder.build()) is None
 
 
 @named(TEXT_ENCODERS)
@@ -145,12 +133,12 @@ def test_siglip2_takes_its_patch_mask(calls):
         same = model(other, pixel_attention_mask=mask, spatial_shapes=shapes).last_hidden_state
     assert calls.total() == 4
     torch.testing.assert_close(same[1, :6], output[1, :6], rtol=0, atol=32 * torch.finfo(torch.float32).eps)
-    assert supports(model) is None
+    assert why_unsupported(model) is None
 
 
 @named(NOT_REACHED_IN_5_3)
 def test_a_model_that_the_oldest_transformers_computes_itself_is_reached_or_said_not_to_be(encoder, calls):
-    reason = supports(encoder.build())
+    reason = why_unsupported(encoder.build())
     try:
         model = encoder.build(attn_implementation="factorized")
     except KeyError as error:  # it looks the name up in a table of its own classes
@@ -165,7 +153,7 @@ def test_a_model_that_the_oldest_transformers_computes_itself_is_reached_or_said
 
 @pytest.mark.parametrize(("encoder", "why"), REFUSED, ids=[encoder.name for encoder, _ in REFUSED])
 def test_what_the_operator_cannot_express_raises(encoder, why):
-    reason = supports(encoder.build())
+    reason = why_unsupported(encoder.build())
     if "never calls transformers' attention function" in reason:
         pytest.skip(f"{encoder.name} computes its attention itself in transformers {transformers.__version__}")
     model = encoder.build(attn_implementation="factorized")
@@ -188,7 +176,7 @@ def test_models_that_would_misuse_the_mask_raise_or_ignore_it_and_are_said_not_t
     mask = torch.ones_like(input_ids)
     mask[0, 3:] = 0
     assert model.config.model_type in MASK_TRAP_MODEL_TYPES
-    assert "never call the factorized operator" in supports(model)
+    assert "never call the factorized operator" in why_unsupported(model)
     try:
         with torch.no_grad():
             output = first_output(model(input_ids=input_ids, attention_mask=mask))
@@ -217,93 +205,6 @@ def test_every_installed_model_that_takes_our_mask_but_not_our_function_is_in_th
     assert not missing
     known = "".join(p.read_text(encoding="utf-8") for p in root.glob("*/configuration_*.py"))
     assert {name for name in MASK_TRAP_MODEL_TYPES if f'"{name}"' not in known} == set()
-
-
-@pytest.mark.parametrize(
-    ("encoder", "why"),
-    [
-        (text_tower("DebertaV2Model"), "never calls"),
-        (text_tower("FNetModel"), "never calls"),
-        (Encoder("WavLMModel", SPEECH, SAMPLES), "never calls"),
-        (Encoder("Swinv2Model", SWIN, PIXELS), "never calls"),
-        (Encoder("ConvNextModel", {"depths": [1, 1], "hidden_sizes": [8, 16], "num_stages": 2}, PIXELS), "never calls"),
-        (Encoder("WhisperModel", WHISPER, (2, 8, 32)), "causal"),
-        (text_tower("VisualBertModel"), "never call"),
-    ],
-    ids=lambda value: value.name if isinstance(value, Encoder) else "",
-)
-def test_supports_says_why_not(encoder, why):
-    assert why in supports(encoder.build())
-
-
-class HalfReached(BertModel):
-    """A BERT whose second layer computes something of its own."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__(config)
-
-        class OwnAttention(nn.Module):
-            def forward(self, hidden_states, *args, **kwargs):
-                return hidden_states, None
-
-        self.encoder.layer[1].attention = OwnAttention()
-
-
-def test_supports_names_a_layer_that_is_not_reached():
-    reason = supports(HalfReached(BertConfig(**TEXT)))
-    assert "1 of the attention layers of HalfReached" in reason
-    assert "encoder.layer.1.attention" in reason
-
-
-def test_supports_says_that_it_knows_no_dummy_input():
-    clip = {"text_config": TEXT, "vision_config": IMAGE, "projection_dim": 8}
-    model = transformers.CLIPModel(transformers.CLIPConfig(**clip))
-    assert "No dummy input is known for CLIPModel" in supports(model)
-    assert supports(model.vision_model) is None
-
-
-@pytest.mark.parametrize("head", ["BertForMultipleChoice", "SplinterForQuestionAnswering", "BertForMaskedLM"])
-def test_supports_reaches_the_encoder_behind_any_head(head):
-    config = BertConfig if head.startswith("Bert") else transformers.SplinterConfig
-    assert supports(getattr(transformers, head)(config(**TEXT))) is None
-
-
-def test_supports_refuses_what_is_not_a_transformers_model():
-    with pytest.raises(TypeError, match="must be a transformers PreTrainedModel"):
-        supports(nn.Linear(2, 2))
-
-
-def test_supports_leaves_the_model_and_the_warning_as_they_were(caplog):
-    model = BertModel(BertConfig(**TEXT, attn_implementation="sdpa")).train()
-    model.encoder.layer[0].eval()
-    modes = [module.training for module in model.modules()]
-    weights, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
-    attention_interface._warned.discard("bert")
-    assert supports(model) is None
-    assert [module.training for module in model.modules()] == modes
-    assert model.config._attn_implementation == "sdpa"
-    assert model.config.to_dict() == config
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert "bert" not in attention_interface._warned
-    assert not caplog.records
-
-
-def test_supports_says_that_our_own_models_need_no_choice():
-    assert "FABertModel is factorized by itself" in supports(FABertModel(FABertConfig(**TEXT)))
-
-
-def test_supports_draws_nothing_from_the_random_state():
-    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**IMAGE))  # draws the kept patches in its forward
-    random_state = torch.random.get_rng_state()
-    assert supports(model) is None
-    assert torch.equal(torch.random.get_rng_state(), random_state)
-
-
-def test_supports_works_in_half_precision():
-    assert supports(BertModel(BertConfig(**TEXT)).to(torch.bfloat16)) is None
-    assert supports(ViTModel(ViTConfig(**IMAGE)).to(torch.bfloat16)) is None
 
 
 @pytest.mark.parametrize("choose", ["config", "from_pretrained", "auto config", "from_config", "live model"])
@@ -396,145 +297,3 @@ def test_it_trains_under_bf16_autocast_with_rotary_positions():
     ]
     assert len(gradients) == 2
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
-
-
-class Caller(nn.Module):
-    """Stands for a stock attention layer in tests of the function alone."""
-
-    def __init__(self, is_causal: bool = False):
-        super().__init__()
-        self.is_causal = is_causal
-
-
-def heads(batch: int = 2, heads: int = 4, length: int = 6, width: int = 8) -> torch.Tensor:
-    return torch.randn(batch, length, heads, width).transpose(1, 2)
-
-
-def attend(attention_mask=None, module=None, key_heads=4, keys=6, **kwargs) -> torch.Tensor:
-    torch.manual_seed(0)
-    query, key, value = heads(), heads(heads=key_heads, length=keys), heads(heads=key_heads, length=keys)
-    output, weights = factorized_attention_forward(module or Caller(), query, key, value, attention_mask, **kwargs)
-    assert weights is None
-    return output
-
-
-REAL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-
-
-def test_the_output_is_the_operators_laid_out_as_transformers_wants_it():
-    torch.manual_seed(0)
-    query, key, value = heads(), heads(), heads()
-    output = attend(REAL, scaling=0.125, dropout=0.9)
-    assert output.shape == (2, 6, 4, 8)
-    assert output.is_contiguous()
-    assert torch.equal(output, factorized_attention(query, key, value, REAL).transpose(1, 2))
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        REAL,
-        REAL[:, None, None, :],
-        torch.zeros(2, 1, 1, 6).masked_fill(~REAL[:, None, None, :], torch.finfo(torch.float32).min),
-        torch.zeros(2, 1, 1, 6).masked_fill(~REAL[:, None, None, :], -10000.0),
-        torch.zeros(2, 1, 1, 6).masked_fill(~REAL[:, None, None, :], float("-inf")),
-        torch.zeros(2, 1, 1, 6, dtype=torch.bfloat16).masked_fill(~REAL[:, None, None, :], -1e4),
-    ],
-    ids=["bool [B,M]", "bool [B,1,1,M]", "float32 minimum", "-1e4", "-inf", "bfloat16"],
-)
-def test_every_way_to_write_a_padding_mask_gives_the_same(mask):
-    assert torch.equal(attend(mask), attend(REAL))
-    assert not torch.equal(attend(mask), attend(None))
-
-
-def test_a_mask_of_one_row_serves_the_whole_batch():
-    assert torch.equal(attend(REAL[1:]), attend(REAL[1:].expand(2, -1)))
-    assert torch.equal(attend(REAL[1:, None, None, :]), attend(REAL[1:].expand(2, -1)))
-
-
-@pytest.mark.parametrize(
-    ("mask", "why"),
-    [
-        (torch.ones(2, 1, 6, 6, dtype=torch.bool), "over queries or heads"),
-        (torch.zeros(2, 1, 6, 6), "over queries or heads"),
-        (torch.zeros(2, 4, 6, 6), "over queries or heads"),
-        (torch.zeros(2, 4, 1, 6), "over queries or heads"),
-        (torch.ones(2, 6, 6, dtype=torch.bool), "over queries or heads"),
-        (torch.ones(2, 5, dtype=torch.bool), "key positions"),
-        (torch.ones(3, 6, dtype=torch.bool), "key positions"),
-        (torch.ones(2, 6), "must be bool"),
-        (torch.ones(2, 6, dtype=torch.long), "must be bool"),
-        (torch.full((2, 1, 1, 6), -0.5), "a bias on the scores"),
-        (torch.full((2, 1, 1, 6), float("nan")), "a bias on the scores"),
-        ("causal", "not a tensor"),
-    ],
-    ids=str,
-)
-def test_a_mask_that_is_not_one_row_of_keys_raises(mask, why):
-    with pytest.raises(FactorizedAttentionError, match=f'"factorized" can\'t run Caller: .*{why}'):
-        attend(mask)
-
-
-@pytest.mark.parametrize(
-    "argument",
-    ["position_bias", "softcap", "s_aux", "sinks", "head_mask", "sliding_window", "cu_seq_lens_q", "block_indices"],
-)
-def test_an_argument_that_changes_the_scores_raises_when_it_is_set(argument):
-    value = 4 if argument == "sliding_window" else torch.ones(1)
-    with pytest.raises(FactorizedAttentionError, match=f"factorized.*`{argument}` is set"):
-        attend(**{argument: value})
-    assert torch.equal(attend(**{argument: None}), attend())
-
-
-def test_causal_attention_raises_whether_the_call_or_the_module_says_so():
-    for options in ({"is_causal": True}, {"module": Caller(True)}, {"module": Caller(True), "is_causal": None}):
-        with pytest.raises(FactorizedAttentionError, match="factorized.*causal"):
-            attend(**options)
-    assert torch.equal(attend(module=Caller(True), is_causal=False), attend())
-
-
-def test_attention_weights_cannot_be_had():
-    with pytest.raises(FactorizedAttentionError, match="factorized.*N×N"):
-        attend(output_attentions=True)
-    assert torch.equal(attend(output_attentions=False), attend())
-    with pytest.raises(FactorizedAttentionError, match="factorized.*N×N"):
-        BertModel(BertConfig(**TEXT, attn_implementation="factorized"))(torch.arange(7)[None], output_attentions=True)
-
-
-def test_grouped_key_heads_are_repeated():
-    torch.manual_seed(0)
-    query, key, value = heads(), heads(heads=2), heads(heads=2)
-    expected = factorized_attention(query, key[:, [0, 0, 1, 1]], value[:, [0, 0, 1, 1]]).transpose(1, 2)
-    assert torch.equal(attend(key_heads=2), expected)
-    with pytest.raises(FactorizedAttentionError, match="4 query heads can't share 3 key heads"):
-        attend(key_heads=3)
-
-
-def test_keys_may_be_fewer_or_more_than_queries():
-    real = torch.tensor([[True] * 9, [True] * 5 + [False] * 4])
-    assert attend(real, keys=9).shape == (2, 6, 4, 8)
-    torch.manual_seed(0)
-    query, key, value = heads(), heads(length=9), heads(length=9)
-    alone, _ = factorized_attention_forward(Caller(), query[1:], key[1:, :, :5], value[1:, :, :5], None)
-    torch.testing.assert_close(attend(real, keys=9)[1:], alone, rtol=0, atol=8 * torch.finfo(torch.float32).eps)
-
-
-def test_a_sample_without_a_real_token_gives_zeros():
-    mask = REAL.clone()
-    mask[1] = False
-    assert torch.equal(attend(mask)[1], torch.zeros(6, 4, 8))
-
-
-def test_the_mask_function_keeps_the_mask_and_needs_nothing_of_a_versions_own_arguments():
-    assert factorized_mask(attention_mask=REAL, config=BertConfig(**TEXT), cache_position=torch.arange(6)) is REAL
-    assert factorized_mask(batch_size=2, q_length=6, kv_length=6) is None
-
-
-def test_a_custom_mask_pattern_raises():
-    with pytest.raises(FactorizedAttentionError, match="factorized.*differs from query to query"):
-        factorized_mask(attention_mask=REAL, mask_function=lambda batch, head, query, key: query == key)
-
-
-def test_the_probe_of_supports_is_not_for_use():
-    with pytest.raises(ValueError, match='choose attn_implementation="factorized"'):
-        BertModel(BertConfig(**TEXT, attn_implementation="factorized_probe"))(torch.arange(7)[None])

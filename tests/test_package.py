@@ -41,10 +41,9 @@ def run(command: list, cwd: Path, path: str = "") -> subprocess.CompletedProcess
 
 
 def run_python(code: str, cwd: Path, path: str = "", python: Path | str = sys.executable) -> str:
-    """Return what code prints in a fresh interpreter, which may say nothing else."""
+    """Return what code prints in a fresh interpreter."""
     done = run([python, "-c", code], cwd, path)
     assert done.returncode == 0, done.stderr
-    assert not done.stderr
     return done.stdout.strip()
 
 
@@ -53,6 +52,10 @@ def files_of(*folders: str) -> set[str]:
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*"))
     kept = (path for path in paths if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(ROOT).as_posix() for path in kept}
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +128,17 @@ def environments(built) -> dict[str, Path]:
     return environments
 
 
+@pytest.fixture(scope="module")
+def saved_here(tmp_path_factory) -> dict[str, bytes]:
+    """The files of a model that the repository's package saves."""
+    folder = tmp_path_factory.mktemp("here")
+    run_python(SAVE_A_MODEL, folder, str(ROOT))
+    return read_files(folder / "saved")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_what_pip_installs_has_every_file_and_one_command(built, environments, kind, tmp_path):
+def test_what_pip_installs_has_every_file_and_one_command(environments, saved_here, kind, tmp_path):
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(environments[kind])}))
     for name in files_of("fa_transformers"):
         assert (site / name).read_bytes() == (ROOT / name).read_bytes(), name
@@ -139,23 +150,20 @@ def test_what_pip_installs_has_every_file_and_one_command(built, environments, k
     assert all(answer.returncode == 0 and not answer.stderr for answer in answers.values()), answers
     for name in ("finetune", "distill", "convert", "push"):
         assert re.search(rf"^ *{name}\b", answers[()].stdout, flags=re.MULTILINE), name
-    assert "--output_dir" in answers["convert",].stdout
+    assert "--positions" in answers["convert",].stdout
 
     python = environments[kind] / "bin" / "python"
     loaded_from = Path(run_python(f"{SAVE_A_MODEL}print(fa.__file__)", tmp_path, python=python))
     assert loaded_from == site / "fa_transformers" / "__init__.py"
-    run_python(SAVE_A_MODEL, built, path=str(ROOT))
-    saved, expected = (
-        {path.name: path.read_bytes() for path in (folder / "saved").iterdir()} for folder in (tmp_path, built)
-    )
-    assert {"configuration_fa_bert.py", "modeling_fa_bert.py", "fa_mixer.py", "model.safetensors"} <= set(expected)
-    assert saved == expected
+    assert {"configuration_fa_bert.py", "modeling_fa_bert.py", "fa_mixer.py", "model.safetensors"} <= set(saved_here)
+    assert read_files(tmp_path / "saved") == saved_here
 
 
 @pytest.fixture(scope="module")
 def fresh_import(wheel, tmp_path_factory) -> dict:
     """Processor seconds of the wheel's import (other work on the machine does not count), the modules that it alone
-    loads, and where a model is saved then."""
+    loads, what it prints, and where a model is saved then.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
     wheel.extractall(folder / "site")
     # What a program with a transformers model has loaded already; transformers itself loads its parts when first used.
@@ -167,20 +175,28 @@ def fresh_import(wheel, tmp_path_factory) -> dict:
         "import fa_transformers\n"
         "seconds = time.process_time() - start\n"
         "modules = sorted({name.split('.')[0] for name in set(sys.modules) - before})\n"
+        "print(IMPORTED := '<imported>', flush=True)\n"
+        "print(IMPORTED, file=sys.stderr, flush=True)\n"
         f"{SAVE_A_MODEL}"
         "print(json.dumps({'seconds': seconds, 'modules': modules, 'file': fa.__file__}))"
     )
-    return json.loads(run_python(code, folder, str(folder / "site"))) | {"folder": str(folder)}
+    done = run([sys.executable, "-c", code], folder, str(folder / "site"))
+    assert done.returncode == 0, done.stderr
+    printed = [stream.partition("<imported>")[0] for stream in (done.stdout, done.stderr)]
+    return json.loads(done.stdout.splitlines()[-1]) | {"folder": str(folder), "printed": printed}
 
 
 def test_model_saved_by_the_installed_wheel_carries_its_code(fresh_import):
     assert Path(fresh_import["file"]).is_relative_to(Path(fresh_import["folder"]) / "site")
-    saved = {path.name for path in (Path(fresh_import["folder"]) / "saved").iterdir()}
-    assert {"configuration_fa_bert.py", "modeling_fa_bert.py"} <= saved
+    saved = read_files(Path(fresh_import["folder"]) / "saved")
+    assert {"configuration_fa_bert.py", "modeling_fa_bert.py"} <= set(saved)
 
 
-def test_import_takes_half_a_second_beside_torch_and_transformers_and_prints_nothing(fresh_import):
-    # run_python takes one line of ours from stdout, and nothing from stderr.
+def test_import_prints_nothing(fresh_import):
+    assert fresh_import["printed"] == ["", ""]
+
+
+def test_import_takes_half_a_second_beside_torch_and_transformers(fresh_import):
     print(f"import fa_transformers: {fresh_import['seconds']:.2f} s")
     assert fresh_import["seconds"] <= 0.5
 

@@ -66,7 +66,7 @@ def relative_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
 class AttentionTransfer(nn.Module):
     """Attention output of each layer: mean over layers of `relative_error` after the output projection.
 
-    The student's mixers read the inputs of the teacher's mixers. Its other weights are frozen: they are the teacher's at
+    The student's mixers read the inputs of the teacher's mixers. Its other weights are frozen, the teacher's at
     the start.
     """
 
@@ -149,7 +149,7 @@ class EndToEndDistillation(nn.Module):
             base.embeddings.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode as `nn.Module.train`, without dropout: the teacher has none, and its noise would be learnt against."""
+        """Set the mode as `nn.Module.train` does, without dropout: the teacher has none, and its noise would be learnt."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, (nn.Dropout, SoftmaxMixer)):

@@ -2,7 +2,8 @@
 
 from .configuration_fa import FactorizedConfig
 
-# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports.
+# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. The import
+# can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
 from .fa_checkpoint_names import translate_config  # noqa: F401
 
 

@@ -9,7 +9,6 @@ Source: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexiti
 normalisation functions rho_q and rho_k are the two softmaxes ("softmax") or one division ("scaling").
 """
 
-import math
 from contextlib import nullcontext
 
 import torch
@@ -17,12 +16,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .fa_attention_blocked import blocked_attention
-from .fa_attention_triton import supports as triton_supports
 from .fa_attention_triton import triton_attention
+from .fa_attention_triton import why_unsupported as why_triton_unsupported
 from .fa_packed import PackedDocuments, pack, packed_attention
-
-NORMALIZATIONS = ("softmax", "scaling")
-IMPLEMENTATIONS = ("auto", "reference", "blocked", "triton")
+from .fa_validation import Implementation, check_attention_arguments
 
 
 def factorized_attention(
@@ -34,7 +31,7 @@ def factorized_attention(
     normalization: str = "softmax",
     scale: float | None = None,
     cu_seqlens: Tensor | PackedDocuments | None = None,
-    impl: str = "auto",
+    impl: Implementation = "auto",
 ) -> Tensor:
     """Attend to all positions in time and memory linear in their number.
 
@@ -70,12 +67,30 @@ def factorized_attention(
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
-    _validate(query, key, value, mask, normalization, scale, impl)
+    check_attention_arguments(query, key, value, mask, normalization, scale, impl)
     documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device, mask)
     if documents is not None and key.shape[2] != query.shape[2]:
         raise ValueError(
             f"With `cu_seqlens`, `key` must have the {query.shape[2]} positions of `query`, got {key.shape[2]}."
         )
+    return unchecked_attention(query, key, value, mask, documents, normalization=normalization, scale=scale, impl=impl)
+
+
+def unchecked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    documents: PackedDocuments | None,
+    *,
+    normalization: str,
+    scale: float | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Compute `factorized_attention` of arguments that are known to fit: [B, H, N, Dv].
+
+    For the layers of a model, which checks its mask and its packed documents once per forward pass.
+    """
     bounds = None if documents is None else documents.cu_seqlens
     match _choose(impl, query, key, value, mask, bounds, normalization):
         case "triton":
@@ -107,14 +122,15 @@ def _choose(
             return "reference"
         if is_on_cpu:
             return "blocked"
-        return "reference" if triton_supports(query, key, value, mask, cu_seqlens, normalization) else "triton"
+        is_supported = why_triton_unsupported(query, key, value, mask, cu_seqlens, normalization) is None
+        return "triton" if is_supported else "reference"
     reason = None
     if impl != "reference" and _is_transformed(query, key, value):
         reason = "it has no forward-mode derivatives and no rules for torch.func's transforms"
     elif impl == "blocked" and not is_on_cpu:
         reason = f"it is for CPU tensors, got {query.device}"
     elif impl == "triton":
-        reason = triton_supports(query, key, value, mask, cu_seqlens, normalization)
+        reason = why_triton_unsupported(query, key, value, mask, cu_seqlens, normalization)
     if reason is not None:
         raise RuntimeError(f'impl="{impl}" cannot run: {reason}. Use "auto" or "reference".')
     return impl
@@ -165,52 +181,3 @@ def _position_scale(key: Tensor, mask: Tensor | None, scale: float | None) -> Te
     if mask is None:
         return 1.0 / max(key.shape[-2], 1)
     return 1.0 / mask.sum(dim=-1).clamp(min=1).to(key.dtype)[:, None, None, None]
-
-
-def _validate(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    normalization: str,
-    scale: float | None,
-    impl: str,
-) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() != 4:
-            raise ValueError(f"`{name}` must be [batch, heads, positions, width], got shape {tuple(tensor.shape)}.")
-        if not tensor.is_floating_point():
-            raise ValueError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}.")
-        if tensor.dtype != query.dtype or tensor.device != query.device:
-            raise ValueError(
-                f"`{name}` is {tensor.dtype} on {tensor.device} but `query` is {query.dtype} on {query.device}; "
-                "convert one of them."
-            )
-    if key.shape[:2] != query.shape[:2] or value.shape[:2] != query.shape[:2]:
-        raise ValueError(
-            "`query`, `key` and `value` must have the same batch and head counts, got "
-            f"{tuple(query.shape[:2])}, {tuple(key.shape[:2])} and {tuple(value.shape[:2])}."
-        )
-    if key.shape[3] != query.shape[3]:
-        raise ValueError(f"`key` has width {key.shape[3]} but `query` has {query.shape[3]}; they must be equal.")
-    if query.shape[3] == 0:
-        raise ValueError("`query` and `key` must have at least one feature, got width 0.")
-    if value.shape[2] != key.shape[2]:
-        raise ValueError(f"`value` has {value.shape[2]} positions but `key` has {key.shape[2]}; they must be equal.")
-    if mask is not None:
-        if mask.dtype != torch.bool:
-            raise ValueError(f"`mask` must be bool with True at real positions, got {mask.dtype}; use `mask.bool()`.")
-        if mask.shape != (key.shape[0], key.shape[2]):
-            raise ValueError(
-                f"`mask` must be [batch, key positions] = {(key.shape[0], key.shape[2])}, got {tuple(mask.shape)}."
-            )
-        if mask.device != key.device:
-            raise ValueError(f"`mask` is on {mask.device} but `key` is on {key.device}.")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"`normalization` must be one of {NORMALIZATIONS}, got {normalization!r}.")
-    if scale is not None and normalization != "scaling":
-        raise ValueError('`scale` applies to normalization="scaling" only; the softmaxes have no scale.')
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"`scale` must be a finite number, got {scale}.")
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"`impl` must be one of {IMPLEMENTATIONS}, got {impl!r}.")

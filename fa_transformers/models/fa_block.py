@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fa_attention import NORMALIZATIONS, factorized_attention
+from .fa_attention import factorized_attention
+from .fa_validation import NORMALIZATIONS
 
 
 class FactorizedAttentionBlock(nn.Module):

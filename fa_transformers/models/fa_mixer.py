@@ -1,4 +1,4 @@
-"""Token mixers of the FA models: what stands between the Q, K, V projections and the output projection of a layer.
+"""Token mixers of the FA models: they stand between the Q, K, V projections and the output projection of a layer.
 
     output = (1 - g) · factorized(φq(Q), φk(K), V) + g · window(Q, K, V) + convolution(V)
 
@@ -13,15 +13,19 @@ Shape letters: B batch, H heads, N tokens, D head width, F key feature size, C =
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fa_attention import factorized_attention
+from .fa_attention import unchecked_attention
+from .fa_layout import PLAIN, Layout
 from .fa_local import LocalConvolution, window_attention
 from .fa_packed import PackedDocuments
-from .fa_sequence_parallel import Shard
+
+Side = Literal["query", "key"]
+"""The two sides of attention, in the order of the rows of `log_sharpness`."""
 
 FEATURE_NOISE = 0.01
 """Standard deviation of the noise on fresh feature maps: copies of a feature start this far apart, not equal."""
@@ -60,7 +64,7 @@ class FeatureMap(nn.Module):
         nn.init.normal_(self.key_weight, std=FEATURE_NOISE)
 
     def _copies(self) -> tuple[Tensor, Tensor]:
-        """The copying matrix [D, F] and the number of copies that share each feature [F]."""
+        """Return the copying matrix [D, F] and the number of copies that share each feature [F]."""
         feature = torch.arange(self.num_features, device=self.query_weight.device)
         source, turn = feature % self.head_size, feature // self.head_size
         kind = source + self.head_size * (turn % 2) if self.sign_pairs else source  # equal where features are copies
@@ -70,17 +74,22 @@ class FeatureMap(nn.Module):
         counts = (kind[:, None] == kind).sum(dim=1).to(copying.dtype)
         return copying, counts
 
-    def forward(self, projected: Tensor, which: int) -> Tensor:
-        """`projected` are queries (0) or keys (1), as `which` says."""
-        return self.map_query(projected) if which == 0 else self.map_key(projected)
+    def forward(self, projected: Tensor, side: Side) -> Tensor:
+        """Map the queries or the keys, as `side` says.
+
+        Models call the module and not its two methods: hooks, as those of sequence parallelism, see calls only.
+        """
+        return self.map_query(projected) if side == "query" else self.map_key(projected)
 
     def map_query(self, query: Tensor) -> Tensor:
+        """Map queries: [B, H, N, D] -> [B, H, N, F]."""
         copying, counts = self._copies()
         if self.normalization == "scaling":
             return query @ (copying / counts.sqrt() + self.query_weight) + self.query_bias[:, None]
         return query @ (copying + self.query_weight) + (self.query_bias - counts.log())[:, None]
 
     def map_key(self, key: Tensor) -> Tensor:
+        """Map keys: [B, H, N, D] -> [B, H, N, F]."""
         copying, counts = self._copies()
         if self.normalization == "scaling":
             copying = copying / counts.sqrt()
@@ -122,7 +131,7 @@ class FactorizedMixer(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many positions away along one axis the local terms look; 0 without any."""
+        """The number of positions that the local terms look away along one axis; 0 without any."""
         kernel_size = 0 if self.local_convolution is None else self.local_convolution.weight.shape[-1]
         return max(self.window, kernel_size // 2)
 
@@ -131,58 +140,45 @@ class FactorizedMixer(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None = None,
-        grid: tuple[int, ...] | None = None,
-        documents: PackedDocuments | None = None,
-        shard: Shard | None = None,
+        layout: Layout = PLAIN,
     ) -> Tensor:
-        """`mask` is bool [B, N], True = real. `grid` is (rows, columns) of the patches, which come last; None: text.
-
-        Of a packed batch (B = 1, no mask), `documents` says where each ends; every term stays inside one.
-        With `shard` the tokens, mask and grid are this rank's part; every term sees what others have.
-        """
+        """Mix within each sample or packed document; of tokens that processes share, each mixes its own with all."""
         query_features, key_features = self.query_features(query), self.key_features(key)
         # Autocast may have split the dtypes.
         query_features, key_features = query_features.to(value.dtype), key_features.to(value.dtype)
-        if shard is not None:
-            mixed = shard.attend(query_features, key_features, value, mask, self.normalization)
-            return self.add_local_terms_across_shards(mixed, query, key, value, grid, shard)
-        mixed = factorized_attention(
-            query_features, key_features, value, mask, normalization=self.normalization, cu_seqlens=documents
+        if layout.shard is not None:
+            mixed = layout.shard.attend(query_features, key_features, value, layout.mask, self.normalization)
+            return self.add_local_terms_across_shards(mixed, query, key, value, layout)
+        mixed = unchecked_attention(
+            query_features, key_features, value, layout.mask, layout.documents, normalization=self.normalization
         )
-        return self.add_local_terms(mixed, query, key, value, mask, grid, documents)
+        return self.add_local_terms(mixed, query, key, value, layout)
 
     def query_features(self, query: Tensor) -> Tensor:
-        """What the factorized term takes the softmax over features of: [B, H, N, D] -> [B, H, N, F]."""
-        return self.sharpen(query if self.feature_map is None else self.feature_map(query, which=0), which=0)
+        """Return the logits of the softmax over features: [B, H, N, D] -> [B, H, N, F]."""
+        return self._features(query, "query")
 
     def key_features(self, key: Tensor) -> Tensor:
-        return self.sharpen(key if self.feature_map is None else self.feature_map(key, which=1), which=1)
+        """Return the logits of the softmax over positions: [B, H, N, D] -> [B, H, N, F]."""
+        return self._features(key, "key")
 
-    def sharpen(self, features: Tensor, which: int) -> Tensor:
-        """Divide the features of queries (0) or keys (1) by their head's temperature, kept as -log: [B, H, N, F]."""
+    def _features(self, projected: Tensor, side: Side) -> Tensor:
+        """Map queries or keys to features, and divide these by their head's temperature, kept as -log."""
+        features = projected if self.feature_map is None else self.feature_map(projected, side)
         if self.log_sharpness is None:
             return features
-        return features * self.log_sharpness[which].exp().to(features.dtype)[:, None, None]
+        sharpness = self.log_sharpness[get_args(Side).index(side)].exp()
+        return features * sharpness.to(features.dtype)[:, None, None]
 
-    def add_local_terms(
-        self,
-        mixed: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        grid: tuple[int, ...] | None,
-        documents: PackedDocuments | None = None,
-    ) -> Tensor:
+    def add_local_terms(self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
         """Mix the window into the factorized term and add the convolution."""
         if self.window_gate is None and self.local_convolution is None:
             return mixed
-
+        mask, documents = layout.mask, layout.documents
         if mask is not None:
             value = value.masked_fill(~mask[:, None, :, None], 0.0)
-        grid = grid or (query.shape[2],)
-        num_prefix = query.shape[2] - math.prod(grid)
+        grid = layout.grid or (query.shape[2],)
+        num_prefix = layout.num_prefix(query.shape[2])
         grid_query, grid_key, grid_value = (t[:, :, num_prefix:].unflatten(2, grid) for t in (query, key, value))
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
@@ -197,11 +193,13 @@ class FactorizedMixer(nn.Module):
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
 
     def add_local_terms_across_shards(
-        self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, ...] | None, shard: Shard
+        self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout
     ) -> Tensor:
-        """The same where the neighbours of a rank's first and last tokens lie on other ranks."""
+        """Like `add_local_terms`, for tokens split over ranks: fetches the neighbours beyond this rank's ends first."""
+        shard = layout.shard
         if not self.reach:
             return mixed
+        assert shard is not None
         columns, num_prefix = shard.columns, shard.own_prefix
         near = torch.cat((key, value), dim=-1)[:, :, num_prefix:]
         near, before, after = shard.with_halo(near, 2, self.reach * columns)
@@ -213,18 +211,18 @@ class FactorizedMixer(nn.Module):
         if mask is not None:
             start = shard.start + num_prefix - before
             mask = F.pad(mask[:, start : shard.stop + after - missing], (0, missing))
-        rows = None if grid is None else (near_key.shape[2] // columns, columns)
-        local = self.add_local_terms(mixed_patches, query, near_key, near_value, mask, rows)
+        grid = None if layout.grid is None else (near_key.shape[2] // columns, columns)
+        local = self.add_local_terms(mixed_patches, query, near_key, near_value, Layout(mask, grid))
         local = local[:, :, before : local.shape[2] - after]
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
 
 
 def convolve(convolution: LocalConvolution, value: Tensor, documents: PackedDocuments | None) -> Tensor:
-    """The convolution over [B, H, *grid, D], over zeros between packed documents as beyond the ends of a text."""
+    """Convolve [B, H, *grid, D], reading zeros beyond the ends of a text, a grid or a packed document."""
     if documents is None:
         return convolution(value)
-    layout = documents.spaced(convolution.weight.shape[-1] // 2)
-    return layout.take(convolution(layout.place(value)))
+    rows = documents.spaced(convolution.weight.shape[-1] // 2)
+    return rows.take(convolution(rows.place(value)))
 
 
 class SoftmaxMixer(nn.Module):
@@ -245,18 +243,15 @@ class SoftmaxMixer(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None = None,
-        grid: tuple[int, ...] | None = None,
-        documents: PackedDocuments | None = None,
-        shard: Shard | None = None,
+        layout: Layout = PLAIN,
     ) -> Tensor:
         """See `FactorizedMixer`. Packed documents take turns, which reads their lengths and so cannot be compiled."""
-        if shard is not None:
-            shard.check_gradients()
-            key, value = shard.gather(torch.cat((key, value), dim=-1), dim=2).chunk(2, dim=-1)
-            mask = shard.mask
-        if documents is not None:
-            lengths = documents.lengths.tolist()
+        mask = layout.whole_mask
+        if layout.shard is not None:
+            layout.shard.check_gradients()
+            key, value = layout.shard.gather(torch.cat((key, value), dim=-1), dim=2).chunk(2, dim=-1)
+        if layout.documents is not None:
+            lengths = layout.documents.lengths.tolist()
             parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
             return torch.cat([self(*part) for part in parts], dim=2)
         dropout = self.dropout if self.training else 0.0
@@ -273,5 +268,5 @@ class SoftmaxMixer(nn.Module):
 
 
 def build_mixer(config, layer_index: int, spatial_rank: int) -> nn.Module:
-    """The mixer of one layer, as `config.softmax_layers` says."""
+    """Build the mixer of one layer, as `config.softmax_layers` says."""
     return SoftmaxMixer(config) if layer_index in config.softmax_layers else FactorizedMixer(config, spatial_rank)

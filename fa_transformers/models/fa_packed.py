@@ -1,17 +1,20 @@
 """Packed batches: documents of different lengths one after the other in a single row, without padding.
 
 `cu_seqlens` [documents + 1] holds the running total of lengths, 0 first: document i has the tokens from cu_seqlens[i]
-up to cu_seqlens[i + 1]. What is computed for each document is what it would be for that document alone, without a loop
-over documents: tokens are laid out in tiles of `TILE` rows, each of one document, whose sums are added by document.
+up to cu_seqlens[i + 1]. Every result is that of the document alone, computed without a loop over documents: tokens are
+laid out in tiles of `TILE` rows, each of one document, and the sums of tiles are added by document.
 
-Shape letters: T tokens of all documents, H heads, Dk and Dv widths of a head, R rows of a layout, S rows of a tile.
+Shape letters: T tokens of all documents, H heads, Dk and Dv widths of a head, R rows with gaps, S rows of a tile.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .fa_validation import check_cu_seqlens
 
 TILE = 64
 """Rows of a tile: a document's context then takes no more memory than its tokens, and products are large enough."""
@@ -28,7 +31,7 @@ class PackedDocuments:
         document_ids: [T], from 0.
         positions: [T], from 0 in each document.
         lengths: [documents], in tokens.
-        tiles: the layout whose tiles hold rows of one document each, the last one of a document with gaps.
+        tiles: rows in tiles of one document each, the last tile of a document with gaps.
         tile_documents: [tiles], the document of each tile; tiles that are not needed have the number of documents.
 
     Raises:
@@ -51,51 +54,58 @@ class PackedDocuments:
         self.tile_documents = torch.searchsorted(
             last_tiles, torch.arange(self.num_tiles, device=cu_seqlens.device), right=True
         )
-        self.tiles = RowLayout(first_tiles[self.document_ids] * TILE + self.positions, self.num_tiles * TILE)
+        self.tiles = SpacedRows(first_tiles[self.document_ids] * TILE + self.positions, self.num_tiles * TILE)
 
-    def spaced(self, gap: int) -> "RowLayout":
-        """The layout with `gap` empty rows between documents."""
+    def to(self, device: Any) -> "PackedDocuments":
+        """Return the documents with their tables on another device."""
+        return PackedDocuments(self.cu_seqlens.to(device), self.num_tokens)
+
+    def spaced(self, gap: int) -> "SpacedRows":
+        """Return rows with `gap` empty ones between documents."""
         tokens = torch.arange(self.num_tokens, device=self.document_ids.device)
-        return RowLayout(tokens + gap * self.document_ids, self.num_tokens + gap * self.num_documents)
+        return SpacedRows(tokens + gap * self.document_ids, self.num_tokens + gap * self.num_documents)
 
     def to_tiles(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
         """Cut into tiles, with `fill` in gaps: [..., T, D] -> [..., tiles, S, D]."""
         return self.tiles.place(tokens, fill).unflatten(-2, (self.num_tiles, TILE))
 
     def add_up(self, tiles: Tensor, dim: int) -> Tensor:
-        """Add what tiles have, along `dim`, by document: tiles -> documents + 1, the last one a remainder."""
+        """Add up the tiles of each document along `dim`: tiles -> documents + 1, the last one a remainder."""
         shape = list(tiles.shape)
         shape[dim] = self.num_documents + 1
         return tiles.new_zeros(shape).index_add(dim, self.tile_documents, tiles)
 
     def maximum(self, tiles: Tensor) -> Tensor:
-        """The largest of each document's tiles: [H, tiles, D] -> [H, documents + 1, D]; no gradient."""
+        """Return the largest of each document's tiles: [H, tiles, D] -> [H, documents + 1, D]; no gradient."""
         lowest = torch.finfo(tiles.dtype).min
         largest = tiles.new_full((tiles.shape[0], self.num_documents + 1, tiles.shape[2]), lowest)
         index = self.tile_documents[:, None].expand_as(tiles)
         return largest.scatter_reduce(1, index, tiles.detach(), "amax")
 
     def first_tokens(self, hidden_states: Tensor) -> Tensor:
-        """The hidden state of each document's first token: [1, T, C] -> [documents, C]; zeros for an empty document."""
+        """Return each document's first hidden state: [1, T, C] -> [documents, C]; zeros for an empty document."""
         first = hidden_states[0].index_select(0, self.starts.clamp(max=self.num_tokens - 1))
         return first.masked_fill(self.lengths[:, None] == 0, 0.0)
 
     def mean(self, hidden_states: Tensor) -> Tensor:
-        """Each document's mean hidden state, in float32: [1, T, C] -> [documents, C]; zeros for an empty document."""
+        """Return each document's mean hidden state: [1, T, C] -> [documents, C]; zeros for an empty document.
+
+        Sums are float32, or float64 for float64 inputs.
+        """
         tokens = hidden_states[0].to(torch.promote_types(hidden_states.dtype, torch.float32))
         total = self.add_up(self.to_tiles(tokens).sum(dim=1), dim=0)[:-1]
         return (total / self.lengths.clamp(min=1)[:, None]).to(hidden_states.dtype)
 
     def logsumexp(self, logits: Tensor) -> Tensor:
-        """log Σ exp over each document's tokens: [T] -> [documents]; very low for an empty document."""
+        """Return log Σ exp over each document's tokens: [T] -> [documents]; very low for an empty document."""
         tiles = self.to_tiles(logits[:, None], torch.finfo(logits.dtype).min)  # [tiles, S, 1]
         largest = self.maximum(tiles.amax(dim=1)[None])[0]  # [documents + 1, 1]
         total = self.add_up((tiles - largest[self.tile_documents, None]).exp().sum(dim=1), dim=0)
         return (total.clamp(min=torch.finfo(total.dtype).tiny).log() + largest)[:-1, 0]
 
 
-class RowLayout:
-    """Tokens laid out in rows with gaps between them.
+class SpacedRows:
+    """The places of tokens in rows with gaps between them.
 
     `rows` [T] is the row of each token, no two alike; `num_rows` is R. Both directions copy whole rows in their
     gradient as well, which is many times as fast as the sums that torch would make of them.
@@ -139,29 +149,10 @@ class _Take(torch.autograd.Function):
         return _Place.apply(gradient, *ctx.saved_tensors, 0.0), None, None
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
-    """Raise ValueError unless `cu_seqlens` cuts `num_tokens` tokens into documents.
-
-    Its values are not read in compiled graphs and on the meta device.
-    """
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            "`cu_seqlens` must be int32 or int64 [documents + 1] with at least one document, got "
-            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}."
-        )
-    if torch.compiler.is_compiling() or cu_seqlens.is_meta:
-        return
-    if cu_seqlens[0] != 0 or cu_seqlens[-1] != num_tokens or (cu_seqlens.diff() < 0).any():
-        raise ValueError(
-            f"`cu_seqlens` must rise from 0 to the number of tokens, {num_tokens}, without falling in between, got "
-            f"{cu_seqlens.tolist() if len(cu_seqlens) < 20 else 'other values'}: it is the running total of lengths."
-        )
-
-
 def pack(
     cu_seqlens: Tensor | PackedDocuments | None, shape: tuple[int, ...], device: torch.device, mask: Tensor | None
 ) -> PackedDocuments | None:
-    """The documents of a batch of `shape` [rows, tokens]; None where nothing is packed.
+    """Return the documents of a batch of `shape` [rows, tokens]; None where nothing is packed.
 
     Raises:
         ValueError: the batch has more than one row, a mask or another device, or see `PackedDocuments`.
@@ -190,7 +181,7 @@ def packed_attention(
     normalization: str = "softmax",
     scale: float | None = None,
 ) -> Tensor:
-    """`factorized_attention` within each document of a packed batch.
+    """Compute `factorized_attention` within each document of a packed batch.
 
     For document i: softmax_Dk(Q_i) · (softmax_Ti(K_i)ᵀ · V_i), or scale · Q_i · (K_iᵀ · V_i) with "scaling", where
     `scale` None means 1 / (its number of tokens). Sums accumulate in float32 (float64 for float64 inputs).

@@ -101,9 +101,11 @@ class SequenceContext:
             for module, name in replaced:
                 del vars(module)[name]
 
-    def finish(self, output: Any, token_outputs: dict[str, int]) -> Any:
-        """What the caller gets of a model output; `token_outputs` names those of its tensors that have one part per
-        rank, with the dimension that is split."""
+    def hand_out(self, output: Any, token_outputs: dict[str, int]) -> Any:
+        """Return a model's output as its caller gets it: whole and equal on every rank, or this rank's part.
+
+        `token_outputs` names the tensors that have one part per rank, with the dimension that is split.
+        """
         assert self.shard is not None
         for name, value in output.items():
             dim = token_outputs.get(name)
@@ -140,15 +142,13 @@ def run_in_context(forward: Callable) -> Callable:
     return run
 
 
-def current_shard() -> "Shard | None":
-    """How the tokens of the model that is running are split; None if they aren't."""
-    return _contexts[0].shard if _contexts else None
-
-
 def split_tokens(
     tokens: Tensor, num_tokens: int, mask: Tensor | None, num_prefix: int = 0, columns: int = 1, packed: bool = False
 ) -> "Shard | None":
-    """Split the tokens of the running model, and check that all ranks have the same `tokens`; None out of context."""
+    """Split the tokens of the running model, and check that all ranks have the same `tokens`.
+
+    Returns None where no `sequence_parallel` is open.
+    """
     context = open_context()
     if context is None:
         return None

@@ -1,9 +1,8 @@
-"""What FA models share above `PreTrainedModel`: loading, checks of configuration and masks, poolings, losses.
+"""The base of all FA models, which adds loading and checks to `PreTrainedModel`, and the poolings and losses of heads.
 
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -11,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, logging
 
+from .fa_layout import Layout
 from .fa_local import LocalConvolution
 from .fa_mixer import FactorizedMixer, FeatureMap
 from .fa_packed import PackedDocuments
 from .fa_sequence_parallel import Shard, open_context, run_in_context, sequence_parallel
 
 logger = logging.get_logger(__name__)
-
-INFERENCE_CHUNK = 2048
-"""Tokens of a sample that what follows the token mixing takes at a time without gradients."""
 
 NOT_RECOVERED = (
     "This model was converted from softmax to factorized attention and not trained since (`recovery` in its config is "
@@ -41,7 +38,7 @@ class FAPreTrainedModel(PreTrainedModel):
     _supports_context_parallel = False
     # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
     CHECKPOINT_NAME_PATTERNS: ClassVar[dict[str, str]] = {}
-    # Of the outputs, those that have a part for each token, with the dimension of these parts.
+    # Outputs that have a part for each token, with the dimension that counts the tokens.
     TOKEN_OUTPUTS: ClassVar[dict[str, int]] = {"last_hidden_state": 1, "hidden_states": 1}
     sequence_parallel = staticmethod(sequence_parallel)
 
@@ -94,7 +91,7 @@ class FAPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
     def wants_hidden_states(self, output_attentions, output_hidden_states):
-        """The caller's `output_hidden_states`, or the configuration's; attention maps are refused."""
+        """Return the caller's `output_hidden_states`, or else the configuration's; ValueError for attention maps."""
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError(
                 "`output_attentions` is not available: factorized attention never forms the N×N attention matrix. "
@@ -103,10 +100,10 @@ class FAPreTrainedModel(PreTrainedModel):
         return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
     def as_requested(self, output, return_dict):
-        """A model output, or its values as a tuple, as the caller or else the configuration wants."""
+        """Return a model output, or its values as a tuple, as the caller or else the configuration wants."""
         context = open_context()
         if context is not None and context.model is self:
-            output = context.finish(output, self.TOKEN_OUTPUTS)
+            output = context.hand_out(output, self.TOKEN_OUTPUTS)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
@@ -119,92 +116,77 @@ def check_attention_implementation(name) -> None:
         )
 
 
-def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_holes: bool = False) -> Tensor | None:
-    """A user's attention mask as bool [B, N], True = real.
-
-    Raises ValueError if it has another shape, is floating-point, or, unless `allow_holes`, has padding inside a
-    document. The last needs the mask's values, so compiled graphs leave it out.
-    """
-    if attention_mask is None:
-        return None
-    if tuple(attention_mask.shape) != tuple(shape):
-        raise ValueError(
-            f"`attention_mask` must be [batch, tokens] = {tuple(shape)}, got {tuple(attention_mask.shape)}; masks that "
-            "differ between queries cannot be expressed by factorized attention."
-        )
-    if attention_mask.is_floating_point():
-        raise ValueError(
-            f"`attention_mask` must be integer or bool with 1 at real tokens, got {attention_mask.dtype}; "
-            "additive masks are not supported."
-        )
-    mask = attention_mask.bool()
-    if not allow_holes and not torch.compiler.is_compiling() and not mask.is_meta:
-        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-        if (starts > 1).any():
-            row = int((starts > 1).nonzero()[0])
-            raise ValueError(
-                f"`attention_mask` row {row} has padding inside the document; real tokens must be contiguous. "
-                "Move the padding to the left or right."
-            )
-    return mask
-
-
-def apply_in_pieces(
-    function: Callable[..., Tensor], chunk_size: int, *tensors: Tensor, training: bool = False
-) -> Tensor:
-    """Apply a function of single tokens to `chunk_size` tokens of each sample at a time: [B, N, C] each -> [B, N, C].
-
-    0 is all at once, but in eager inference `INFERENCE_CHUNK`: allocating wide temporaries for a long text takes a CPU
-    longer than what is computed in them. Not so with `training`: reentrant checkpointing runs once without gradients
-    and once with them, and dropout must fall alike.
-    """
-    if not (chunk_size or training or torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        chunk_size = INFERENCE_CHUNK
-    if not chunk_size or tensors[0].shape[1] <= chunk_size:
-        return function(*tensors)
-    pieces = zip(*(tensor.split(chunk_size, dim=1) for tensor in tensors), strict=True)
-    return torch.cat([function(*piece) for piece in pieces], dim=1)
-
-
-def first_real_token(hidden_states: Tensor, mask: Tensor | None, shard: Shard | None = None) -> Tensor:
-    """The hidden state of each sample's first real token: [B, N, C] -> [B, C]; of a `shard`, that of all ranks."""
-    if shard is not None:
-        batch, device = len(hidden_states), hidden_states.device
-        first = torch.zeros(batch, dtype=torch.long, device=device) if mask is None else mask.int().argmax(dim=1)
-        others = first[:, None] != torch.arange(shard.start, shard.stop, device=device)
-        return shard.sum(hidden_states.masked_fill(others[:, :, None], 0.0).sum(dim=1))
+def first_real_token(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the hidden state of each sample's first real token: [B, N, C], mask bool [B, N] -> [B, C]."""
     if mask is None:
         return hidden_states[:, 0]
     first = mask.int().argmax(dim=1)
     return hidden_states.gather(1, first[:, None, None].expand(-1, 1, hidden_states.shape[2])).squeeze(1)
 
 
-def mean_over_real(hidden_states: Tensor, mask: Tensor | None, shard: Shard | None = None) -> Tensor:
-    """The mean over real tokens, in float32: [B, N, C] -> [B, C]; zeros for a sample without any.
+def mean_over_real(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over real tokens: [B, N, C], mask bool [B, N] -> [B, C]; zeros for a sample without any.
 
-    With `shard` the hidden states are this rank's, `mask` and mean of all ranks, and the shard's prefix is left out.
+    Sums are float32, or float64 for float64 inputs.
     """
-    counted = mask
-    if shard is not None:
-        counted = hidden_states.new_ones(len(hidden_states), shard.num_tokens, dtype=torch.bool)
-        counted[:, : shard.num_prefix] = False
-        counted = counted if mask is None else counted & mask
-        mask = shard.own(counted)
     if mask is None:
         return hidden_states.mean(dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)).to(
             hidden_states.dtype
         )
-    total = hidden_states.masked_fill(~mask[:, :, None], 0.0).sum(
-        dim=1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
-    )
-    total = total if shard is None else shard.sum(total)
-    return (total / counted.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+    return (_sum_over_real(hidden_states, mask) / _count(mask)).to(hidden_states.dtype)
+
+
+def pool_first(hidden_states: Tensor, layout: Layout) -> Tensor:
+    """Return the first real token's hidden state of each document, CLS of each image: [B, N, C] -> [B, C].
+
+    Of a packed batch that is [documents, C], zeros for an empty document; of tokens that processes share, it is the
+    same on all of them.
+    """
+    shard, mask = layout.shard, layout.whole_mask if layout.grid is None else None
+    if layout.documents is not None:
+        return layout.documents.first_tokens(hidden_states)
+    if shard is None:
+        return first_real_token(hidden_states, mask)
+    batch, device = len(hidden_states), hidden_states.device
+    first = torch.zeros(batch, dtype=torch.long, device=device) if mask is None else mask.int().argmax(dim=1)
+    others = first[:, None] != torch.arange(shard.start, shard.stop, device=device)
+    return shard.sum(hidden_states.masked_fill(others[:, :, None], 0.0).sum(dim=1))
+
+
+def pool_mean(hidden_states: Tensor, layout: Layout) -> Tensor:
+    """Return the mean over the real tokens of each document, over the real patches of each image: [B, N, C] -> [B, C].
+
+    Of a packed batch that is [documents, C], zeros for an empty document; of tokens that processes share, it is the
+    same on all of them.
+    """
+    shard, mask = layout.shard, layout.whole_mask
+    if layout.documents is not None:
+        return layout.documents.mean(hidden_states)
+    if shard is None:
+        first = layout.num_prefix(hidden_states.shape[1])
+        return mean_over_real(hidden_states[:, first:], None if mask is None else mask[:, first:])
+    counted = hidden_states.new_ones(len(hidden_states), shard.num_tokens, dtype=torch.bool)
+    counted[:, : shard.num_prefix] = False
+    counted = counted if mask is None else counted & mask
+    total = shard.sum(_sum_over_real(hidden_states, shard.own(counted)))
+    return (total / _count(counted)).to(hidden_states.dtype)
+
+
+def _sum_over_real(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """Sum real tokens up, in float32 or float64: [B, N, C] -> [B, C]."""
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    return hidden_states.masked_fill(~mask[:, :, None], 0.0).sum(dim=1, dtype=dtype)
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Count each sample's real tokens, at least one: [B, N] -> [B, 1]."""
+    return mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def token_loss(logits: Tensor, labels: Tensor, shard: Shard | None) -> Tensor:
-    """The mean cross-entropy over the tokens whose label isn't -100: logits [B, N, L], labels int [B, N].
+    """Return the mean cross-entropy over the tokens whose label isn't -100: logits [B, N, L], labels int [B, N].
 
-    With `shard` the logits are this rank's, labels and mean those of all ranks.
+    With `shard` the logits are of this process's tokens, the labels and the mean of all processes' tokens.
     """
     if shard is None:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -213,7 +195,7 @@ def token_loss(logits: Tensor, labels: Tensor, shard: Shard | None) -> Tensor:
 
 
 def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a classifier over logits [B, L], as `config.problem_type` says.
+    """Return the loss of a classifier over logits [B, L], as `config.problem_type` says.
 
     Without a problem type it is inferred from the labels and remembered, as in stock models: one label is regression,
     integer labels are single-label, floating-point labels multi-label classification.
@@ -238,10 +220,10 @@ def classification_loss(config, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def span_loss(logits: Tensor, positions: Tensor, documents: PackedDocuments | None) -> Tensor:
-    """Cross-entropy of one position of each document among all of that document's, of logits [B, N]; the mean.
+    """Return the mean over documents of the cross-entropy of one position among all of the document, of logits [B, N].
 
-    `positions`: int [B], or [documents] of a packed batch, there counted from the document's start; those outside are
-    left out.
+    `positions`: int [B], or [documents] of a packed batch, there counted from the document's start. Documents whose
+    position lies outside are left out.
     """
     positions = positions.view(-1)
     if documents is None:
@@ -254,7 +236,7 @@ def span_loss(logits: Tensor, positions: Tensor, documents: PackedDocuments | No
 
 
 def count_choices(num_documents: int, num_choices: int | None, labels: Tensor | None) -> int:
-    """Choices per example of a packed multiple-choice batch: `num_choices`, or as many as the number of labels says.
+    """Return the choices per example of a packed multiple-choice batch: `num_choices`, or what the labels tell.
 
     Raises ValueError if neither says it, or examples × choices is not the number of documents.
     """

@@ -1,22 +1,20 @@
 """FABert: BERT whose self-attention is factorized, so that time and memory grow linearly with the document.
 
 Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243.
-Parameter names are those of stock BERT checkpoints, so such checkpoints load as they are. A layer's token mixing stands
-in `fa_mixer.py`, the operator in `fa_attention.py`.
+Parameter names are those of stock BERT checkpoints, so such checkpoints load as they are. The parts of the encoder
+stand in `fa_bert_layers.py`, a layer's token mixing in `fa_mixer.py`, the operator in `fa_attention.py`.
 
 Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask. Or there is
 none: with `cu_seqlens` a batch is one row of documents, one after the other (see `fa_packed.py`).
 
-Shape letters: B batch, N tokens, C hidden width, H heads, L labels.
+Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GradientCheckpointingLayer
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
-    BaseModelOutput,
     BaseModelOutputWithPooling,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -25,148 +23,36 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-# `noqa` marks what is not used here: from a local folder, transformers 5.3 copies only the files that this one itself
-# imports.
-from .configuration_fa import FactorizedConfig  # noqa: F401
 from .configuration_fa_bert import FABertConfig
-from .fa_attention import factorized_attention  # noqa: F401
-from .fa_attention_blocked import blocked_attention  # noqa: F401
-from .fa_attention_triton import triton_attention  # noqa: F401
-from .fa_checkpoint_names import translate_config  # noqa: F401
-from .fa_chunked import check_chunk_size, embed_text_in_chunks, run_layer_in_chunks
-from .fa_context import apply_context  # noqa: F401
-from .fa_embeddings import FABertEmbeddings
-from .fa_local import window_attention  # noqa: F401
-from .fa_mixer import build_mixer
-from .fa_packed import PackedDocuments, pack
-from .fa_sequence_parallel import Shard, current_shard, split_tokens
+from .fa_bert_layers import FABertEmbeddings, FABertLayer
+from .fa_chunked import embed_text_in_chunks
+from .fa_layers import FAEncoder
+from .fa_layout import Layout, lay_out_text
+from .fa_packed import PackedDocuments
 from .modeling_fa import (
     FAPreTrainedModel,
-    apply_in_pieces,
-    check_mask,
     classification_loss,
     count_choices,
-    first_real_token,
-    mean_over_real,
+    pool_first,
+    pool_mean,
     span_loss,
     token_loss,
 )
 
-
-class FABertSelfAttention(nn.Module):
-    """Project to Q, K, V and mix tokens per head: [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config, layer_index: int):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.mixer = build_mixer(config, layer_index, spatial_rank=1)
-
-    def project(self, projection: nn.Module, hidden_states: Tensor) -> Tensor:
-        """Apply one of the three projections and cut it into heads: [B, N, C] -> [B, H, N, C / H]."""
-        return projection(hidden_states).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | None,
-        documents: PackedDocuments | None = None,
-        shard: Shard | None = None,
-    ) -> Tensor:
-        query, key, value = (self.project(part, hidden_states) for part in (self.query, self.key, self.value))
-        return self.mixer(query, key, value, mask, documents=documents, shard=shard).transpose(1, 2).flatten(2)
-
-
-class FABertOutput(nn.Module):
-    """Project a sub-layer's result and add the residual, post-norm: [B, N, *], [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config, input_size: int):
-        super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
-
-
-class FABertIntermediate(nn.Module):
-    """The first half of the feed-forward part: [B, N, C] -> [B, N, intermediate_size]."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
-
-
-class FABertLayer(GradientCheckpointingLayer):
-    """One encoder layer: [B, N, C] -> [B, N, C]."""
-
-    def __init__(self, config, layer_index: int):
-        super().__init__()
-        self.chunk_size_feed_forward = config.chunk_size_feed_forward
-        self.attention = nn.ModuleDict(
-            {"self": FABertSelfAttention(config, layer_index), "output": FABertOutput(config, config.hidden_size)}
-        )
-        self.intermediate = FABertIntermediate(config)
-        self.output = FABertOutput(config, config.intermediate_size)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | None,
-        documents: PackedDocuments | None = None,
-        chunk_size: int | None = None,
-        shard: Shard | None = None,
-    ) -> Tensor:
-        """With `chunk_size`, overwrites `hidden_states`."""
-        if chunk_size is not None:
-            return run_layer_in_chunks(
-                hidden_states, mask, chunk_size, self.attention["self"], nn.Identity(), self.finish, shard=shard
-            )
-        return self.finish(self.attention["self"](hidden_states, mask, documents, shard), hidden_states)
-
-    def finish(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
-        """What follows the token mixing, each token on its own: mixed and the layer's input, [B, N, C] -> [B, N, C]."""
-        chunk_size = self.chunk_size_feed_forward
-        return apply_in_pieces(self.finish_piece, chunk_size, mixed, hidden_states, training=self.training)
-
-    def finish_piece(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
-        attended = self.attention["output"](mixed, hidden_states)
-        return self.output(self.intermediate(attended), attended)
-
-
-class FABertEncoder(nn.Module):
-    """The stack of layers: [B, N, C] -> [B, N, C], with every layer's input on request."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.layer = nn.ModuleList(FABertLayer(config, index) for index in range(config.num_hidden_layers))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor | None,
-        output_hidden_states: bool,
-        documents: PackedDocuments | None = None,
-        chunk_size: int | None = None,
-        shard: Shard | None = None,
-    ) -> BaseModelOutput:
-        collected = [hidden_states]
-        for layer in self.layer:
-            if chunk_size is not None and output_hidden_states:
-                hidden_states = hidden_states.clone()  # the layer overwrites what it gets
-            hidden_states = layer(hidden_states, mask, documents=documents, chunk_size=chunk_size, shard=shard)
-            if output_hidden_states:
-                collected.append(hidden_states)
-        return BaseModelOutput(
-            last_hidden_state=hidden_states, hidden_states=tuple(collected) if output_hidden_states else None
-        )
+# isort: split
+# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
+# the list whole; it can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
+from .configuration_fa import FactorizedConfig  # noqa: F401
+from .fa_attention import factorized_attention  # noqa: F401
+from .fa_attention_blocked import blocked_attention  # noqa: F401
+from .fa_attention_triton import triton_attention  # noqa: F401
+from .fa_checkpoint_names import translate_config  # noqa: F401
+from .fa_context import apply_context  # noqa: F401
+from .fa_local import window_attention  # noqa: F401
+from .fa_mixer import build_mixer  # noqa: F401
+from .fa_sequence_parallel import Shard  # noqa: F401
+from .fa_triton_kernels import triton  # noqa: F401
+from .fa_validation import check_mask  # noqa: F401
 
 
 class FABertPooler(nn.Module):
@@ -176,12 +62,8 @@ class FABertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, documents: PackedDocuments | None = None) -> Tensor:
-        if documents is not None:
-            first = documents.first_tokens(hidden_states)
-        else:
-            first = first_real_token(hidden_states, mask, current_shard())
-        return torch.tanh(self.dense(first))
+    def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
+        return torch.tanh(self.dense(pool_first(hidden_states, layout)))
 
 
 class FABertPreTrainedModel(FAPreTrainedModel):
@@ -205,7 +87,7 @@ class FABertModel(FABertPreTrainedModel):
     def __init__(self, config: FABertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = FABertEmbeddings(config)
-        self.encoder = FABertEncoder(config)
+        self.encoder = FAEncoder(config, FABertLayer)
         self.pooler = FABertPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -227,6 +109,7 @@ class FABertModel(FABertPreTrainedModel):
         return_dict: bool | None = None,
         cu_seqlens: Tensor | PackedDocuments | None = None,
         chunk_size: int | None = None,
+        layout: Layout | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Tensor, ...]:
         """Encode documents.
 
@@ -239,48 +122,53 @@ class FABertModel(FABertPreTrainedModel):
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
             cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, there
-                is no mask, positions restart in every document, and the pooled vectors are [documents, C], those of an
-                empty document being what zeros pool to. Layers in `softmax_layers` don't compile with it.
+                is no mask, and positions restart in every document. Pooled vectors are [documents, C]; for an empty
+                document the pooling reads zeros. Layers in `softmax_layers` don't compile with it.
             chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
                 memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
                 activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
                 only. None: all at once.
+            layout: what `lay_out_text` made of `attention_mask`, `cu_seqlens` and `chunk_size`, which are then not
+                looked at. For heads, which read it as well; None: it is made here.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
                 hole, a document is longer than the table of "absolute" positions, `cu_seqlens` doesn't fit, or
                 `chunk_size` is below 1 or comes with gradients or `cu_seqlens`.
         """
-        check_chunk_size(chunk_size, cu_seqlens)
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        assert tokens is not None
-        mask = check_mask(attention_mask, tokens.shape[:2])
-        documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
-        shard = split_tokens(tokens, tokens.shape[1], mask, packed=documents is not None)
-        inputs: tuple[Tensor | None, ...] = (input_ids, inputs_embeds, token_type_ids, position_ids, mask)
-        if shard is not None:
-            inputs = self.embeddings.split(shard, *inputs)
-        if chunk_size is None:
-            embeddings = self.embeddings(*inputs, documents)
+        if layout is None:
+            layout = lay_out_text(given_tokens(input_ids, inputs_embeds), attention_mask, cu_seqlens, chunk_size)
+        inputs: tuple[Tensor | None, ...] = (input_ids, inputs_embeds, token_type_ids, position_ids)
+        if layout.shard is not None:
+            inputs = self.embeddings.split(layout.shard, *inputs)
+        if layout.chunk_size is None:
+            embeddings = self.embeddings(*inputs, layout)
         else:
-            embeddings = embed_text_in_chunks(self.embeddings, chunk_size, *inputs)
-        encoded = self.encoder(embeddings, inputs[-1], output_hidden_states, documents, chunk_size, shard)
+            embeddings = embed_text_in_chunks(self.embeddings, layout, *inputs)
+        encoded = self.encoder(embeddings, layout, output_hidden_states)
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, mask, documents),
+            pooler_output=None if self.pooler is None else self.pooler(encoded.last_hidden_state, layout),
             hidden_states=encoded.hidden_states,
         )
         return self.as_requested(output, return_dict)
 
 
-class FABertHead(FABertPreTrainedModel):
-    """What the heads have in common: `bert`, a dropout and a pooling.
+def given_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return the one of both that is given: ids int [B, N] or embeddings [B, N, C]; ValueError for none or two."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
+    tokens = input_ids if inputs_embeds is None else inputs_embeds
+    assert tokens is not None
+    return tokens
 
-    Their inputs are those of `FABertModel.forward`, `options` its keyword arguments that are not named. Of a packed
-    batch the documents are the samples: for what a head says of whole documents, B is their number.
+
+class FABertHead(FABertPreTrainedModel):
+    """Base of the heads: `bert`, a dropout and a pooling.
+
+    Their inputs are those of `FABertModel.forward`; `options` are its keyword arguments that are not named. In a packed
+    batch the documents are the samples: where a head answers for whole documents, B is their number.
     """
 
     def __init__(self, config: FABertConfig, add_pooling_layer: bool = False):
@@ -295,24 +183,29 @@ class FABertHead(FABertPreTrainedModel):
     def set_input_embeddings(self, value):
         self.bert.set_input_embeddings(value)
 
-    def pool(self, encoded: BaseModelOutputWithPooling, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-        """One vector per document, as `classifier_pooling` says: [B, C]."""
-        if self.config.classifier_pooling == "cls":
-            return encoded.pooler_output
-        documents = self.documents(encoded, cu_seqlens)
-        if documents is not None:
-            return documents.mean(encoded.last_hidden_state)
-        return mean_over_real(encoded.last_hidden_state, None if mask is None else mask.bool(), current_shard())
+    def encode(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        cu_seqlens: Tensor | PackedDocuments | None = None,
+        chunk_size: int | None = None,
+        **options,
+    ) -> tuple[BaseModelOutputWithPooling, Layout]:
+        """Lay the tokens out and run `bert`; return its output and the layout, which the head reads as well."""
+        layout = lay_out_text(given_tokens(input_ids, inputs_embeds), attention_mask, cu_seqlens, chunk_size)
+        inputs = (input_ids, None, token_type_ids, position_ids, inputs_embeds)
+        return self.bert(*inputs, return_dict=True, layout=layout, **options), layout
 
-    def drop(self, pooled: Tensor) -> Tensor:
-        """Apply dropout, the same on all ranks that share the documents."""
-        shard = current_shard()
-        return self.dropout(pooled) if shard is None else shard.from_first_rank(self.dropout(pooled))
-
-    def documents(self, encoded: BaseModelOutputWithPooling, cu_seqlens: Tensor | None) -> PackedDocuments | None:
-        """The documents of a batch that `bert` has encoded; None where it was not packed."""
-        tokens = encoded.last_hidden_state
-        return pack(cu_seqlens, tokens.shape[:2], tokens.device, None)
+    def pool(self, encoded: BaseModelOutputWithPooling, layout: Layout) -> Tensor:
+        """Return one vector per document, as `classifier_pooling` says, after dropout: [B, C]."""
+        is_mean = self.config.classifier_pooling == "mean"
+        pooled = pool_mean(encoded.last_hidden_state, layout) if is_mean else encoded.pooler_output
+        # Dropout falls alike on all processes that share the documents.
+        dropped = self.dropout(pooled)
+        return dropped if layout.shard is None else layout.shard.from_first_rank(dropped)
 
 
 class FABertMaskedLMPrediction(nn.Module):
@@ -373,11 +266,10 @@ class FABertForMaskedLM(FABertHead):
         return_dict: bool | None = None,
         **options,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        encoded = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded, layout = self.encode(*inputs, **options)
         logits = self.cls["predictions"](encoded.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels, current_shard())
+        loss = None if labels is None else token_loss(logits, labels, layout.shard)
         return self.as_requested(
             MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict
         )
@@ -404,12 +296,11 @@ class FABertForSequenceClassification(FABertHead):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-        cu_seqlens: Tensor | None = None,
         **options,
     ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
-        logits = self.classifier(self.drop(self.pool(encoded, attention_mask, cu_seqlens)))
+        encoded, layout = self.encode(*inputs, **options)
+        logits = self.classifier(self.pool(encoded, layout))
         loss = None if labels is None else classification_loss(self.config, logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)
@@ -436,11 +327,10 @@ class FABertForTokenClassification(FABertHead):
         return_dict: bool | None = None,
         **options,
     ) -> TokenClassifierOutput | tuple[Tensor, ...]:
-        encoded = self.bert(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
-        )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded, layout = self.encode(*inputs, **options)
         logits = self.classifier(self.dropout(encoded.last_hidden_state))
-        loss = None if labels is None else token_loss(logits, labels, current_shard())
+        loss = None if labels is None else token_loss(logits, labels, layout.shard)
         output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return self.as_requested(output, return_dict)
 
@@ -471,24 +361,21 @@ class FABertForQuestionAnswering(FABertHead):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         return_dict: bool | None = None,
-        cu_seqlens: Tensor | None = None,
         **options,
     ) -> QuestionAnsweringModelOutput | tuple[Tensor, ...]:
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
-        shard = current_shard()
+        encoded, layout = self.encode(*inputs, **options)
+        shard = layout.shard
         start_logits, end_logits = self.qa_outputs(encoded.last_hidden_state).unbind(dim=2)
-        if attention_mask is not None:
+        if layout.mask is not None:
             # Padding must not share in the softmax over positions, or the loss would depend on its amount.
-            padding, lowest = ~attention_mask.bool(), torch.finfo(start_logits.dtype).min
-            padding = padding if shard is None else shard.own(padding)
+            padding, lowest = ~layout.mask, torch.finfo(start_logits.dtype).min
             start_logits = start_logits.masked_fill(padding, lowest)
             end_logits = end_logits.masked_fill(padding, lowest)
         loss = None
         if start_positions is not None and end_positions is not None:
-            documents = self.documents(encoded, cu_seqlens)
             start_loss, end_loss = (
-                span_loss(logits if shard is None else shard.gather(logits, dim=1), positions, documents)
+                span_loss(logits if shard is None else shard.gather(logits, dim=1), positions, layout.documents)
                 for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
             )
             loss = (start_loss + end_loss) / 2
@@ -523,20 +410,15 @@ class FABertForMultipleChoice(FABertHead):
         num_choices: int | None = None,
         **options,
     ) -> MultipleChoiceModelOutput | tuple[Tensor, ...]:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        inputs: tuple[Tensor | None, ...] = (
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-        )
         if cu_seqlens is None:
-            num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            inputs = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
-        encoded = self.bert(*inputs, return_dict=True, cu_seqlens=cu_seqlens, **options)
-        scores = self.classifier(self.drop(self.pool(encoded, inputs[1], cu_seqlens)))
+            num_choices = given_tokens(input_ids, inputs_embeds).shape[1]
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = (
+                None if tensor is None else tensor.flatten(0, 1)
+                for tensor in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded, layout = self.encode(*inputs, cu_seqlens=cu_seqlens, **options)
+        scores = self.classifier(self.pool(encoded, layout))
         if cu_seqlens is not None:
             num_choices = count_choices(len(scores), num_choices, labels)
         logits = scores.view(-1, num_choices)

@@ -9,11 +9,12 @@ gradient may err by twice what plain PyTorch errs in the same dtype plus one rou
 loss: it is relative to the sizes of what is added up, which cancel where a gradient is small.
 """
 
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from oracles import attention, error_budget
 from torch import Tensor
 
 from fa_transformers import factorized_attention
-from fa_transformers.models import fa_attention_triton
-from fa_transformers.models.fa_attention_triton import supports, triton_attention
+from fa_transformers.models import fa_attention_triton, fa_triton_kernels
+from fa_transformers.models.fa_attention_triton import triton_attention, why_unsupported
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -37,7 +38,7 @@ DTYPES = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytes
 # Relative to |x||y|. In bfloat16 (8 bits) the low part of a split operand is rounded by 2^-18, and the product of two
 # low parts, up to 2^-18, is left out: 3 · 2^-18 for a product of two split operands, and two products come in a row.
 OPERAND_LOSS = {torch.float32: 4 * 2.0**-25, torch.bfloat16: 4 * 2.0**-17, torch.float16: 4 * 2.0**-23}
-KERNEL_FILE = Path(fa_attention_triton.__file__)
+SHIPPED_FOLDER = Path(fa_attention_triton.__file__).parent
 
 
 def make_inputs(batch=2, heads=1, num_queries=65, num_keys=65, key_width=16, value_width=24, dtype=torch.float32):
@@ -281,10 +282,12 @@ def test_autocast_leaves_the_kernels_alone(device):
 
 
 @on_each_device
-def test_two_copies_of_the_file_work_in_one_process(device):
-    spec = importlib.util.spec_from_file_location("hub_copy.v-1.fa_attention_triton", KERNEL_FILE)
-    copy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(copy)
+def test_two_copies_of_the_files_work_in_one_process(device, monkeypatch):
+    for package in ("hub_copy", "hub_copy.v-1"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+        sys.modules[package].__path__ = [str(SHIPPED_FOLDER)]
+    copy = importlib.import_module("hub_copy.v-1.fa_attention_triton")
+    assert copy.merge_kernel is not fa_attention_triton.merge_kernel
     inputs = [tensor.to(device) for tensor in make_inputs()]
     for result, expected in zip(run(copy.triton_attention, *inputs), run(triton_attention, *inputs), strict=True):
         assert torch.equal(result, expected)
@@ -304,21 +307,21 @@ def test_two_copies_of_the_file_work_in_one_process(device):
 )
 def test_what_the_kernels_cannot_do_is_named(changes, reason):
     query, key, value, _ = make_inputs(**changes)
-    assert reason in supports(query, key, value)
+    assert reason in why_unsupported(query, key, value)
     with pytest.raises(RuntimeError, match=reason):
         triton_attention(query, key, value)
 
 
 def test_other_normalizations_devices_and_a_mask_of_packed_rows_are_refused():
     query, key, value, _ = make_inputs(1)
-    assert "softmax" in supports(query, key, value, normalization="scaling")
+    assert "softmax" in why_unsupported(query, key, value, normalization="scaling")
     mask, ends = torch.ones(1, 65, dtype=torch.bool), torch.tensor([0, 65])
-    assert "not both" in supports(query, key, value, mask, ends)
+    assert "not both" in why_unsupported(query, key, value, mask, ends)
     if IS_INTERPRETED:
-        assert supports(query, key, value) is None
-        assert "CPU tensors only" in supports(*(tensor.to("meta") for tensor in (query, key, value)))
+        assert why_unsupported(query, key, value) is None
+        assert "CPU tensors only" in why_unsupported(*(tensor.to("meta") for tensor in (query, key, value)))
     else:
-        assert "NVIDIA GPUs" in supports(query, key, value)
+        assert "NVIDIA GPUs" in why_unsupported(query, key, value)
 
 
 # What the compiler says
@@ -331,7 +334,7 @@ SHARED_BYTES_OF_H100 = 227 * 1024
 
 def compile_kernel(name: str, dtype: torch.dtype, widths: tuple[int, int], is_packed: bool):
     """Compile one kernel for sm_90 as its launcher would, without a GPU."""
-    kernel = getattr(fa_attention_triton, name)
+    kernel = getattr(fa_triton_kernels, name)
     query, value = (torch.empty(1, 1, 1, width, dtype=dtype) for width in widths)
     options = fa_attention_triton._launch_options(query, value, is_backward="bwd" in name)
     # Triton makes a constant of None and of an integer that is one: no mask or no packing, one packed document.
@@ -353,7 +356,7 @@ def compile_kernel(name: str, dtype: torch.dtype, widths: tuple[int, int], is_pa
     )
     launch = {"num_warps": options["num_warps"], "num_stages": options["num_stages"]}
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options={} if name == "_merge_kernel" else launch)
+    return triton.compile(source, target=target, options={} if name == "merge_kernel" else launch)
 
 
 @pytest.mark.slow
@@ -370,12 +373,12 @@ def compile_kernel(name: str, dtype: torch.dtype, widths: tuple[int, int], is_pa
         (torch.float32, (256, 256)),
     ],
 )
-@pytest.mark.parametrize("name", ["_context_fwd", "_merge", "_output_fwd", "_query_bwd", "_key_bwd"])
+@pytest.mark.parametrize("name", ["context_fwd", "merge", "output_fwd", "query_bwd", "key_bwd"])
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(name, dtype, widths, is_packed):
     compiled = compile_kernel(f"{name}_kernel", dtype, widths, is_packed)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_BYTES_OF_H100
-    if widths == (64, 64) and dtype == torch.bfloat16 and name != "_merge":
+    if widths == (64, 64) and dtype == torch.bfloat16 and name != "merge":
         # What the speed rests on: tensor cores fed from shared memory, and rows loaded ahead.
         assert "warp_group_dot" in compiled.asm["ttgir"]
         assert "async_copy_global_to_local" in compiled.asm["ttgir"]

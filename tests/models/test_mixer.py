@@ -13,6 +13,7 @@ from tiny_models import EXACT, randomize, tiny_config
 from torch import Tensor, nn
 
 from fa_transformers.models import FABertConfig, FAViTConfig, factorized_attention
+from fa_transformers.models.fa_layout import Layout
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
 from fa_transformers.models.fa_mixer import (
     FEATURE_NOISE,
@@ -145,7 +146,7 @@ def test_mixer_is_the_documented_sum_of_its_terms(normalization, grid, prefix, i
     size = prefix + math.prod(grid)
     query, key, value = tensors(2, 2, size, 16)
     mask = some_mask(2, size) if is_masked else None
-    actual = mixer(query, key, value, mask, grid if len(grid) == 2 else None)
+    actual = mixer(query, key, value, Layout(mask, grid if len(grid) == 2 else None))
     expected = attention(query, key, value, mask, normalization=normalization)
     on_grid = [tensor[:, :, prefix:].unflatten(2, grid) for tensor in (query, key, value)]
     grid_mask = None if mask is None else mask[:, prefix:].unflatten(1, grid)
@@ -166,18 +167,18 @@ def test_padding_does_not_reach_the_convolution_or_the_window():
     expected = mixer(query[:, :, :8], key[:, :, :8], value[:, :, :8])
     for filler in (0.0, 1e3):
         filled = [tensor.masked_fill(~mask[:, None, :, None], filler) for tensor in (query, key, value)]
-        torch.testing.assert_close(mixer(*filled, mask)[:, :, :8], expected, **EXACT)
+        torch.testing.assert_close(mixer(*filled, Layout(mask))[:, :, :8], expected, **EXACT)
 
 
 def test_prefix_tokens_take_part_in_the_factorized_term_only():
     mixer = mixer_of(FAViTConfig, local_kernel_size=3, local_window=1)
     query, key, value = tensors(1, 2, 3 + 4 * 5, 16)
-    output = mixer(query, key, value, None, (4, 5))
+    output = mixer(query, key, value, Layout(grid=(4, 5)))
     torch.testing.assert_close(output[:, :, :3], factorized_attention(query, key, value)[:, :, :3], **EXACT)
     silent = [tensor.detach().clone() for tensor in (query, key, value)]
     for tensor in silent:
         tensor[:, :, :3] = 7.0
-    changed = mixer(*silent, None, (4, 5)) - output
+    changed = mixer(*silent, Layout(grid=(4, 5))) - output
     gate = mixer.window_gate.sigmoid()[:, None, None]
     factorized = factorized_attention(*silent) - factorized_attention(query, key, value)
     torch.testing.assert_close(changed[:, :, 3:], ((1 - gate) * factorized)[:, :, 3:], **EXACT)
@@ -189,7 +190,8 @@ def test_neighbours_of_an_image_lie_on_the_grid_and_not_along_the_scan_line():
     changed = value.clone()
     changed[:, :, 4] += 1.0  # row 1, column 0
     factorized = factorized_attention(query, key, changed) - factorized_attention(query, key, value)
-    local = mixer(query, key, changed, None, (4, 4)) - mixer(query, key, value, None, (4, 4)) - factorized
+    layout = Layout(grid=(4, 4))
+    local = mixer(query, key, changed, layout) - mixer(query, key, value, layout) - factorized
     touched = local.abs().amax(dim=(0, 1, 3)).view(4, 4) > 1e-6
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[:3, :2] = True
@@ -285,7 +287,7 @@ def test_softmax_mixer_is_ordinary_attention_over_real_positions(implementation)
     assert isinstance(mixer, SoftmaxMixer) and isinstance(build_mixer(config, 1, spatial_rank=1), FactorizedMixer)
     query, key, value = tensors(2, 2, 11, 16)
     mask = some_mask(2, 11)
-    actual = mixer.eval()(query, key, value, mask)
+    actual = mixer.eval()(query, key, value, Layout(mask))
     for sample in range(2):
         keys, values = key[sample][:, mask[sample]], value[sample][:, mask[sample]]
         expected = (query[sample] @ keys.transpose(1, 2) / 4.0).softmax(dim=2) @ values
@@ -306,7 +308,7 @@ def test_gradients_of_the_whole_mixer_equal_finite_differences(length, normaliza
     mask = torch.arange(length)[None] < max(1, length - 3)
     direction = torch.randn(1, 2, length, 16, dtype=torch.float64) * mask[:, None, :, None]
     parameters = [*inputs, *mixer.parameters()]
-    gradients = torch.autograd.grad((mixer(*inputs, mask) * direction).sum(), parameters)
+    gradients = torch.autograd.grad((mixer(*inputs, Layout(mask)) * direction).sum(), parameters)
     # A central difference along one random direction of all inputs and parameters: its error is step² times the third
     # derivative, of order one to ten, plus rounding over the step.
     step, moves = 1e-5, [torch.randn_like(parameter) for parameter in parameters]
@@ -315,7 +317,7 @@ def test_gradients_of_the_whole_mixer_equal_finite_differences(length, normaliza
     def value_after(distance: float) -> Tensor:
         for parameter, move in zip(parameters, moves, strict=True):
             parameter.add_(move, alpha=distance)
-        return (mixer(*inputs, mask) * direction).sum()
+        return (mixer(*inputs, Layout(mask)) * direction).sum()
 
     with torch.no_grad():
         difference = (value_after(step) - value_after(-2 * step)) / (2 * step)

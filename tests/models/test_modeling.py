@@ -28,7 +28,7 @@ from tiny_models import (
     tiny_config,
 )
 
-from fa_transformers.models import ARCHITECTURES, modeling_fa
+from fa_transformers.models import ARCHITECTURES, fa_layers
 
 every_row = pytest.mark.parametrize(("config_class", "auto_class", "model_class", "options"), ROWS, ids=ROW_IDS)
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
@@ -310,7 +310,7 @@ def test_chunked_feed_forward_gives_the_same_answer(config_class):
 @every_config
 def test_dropout_falls_alike_with_and_without_gradients(config_class, monkeypatch):
     # A layer under reentrant checkpointing runs once without them and once with them, from the same random state.
-    monkeypatch.setattr(modeling_fa, "INFERENCE_CHUNK", 3)
+    monkeypatch.setattr(fa_layers, "INFERENCE_PIECE", 3)
     base_class = ARCHITECTURES[config_class]["AutoModel"]
     model = build(config_class, base_class, hidden_dropout_prob=0.5).train()
     outputs = []

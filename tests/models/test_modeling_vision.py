@@ -87,8 +87,9 @@ def test_positions_equal_the_stock_ones_at_every_size(stock, height, width):
         pixels = torch.zeros(1, 3, height, width)
         interpolate = {"interpolate_pos_encoding": True} if stock == "vit" else {}
         expected = reference.embeddings(pixels, **interpolate)
-        actual, grid = model.embeddings(pixels, None, None)
-    assert grid == (height // 8, width // 8)
+        layout = model.lay_out(pixels)
+        actual = model.embeddings(pixels, None, None, layout)
+    assert layout.grid == (height // 8, width // 8)
     assert torch.equal(actual, expected)
 
 
@@ -166,7 +167,8 @@ def test_image_of_padding_alone_is_finite():
 
 def test_registers_stand_between_cls_and_patches_and_carry_no_position():
     model = build(FAViTConfig, FAViTModel, num_register_tokens=3)
-    embedded, _ = model.embeddings(image_inputs(32, 32)["pixel_values"], None, None)
+    pixels = image_inputs(32, 32)["pixel_values"]
+    embedded = model.embeddings(pixels, None, None, model.lay_out(pixels))
     assert embedded.shape[1] == 1 + 3 + 16
     assert torch.equal(embedded[:, 1:4], model.embeddings.register_tokens.expand(2, -1, -1))
 

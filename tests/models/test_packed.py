@@ -11,6 +11,7 @@ from torch import Tensor
 import fa_transformers
 from fa_transformers import factorized_attention
 from fa_transformers.models import FABertConfig
+from fa_transformers.models.fa_layout import Layout
 from fa_transformers.models.fa_mixer import FactorizedMixer, SoftmaxMixer
 from fa_transformers.models.fa_packed import TILE, PackedDocuments
 
@@ -153,7 +154,7 @@ def test_no_term_of_a_mixer_crosses_a_documents_end(normalization, is_softmax, l
     mixer = SoftmaxMixer(config) if is_softmax else randomize(FactorizedMixer(config, spatial_rank=1).double())
     inputs = [tensor.requires_grad_() for tensor in make_inputs(sum(lengths), widths=(16, 16, 16))]
     everything = [*inputs, *mixer.parameters()]
-    packed = mixer(*inputs, documents=PackedDocuments(running_total(lengths), sum(lengths)))
+    packed = mixer(*inputs, Layout(documents=PackedDocuments(running_total(lengths), sum(lengths))))
     alone = torch.cat([mixer(*(tensor[:, :, span] for tensor in inputs)) for span in spans(lengths)], dim=2)
     torch.testing.assert_close(packed, alone, **EXACT)
     for actual, expected in zip(gradients(packed, everything), gradients(alone, everything), strict=True):

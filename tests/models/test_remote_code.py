@@ -160,6 +160,35 @@ def test_the_auto_map_names_every_head_where_it_is(config_class):
     assert config_class().auto_map == expected
 
 
+ENTRY_FILES = sorted({ref.split(".")[0] for config_class in ARCHITECTURES for ref in config_class.AUTO_MAP.values()})
+
+
+def files_needed_by(name: str) -> set[str]:
+    """Names of the shipped files that a file imports, itself or through others."""
+    todo, seen = get_relative_imports(SHIPPED_FOLDER / f"{name}.py"), set()
+    while todo:
+        needed = todo.pop()
+        if needed not in seen:
+            seen.add(needed)
+            todo += get_relative_imports(SHIPPED_FOLDER / f"{needed}.py")
+    return seen
+
+
+@pytest.mark.parametrize("name", ENTRY_FILES)
+def test_an_entry_file_imports_every_file_that_it_needs_itself(name):
+    """transformers 5.3 copies no others from a local folder."""
+    tree = ast.parse((SHIPPED_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.level}
+    missing = sorted(files_needed_by(name) - imported)
+    proposal = [f"from .{file} import {_first_name(file)}  # noqa: F401" for file in missing]
+    assert not missing, "\n".join([f"{name}.py lacks:", *proposal])
+
+
+def _first_name(name: str) -> str:
+    tree = ast.parse((SHIPPED_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    return next((node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))), "...")
+
+
 def make_model(config_class, model_class) -> torch.nn.Module:
     """A tiny model with every option on and every weight random, so that a weight that is not loaded shows."""
     options = {

@@ -1,0 +1,119 @@
+"""The layout of a batch: where its tokens lie, told to every layer of a forward pass by one object.
+
+A model makes its `Layout` once, from inputs that it checks on the way; encoder, layers, mixers, poolings and heads take
+it as one argument and read the parts that concern them.
+
+Shape letters: B batch, N tokens of all processes, n tokens of this one (N unless they are split), P patches.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from .fa_packed import PackedDocuments, pack
+from .fa_sequence_parallel import Shard, split_tokens
+from .fa_validation import check_chunk_size, check_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the tokens [B, n] of a forward pass lie. By default: a text of real tokens, all here and taken at once.
+
+    Attributes:
+        mask: bool [B, n], True = real; None: all are.
+        grid: (rows, columns) of the patches, which come last: before them stand the prefix tokens (CLS, registers).
+            None: text.
+        documents: the documents of a packed batch, where B is 1 and there is no mask. None: a sample is one document.
+        shard: how the N tokens are split over the processes of a group, for whose tokens `mask` and `grid` are; its own
+            `mask` is [B, N]. None: all tokens are here.
+        chunk_size: tokens of each sample that a layer works on at a time, without gradients. None: all.
+    """
+
+    mask: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    documents: PackedDocuments | None = None
+    shard: Shard | None = None
+    chunk_size: int | None = None
+
+    @property
+    def whole_mask(self) -> Tensor | None:
+        """The mask of all processes' tokens: bool [B, N]."""
+        return self.mask if self.shard is None else self.shard.mask
+
+    def num_prefix(self, num_tokens: int) -> int:
+        """Return how many of `num_tokens` tokens stand before the patches; 0 for text."""
+        return 0 if self.grid is None else num_tokens - prod(self.grid)
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Layout":
+        """Return the layout with mask and documents on another device: Accelerate so moves what a layer gets to it."""
+        return Layout(
+            None if self.mask is None else self.mask.to(device, non_blocking=non_blocking),
+            self.grid,
+            None if self.documents is None else self.documents.to(device),
+            self.shard,
+            self.chunk_size,
+        )
+
+
+PLAIN = Layout()
+"""The layout of a text of real tokens."""
+
+
+def lay_out_text(
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | PackedDocuments | None = None,
+    chunk_size: int | None = None,
+) -> Layout:
+    """Check the arguments of a text model and lay its tokens out.
+
+    Args:
+        tokens: ids int [B, N] or embeddings [B, N, C].
+        attention_mask: int or bool [B, N], 1 = real; real tokens are contiguous.
+        cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch.
+        chunk_size: tokens of each document to work on at a time.
+
+    Raises:
+        ValueError: an argument doesn't fit; the message names it.
+    """
+    check_chunk_size(chunk_size, cu_seqlens)
+    mask = check_mask(attention_mask, tokens.shape[:2])
+    documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
+    shard = split_tokens(tokens, tokens.shape[1], mask, packed=documents is not None)
+    return Layout(_own(mask, shard), None, documents, shard, chunk_size)
+
+
+def lay_out_image(
+    pixel_values: Tensor,
+    grid: tuple[int, int],
+    num_prefix: int,
+    attention_mask: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Layout:
+    """Check the arguments of an image model and lay its tokens out.
+
+    Args:
+        pixel_values: [B, channels, height, width].
+        grid: (rows, columns) of the patches that the whole image is cut into.
+        num_prefix: CLS and register tokens.
+        attention_mask: int or bool [B, N], 1 = real, over CLS, registers and patches.
+        chunk_size: patches of each image to work on at a time.
+
+    Raises:
+        ValueError: an argument doesn't fit; the message names it.
+    """
+    check_chunk_size(chunk_size)
+    rows, columns = grid
+    num_tokens = num_prefix + rows * columns
+    mask = check_mask(attention_mask, (len(pixel_values), num_tokens), allow_holes=True)
+    shard = split_tokens(pixel_values, num_tokens, mask, num_prefix, columns)
+    if shard is not None:
+        rows = shard.rows.stop - shard.rows.start
+    return Layout(_own(mask, shard), (rows, columns), None, shard, chunk_size)
+
+
+def _own(mask: Tensor | None, shard: Shard | None) -> Tensor | None:
+    """This process's part of a mask [B, N]: [B, n]."""
+    return mask if mask is None or shard is None else shard.own(mask)
