@@ -51,8 +51,9 @@ RECIPE: dict[str, Any] = dict(
     gradient_accumulation_steps=1, num_train_epochs=1.0, max_steps=-1, max_grad_norm=1.0, weight_decay=0.01,
     lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, eval_steps=0, save_steps=0, save_total_limit=1,
     load_best_model_at_end=True, early_stopping_patience=0, logging_steps=10, report_to="none", seed=0,
+    max_eval_samples=None,
 )  # fmt: skip
-"""Values of unset options of the loop, for every contender alike; the steps follow from the budget of tokens."""
+"""Values of unset options, for every contender alike; the steps follow from the budget of tokens."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class ContenderOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ContenderJob:
     """A comparison of contenders as it was asked for, every option resolved; `command` repeats it."""
 
     contenders: ContenderOptions
@@ -292,23 +293,23 @@ def score(
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-def run_cell(comparison: Comparison, contender: Contender, data: LabelledData, accelerator: Accelerator) -> dict:
+def run_cell(job: ContenderJob, contender: Contender, data: LabelledData, accelerator: Accelerator) -> dict:
     """Train one contender on one fold: its predictions for the scored split, and the figures of its training.
 
-    The seed and the folder, which holds checkpoints while it trains, are those of `comparison.loop`. The cell of a
+    The seed and the folder, which holds checkpoints while it trains, are those of `job.loop`. The cell of a
     network that was stopped goes on from its last checkpoint.
     """
     if contender.kind == "words":
-        return {"predictions": _predict_by_words(comparison.contenders, contender, data).tolist()}
-    loop = comparison.loop
+        return {"predictions": _predict_by_words(job.contenders, contender, data).tolist()}
+    loop = job.loop
     resume = "last" if list_checkpoints(loop.output_dir) else None
     loop = replace(loop, resume_from_checkpoint=resume)
     set_seed(loop.seed)
-    model, tokenizer, mixers_are_new = build_network(comparison.contenders, contender, data)
-    network, examples, collate = build_inputs(comparison, contender, data, model, tokenizer)
+    model, tokenizer, mixers_are_new = build_network(job.contenders, contender, data)
+    network, examples, collate = build_inputs(job, contender, data, model, tokenizer)
     loaders, sampler = build_loaders(loop, {"train": examples["train"]}, collate, accelerator)
     assert isinstance(sampler, LengthGroupedBatchSampler)  # nothing is streamed here
-    steps = steps_for_tokens(sampler, comparison.contenders.token_budget)
+    steps = steps_for_tokens(sampler, job.contenders.token_budget)
     head_rate = loop.head_learning_rate or 10 * loop.learning_rate
     groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, mixers_are_new)
 
@@ -327,7 +328,7 @@ def run_cell(comparison: Comparison, contender: Contender, data: LabelledData, a
         best_metric=BEST_METRICS[data.problem_type],
         max_steps=steps,
         output_dir=loop.output_dir,
-        resume_command=comparison.resume_command,
+        resume_command=job.resume_command,
     )
     predictions, _ = predict(network, examples[data.score_split], collate, data, loop, accelerator.device)
     accelerator.free_memory()
@@ -362,20 +363,18 @@ def build_network(
 
 
 def build_inputs(
-    comparison: Comparison,
+    job: ContenderJob,
     contender: Contender,
     data: LabelledData,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[nn.Module, dict, Callable]:
     """Build what is trained, the model or `ChunkMean` around it, with the examples of each split and their collator."""
-    options = comparison.contenders
+    options = job.contenders
     if contender.kind != "chunks":
         length = contender.max_length or options.stock_length
         task = "text-classification"
-        examples, collate = build_examples(
-            data, tokenizer, length, task, comparison.data, ModelOptions(), comparison.loop
-        )
+        examples, collate = build_examples(data, tokenizer, length, task, job.data, ModelOptions(), job.loop)
         return model, examples, collate
     chunks = {
         split: ChunkExamples(

@@ -11,6 +11,7 @@ table, which is also in report.md, and one line of JSON.
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from fa_transformers.options import (
 from fa_transformers.studies import contenders_report as report
 from fa_transformers.studies.contenders import (
     RECIPE,
-    Comparison,
+    ContenderJob,
     ContenderOptions,
     check_stock_length,
     count_lengths,
@@ -55,9 +56,9 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[Comparison, CardOptions]:
+def parse(argv: Sequence[str] | None = None) -> tuple[ContenderJob, CardOptions]:
     """Return the comparison that the flags ask for, checked, and how the data is called."""
-    recipe = RECIPE | {"output_dir": "outputs/baselines"}
+    recipe = RECIPE | {"output_dir": Path("outputs/baselines")}
     parser = script_parser(PROGRAM, __doc__, lambda given: recipe)
     parser.add_options(DataOptions, ("text", "labels", "label column", "tokenizing"), "data (none = the licences)")
     parser.add_options(CardOptions, ("data_name",), "name of the data")
@@ -66,24 +67,24 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Comparison, CardOptions]:
     machine = ("mixed_precision", "num_threads", "use_cpu", "output_dir")
     parser.add_options(LoopOptions, ("learning_rate", "head_learning_rate", *batches, *machine), "training")
     parsed = parser.parse(argv)
-    comparison = Comparison(
+    job = ContenderJob(
         parsed[ContenderOptions],
-        parsed[DataOptions],
+        resolve(parsed[DataOptions], recipe),
         resolve(parsed[LoopOptions], recipe),
         describe_command(PROGRAM, parsed.flags),
     )
     try:
-        check(comparison)
+        check(job)
     except ValueError as error:
         parsed.fail(str(error))
-    return comparison, parsed[CardOptions]
+    return job, parsed[CardOptions]
 
 
-def check(comparison: Comparison) -> None:
+def check(job: ContenderJob) -> None:
     """Raise ValueError, naming the flag, for what no run can use."""
-    options = comparison.contenders
-    check_loop(comparison.loop)
-    check_sources(comparison.data, is_text=True)
+    options = job.contenders
+    check_loop(job.loop)
+    check_sources(job.data, is_text=True)
     check_positive(options, "chunks_per_document", "token_budget")
     for name, lengths in (("stock_length", [options.stock_length]), ("fa_lengths", options.fa_lengths)):
         if min(lengths, default=3) < 3:
@@ -98,18 +99,18 @@ def check(comparison: Comparison) -> None:
             raise ValueError(f"--{name} names {list(values)}: one or more, each once.")
 
 
-def prepare_output_dir(comparison: Comparison) -> None:
+def prepare_output_dir(job: ContenderJob) -> None:
     """Make the folder, and refuse to mix cells of different settings.
 
     Raises:
         FileExistsError: the folder holds a run, and --resume wasn't given.
         ValueError: that run had other settings.
     """
-    folder = comparison.loop.output_dir
-    options = flat(comparison.contenders, comparison.data, comparison.loop)
+    folder = job.loop.output_dir
+    options = flat(job.contenders, job.data, job.loop)
     settings = json.loads(json.dumps({name: options[name] for name in SETTINGS}, default=str))
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not comparison.contenders.resume:
+    if any(folder.iterdir()) and not job.contenders.resume:
         raise FileExistsError(f"--output_dir {folder} is not empty: choose another folder, or give --resume.")
     path = folder / "settings.json"
     if path.exists():
@@ -123,10 +124,10 @@ def prepare_output_dir(comparison: Comparison) -> None:
     write_json(path, settings)
 
 
-def run_cells(comparison: Comparison, folds: list[LabelledData], accelerator: Accelerator) -> dict:
+def run_cells(job: ContenderJob, folds: list[LabelledData], accelerator: Accelerator) -> dict:
     """Return the result of every cell: read where it is done, else computed and kept."""
-    loop, seeds = comparison.loop, comparison.contenders.seeds
-    contenders = list_contenders(comparison.contenders, folds[0].problem_type)
+    loop, seeds = job.loop, job.contenders.seeds
+    contenders = list_contenders(job.contenders, folds[0].problem_type)
     cells = {}
     bar = tqdm(list(list_cells(contenders, seeds, len(folds))), desc="cells", unit="cell")
     for contender, seed, fold in bar:
@@ -135,29 +136,29 @@ def run_cells(comparison: Comparison, folds: list[LabelledData], accelerator: Ac
         bar.set_postfix_str(name)
         if not path.exists():
             own = replace(loop, seed=seed, output_dir=loop.output_dir / "unfinished" / name)
-            write_json(path, run_cell(replace(comparison, loop=own), contender, folds[fold], accelerator))
+            write_json(path, run_cell(replace(job, loop=own), contender, folds[fold], accelerator))
         cells[contender, seed, fold] = json.loads(path.read_text(encoding="utf-8"))
     return cells
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    comparison, card = parse(argv)
-    options, loop, command = comparison.contenders, comparison.loop, comparison.command
+    job, card = parse(argv)
+    options, loop, command = job.contenders, job.loop, job.command
     accelerator = make_accelerator(loop)
     if accelerator.num_processes > 1:
         raise ValueError(
             "baselines.py compares contenders at equal steps and trains in one process: start it with python. Several "
             "seeds or folds can run side by side in folders of their own."
         )
-    data = load_data("text-classification", comparison.data, card, loop.seed)
-    prepare_output_dir(comparison)
+    data = load_data("text-classification", job.data, card, loop.seed)
+    prepare_output_dir(job)
     folds = [data]
     if options.folds:
-        folds = split_folds(data, read_groups(comparison.data, options.group_column), options.folds)
+        folds = split_folds(data, read_groups(job.data, options.group_column), options.folds)
     check_stock_length(options)
     tokenizer = AutoTokenizer.from_pretrained(locate_encoder(options.model_name_or_path))
     lengths = [count_lengths(fold, tokenizer) for fold in folds]
-    summary = report.summarise(run_cells(comparison, folds, accelerator), folds, lengths, options.long_threshold)
+    summary = report.summarise(run_cells(job, folds, accelerator), folds, lengths, options.long_threshold)
     results = {"command": command, "data": data.facts.name, "seeds": list(options.seeds), "folds": options.folds}
     results |= summary
     chart = loop.output_dir / "baselines.png"

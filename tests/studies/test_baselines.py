@@ -21,8 +21,9 @@ from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
 from fa_transformers.data.word_counts import tfidf_predictions
+from fa_transformers.options import unset_fields
 from fa_transformers.studies import contenders
-from fa_transformers.studies.contenders import Comparison, Contender
+from fa_transformers.studies.contenders import Contender, ContenderJob
 from fa_transformers.studies.contenders_report import paired_difference, summarise
 from fa_transformers.studies.folds import digest, split_folds
 
@@ -72,14 +73,20 @@ def make_data(texts: list[str]) -> LabelledData:
     return LabelledData(splits, "single_label_classification", ["no", "yes"], facts, False)
 
 
-def comparison_of(tiny_bert: Path, *flags: str) -> Comparison:
+def job_of(tiny_bert: Path, *flags: str) -> ContenderJob:
     common = ["--model_name_or_path", str(tiny_bert), "--stock_length", str(CHUNK), "--use_cpu"]
     return script.parse([*common, *flags])[0]
 
 
+def test_every_option_has_a_value():
+    job, _ = script.parse([])
+    assert not unset_fields(job.data) and not unset_fields(job.loop) and not unset_fields(job.contenders)
+    assert job.command == "python scripts/studies/baselines.py" and job.resume_command == f"{job.command} --resume"
+
+
 def test_softmax_rows_are_the_stock_encoder(tiny_bert):
     contender = Contender("softmax", "softmax", CHUNK, str(tiny_bert))
-    options = comparison_of(tiny_bert).contenders
+    options = job_of(tiny_bert).contenders
     model, tokenizer, mixers_are_new = contenders.build_network(options, contender, make_data(make_texts(6)))
     inputs = tokenizer(["red one two", "blue"], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -90,17 +97,17 @@ def test_softmax_rows_are_the_stock_encoder(tiny_bert):
 
 
 def test_more_tokens_than_the_stock_checkpoint_has_positions_are_refused(tiny_bert):
-    options = comparison_of(tiny_bert).contenders
+    options = job_of(tiny_bert).contenders
     contenders.check_stock_length(options)
     with pytest.raises(ValueError, match=f"--stock_length {CHUNK + 1} is above the {CHUNK} positions"):
         contenders.check_stock_length(replace(options, stock_length=CHUNK + 1))
 
 
 def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert):
-    comparison, data = comparison_of(tiny_bert), make_data(make_texts(90))
+    job, data = job_of(tiny_bert), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = contenders.build_network(comparison.contenders, contender, data)
-    network, examples, collate = contenders.build_inputs(comparison, contender, data, model.double().eval(), tokenizer)
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    network, examples, collate = contenders.build_inputs(job, contender, data, model.double().eval(), tokenizer)
     rows = [examples["test"][index] for index in (0, 7, 28)]
     stock = BertModel.from_pretrained(tiny_bert).eval().double()
     with torch.no_grad():
@@ -114,10 +121,10 @@ def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert
 
 
 def test_chunks_cut_training_documents_only(tiny_bert):
-    comparison, data = comparison_of(tiny_bert, "--chunks_per_document", "2"), make_data(make_texts(90))
+    job, data = job_of(tiny_bert, "--chunks_per_document", "2"), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = contenders.build_network(comparison.contenders, contender, data)
-    _, examples, _ = contenders.build_inputs(comparison, contender, data, model, tokenizer)
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    _, examples, _ = contenders.build_inputs(job, contender, data, model, tokenizer)
     counts = {split: [len(row["chunks"]) for row in part] for split, part in examples.items()}
     assert max(counts["train"]) == 2 and max(counts["validation"]) == max(counts["test"]) == 6
     # Each chunk costs its two special tokens, and counts in the budget with them.
@@ -126,13 +133,11 @@ def test_chunks_cut_training_documents_only(tiny_bert):
 
 
 def test_predictions_keep_the_order_of_the_documents(tiny_bert):
-    comparison, data = comparison_of(tiny_bert, "--per_device_eval_batch_size", "4"), make_data(make_texts(90))
+    job, data = job_of(tiny_bert, "--per_device_eval_batch_size", "4"), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = contenders.build_network(comparison.contenders, contender, data)
-    network, examples, collate = contenders.build_inputs(comparison, contender, data, model, tokenizer)
-    predictions, loss = contenders.predict(
-        network, examples["test"], collate, data, comparison.loop, torch.device("cpu")
-    )
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    network, examples, collate = contenders.build_inputs(job, contender, data, model, tokenizer)
+    predictions, loss = contenders.predict(network, examples["test"], collate, data, job.loop, torch.device("cpu"))
     with torch.no_grad():
         alone = [network.eval()(**collate([row])) for row in examples["test"]]
     assert len(set(predictions.tolist())) == 2
@@ -192,7 +197,7 @@ def test_paired_difference_is_the_t_interval():
 
 def test_cut_texts_end_with_the_last_token_that_fits(tiny_bert):
     _, tokenizer, _ = contenders.build_network(
-        comparison_of(tiny_bert).contenders,
+        job_of(tiny_bert).contenders,
         Contender("softmax", "softmax", CHUNK, str(tiny_bert)),
         make_data(make_texts(6)),
     )
