@@ -169,7 +169,11 @@ def convert_checkpoint(
 
 
 def load_factorized(
-    model_name_or_path: str | os.PathLike, auto_class: str, *, max_length: int | None = None, **config_overrides: Any
+    model_name_or_path: str | os.PathLike | CheckpointSource,
+    auto_class: str,
+    *,
+    max_length: int | None = None,
+    **config_overrides: Any,
 ) -> PreTrainedModel:
     """The FA model of a checkpoint for fine-tuning: `convert_checkpoint` without report and processor, in float32.
 
@@ -177,7 +181,7 @@ def load_factorized(
     whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
 
     Args:
-        model_name_or_path: a local folder or a Hub repository.
+        model_name_or_path: a local folder, a Hub repository, or a source that `read_source` gave.
         auto_class: which head, by the name of its Auto class, such as "AutoModelForSequenceClassification".
         max_length: tokens that the model must take. A shorter table of "absolute" positions is tiled to this length.
         config_overrides: configuration fields to set, such as `local_window` or `num_labels`.
