@@ -46,7 +46,9 @@ if TYPE_CHECKING:
         factorized_attention,
         sequence_parallel,
     )
+    from .models.configuration_fa import FactorizedConfig
     from .models.fa_block import FactorizedAttentionBlock
+    from .models.fa_packed import PackedDocuments
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
     from .training.checkpointing import CheckpointError
     from .training.finetune import finetune
@@ -87,6 +89,7 @@ __all__ = [
     "PushError",
     "SelfTestError",
     # Models.
+    "FactorizedConfig",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -102,6 +105,7 @@ __all__ = [
     "factorized_attention",
     "FactorizedAttentionBlock",
     "FactorizedAttentionError",
+    "PackedDocuments",
     "sequence_parallel",
     "supports",
     "why_unsupported",
@@ -133,7 +137,9 @@ _HOMES = {
         "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel", "factorized_attention",
         "sequence_parallel",
     ),
+    ".models.configuration_fa": ("FactorizedConfig",),
     ".models.fa_block": ("FactorizedAttentionBlock",),
+    ".models.fa_packed": ("PackedDocuments",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
     ".training.checkpointing": ("CheckpointError",),
     ".training.finetune": ("finetune",),

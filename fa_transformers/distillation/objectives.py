@@ -149,7 +149,7 @@ class EndToEndDistillation(nn.Module):
             base.embeddings.mask_token.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode as `nn.Module.train` does, without dropout: the teacher has none, and its noise would be learnt."""
+        """Set the mode as `nn.Module.train` does, without dropout: the teacher has none, and noise would be learnt."""
         super().train(mode)
         for module in self.student.modules():
             if isinstance(module, (nn.Dropout, SoftmaxMixer)):
