@@ -73,7 +73,7 @@ def build_model(options: EncodeOptions) -> tuple[str, PreTrainedModel]:
 
 
 def make_document(num_tokens: int) -> Tensor:
-    """Join the licence texts one after the other, from the start again if need be, as one document: int [1, num_tokens]."""
+    """Join the licence texts, from the start again if need be, to one document: int [1, num_tokens]."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(MINILM))
     ids: list[int] = []
     for text in itertools.cycle(load_license_documents()["train"]["text"]):
