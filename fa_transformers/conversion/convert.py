@@ -49,7 +49,7 @@ OPERATOR_FIELDS = (
 
 @dataclass(frozen=True)
 class TensorChange:
-    """What became of one tensor.
+    """The fate of one tensor in a conversion.
 
     Args:
         source: its name in the checkpoint; None where it is new.
@@ -68,7 +68,10 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted model, its tokenizer or image processor (None without one), and what became of every tensor."""
+    """A converted model, its tokenizer or image processor (None without one), and a report on every tensor.
+
+    `folder` is where it was written, None where it wasn't; `counts` is the number of tensors by action.
+    """
 
     model: PreTrainedModel
     report: list[TensorChange]
@@ -82,7 +85,7 @@ class Conversion:
         object.__setattr__(self, "counts", counts)
 
     def table(self) -> str:
-        """The report as aligned text, one line a tensor."""
+        """Return the report as aligned text, one line for each tensor."""
         rows = [("action", "shape", "in the checkpoint", "in the model", "reason")]
         for change in self.report:
             shape = " x ".join(map(str, change.shape)) or "scalar"
@@ -107,15 +110,15 @@ def convert_checkpoint(
     facts: Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> Conversion:
-    """The FA model of a checkpoint, with every tensor accounted for.
+    """Make the FA model of a checkpoint, with every tensor accounted for.
 
     Reads BERT, RoBERTa, XLM-RoBERTa, CamemBERT, Longformer, ELECTRA (of one width), DistilBERT, LSG's variants of them,
     ViT, DeiT, DINOv2 with and without registers, sentence-transformers folders of those, and FA models. With all layers
     in `softmax_layers` the result computes what the checkpoint does, except for Longformer's and LSG's own attention.
 
     Args:
-        model_or_path: a transformers model, a folder, a repository of the Hub, "minilm" or "dinov2-small", which are
-            installed packages' weights, or what `read_source` made of one of these.
+        model_or_path: a transformers model, a folder, a repository of the Hub, or "minilm" or "dinov2-small", which are
+            installed packages' weights; or what `read_source` made of one of these.
         output_dir: write the model there as `publish` does, with a card; a sentence-transformers model keeps its
             modules. Needs a tokenizer or image processor.
         overwrite: replace what an earlier conversion or `publish` wrote to `output_dir`.
@@ -175,13 +178,14 @@ def load_factorized(
     max_length: int | None = None,
     **config_overrides: Any,
 ) -> PreTrainedModel:
-    """The FA model of a checkpoint for fine-tuning: `convert_checkpoint` without report and processor, in float32.
+    """Load a checkpoint as an FA model for fine-tuning: `convert_checkpoint` without report and processor, in float32.
 
     Weights that the checkpoint has are taken over, others (a new head, feature maps, local terms) are fresh. Float32
     whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
 
     Args:
-        model_name_or_path: a local folder, a Hub repository, or a source that `read_source` gave.
+        model_name_or_path: a local folder, a Hub repository or a short name, as in `convert_checkpoint`, or what
+            `read_source` made of it.
         auto_class: which head, by the name of its Auto class, such as "AutoModelForSequenceClassification".
         max_length: tokens that the model must take. A shorter table of "absolute" positions is tiled to this length.
         config_overrides: configuration fields to set, such as `local_window` or `num_labels`.
@@ -248,7 +252,7 @@ def _check_length_options(
     image_size: int | tuple[int, int] | None,
     overrides: Mapping[str, Any],
 ) -> str:
-    """How a table grows: "tile" or "interpolate"."""
+    """Check the options of length and size against each other; return how a table grows, "tile" or "interpolate"."""
     if positions is not None and positions not in POSITIONS:
         raise ValueError(f"`positions` must be one of {POSITIONS} or None, got {positions!r}.")
     if "position_embedding_type" in overrides:
@@ -282,7 +286,7 @@ def _convert(
         difference = f"a head of {source.architecture}, the result is for {auto_class}"
     elif difference is not None:
         logger.warning(f"The head of {source.architecture} is not carried over and starts fresh: {difference}.")
-    entries = translate_tensors(source.tensors, stock, source.config.model_type)
+    entries = translate_tensors(source.load_tensors(), stock, source.config.model_type)
     with torch.device("meta"):
         skeleton = heads[auto_class](copy.deepcopy(config))
     kept, report = _place_tensors(source, entries, skeleton, difference)
@@ -330,7 +334,7 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
 def _place_tensors(
     source: CheckpointSource, entries: list[StockTensor], skeleton: PreTrainedModel, difference: str | None
 ) -> tuple[dict[str, torch.Tensor], list[TensorChange]]:
-    """The state dict for a model like `skeleton`, and what became of every tensor."""
+    """Return the state dict for a model like `skeleton`, and the report on every tensor."""
     prefix = f"{skeleton.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     is_base = not any(name.startswith(prefix) for name in wanted)

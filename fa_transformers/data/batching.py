@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class BatchSource(Protocol):
-    """What `run_training` draws batches from: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
+    """A source of batches for `run_training`: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
 
-    `batch` counts batches of all processes together within `epoch`; a stream speaks of the batch in hand, whatever they
-    say.
+    `batch` counts batches of all processes together within `epoch`. A stream ignores `epoch` and `batch` and answers
+    for the batch that was drawn last.
     """
 
     @property
@@ -126,7 +126,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     @property
     def settings(self) -> dict:
-        """What decides the batches, for a resumed run to compare; the examples by a checksum of their lengths."""
+        """The settings that decide the batches, for a resumed run to compare; a checksum stands for the lengths."""
         names = ["max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes"]
         names += ["packing", "short_epochs", "short_length"]
         examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
@@ -134,7 +134,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 
     @property
     def extent(self) -> str:
-        """For a message: how much there is."""
+        """The amount of data, in words for a message."""
         return f"{len(self.lengths)} examples, {len(self) // self.num_processes} batches an epoch"
 
     def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> DataLoader:
@@ -157,7 +157,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         return int(sum(lengths[indices].sum() for indices in together))
 
     def count_examples(self, epoch: int, batch: int) -> int:
-        """Examples of the same batches."""
+        """Examples in the batches that all processes hold at once, the first of them being number `batch`."""
         return sum(map(len, self.batches(epoch)[batch : batch + self.num_processes]))
 
     def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
@@ -249,7 +249,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
 def make_loader(
     examples: Dataset, sampler: LengthGroupedBatchSampler, collate: Callable, num_workers: int
 ) -> DataLoader:
-    """A loader of the sampler's batches that leaves the global random generator alone.
+    """Return a loader of the sampler's batches that leaves the global random generator alone.
 
     A loader without its own generator draws a seed from the global one whenever it starts, and dropout of a resumed
     run, which starts in the middle of an epoch, would differ.
@@ -271,14 +271,14 @@ def make_loader(
 def grouped_batches(
     examples: Dataset, collate: Callable, batch_size: int, max_tokens: int | None, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Every example once, those of similar `lengths` together, on one process: their indices and their batch."""
+    """Yield every example once, in batches of similar `lengths`, on one process: the indices and the batch."""
     sampler = LengthGroupedBatchSampler(examples.lengths, batch_size, max_tokens=max_tokens, shuffle=False)  # type: ignore[attr-defined]
     for indices in sampler.batches(0):
         yield indices, send_to_device(collate([examples[index] for index in indices]), device)
 
 
 def ignore_stop_signals(worker_index: int) -> None:
-    """For workers of a loader: Ctrl-C reaches them too, but the training process decides when it needs no more data."""
+    """Ignore Ctrl-C in a loader's worker: the training process decides when it needs no more data."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""How examples become a batch: documents padded or packed one after the other, images stacked, labels as tensors."""
+"""Collators, which make a batch of examples: documents padded or packed, images stacked, labels as tensors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ def _join_labels(labels: list[Tensor], lengths: Tensor) -> Tensor:
 
 
 def pack_tokens(examples: Sequence[dict]) -> dict[str, Tensor]:
-    """The packed "input_ids", "token_type_ids" (if there are such) and "cu_seqlens" of tokenized documents.
+    """Return the packed "input_ids", "token_type_ids" (if there are such) and "cu_seqlens" of tokenized documents.
 
     Raises:
         ValueError: a document is padded.
@@ -108,7 +108,7 @@ def _labels_of(examples: list[dict], data: "LabelledData | None") -> dict[str, T
 
 
 def label_tensor(labels: Sequence, problem_type: str, num_labels: int) -> Tensor:
-    """Labels as the loss takes them: class indices [B], zeros and ones [B, L] in float32, or numbers [B] in float32."""
+    """Return labels as the loss takes them: classes [B] in int64, zeros and ones [B, L] or numbers [B] in float32."""
     if problem_type == "single_label_classification":
         return torch.tensor(labels, dtype=torch.long)
     if problem_type == "regression":

@@ -19,7 +19,7 @@ from .tokenizing import tokenize_documents
 
 
 class TokenizedRows(torch.utils.data.Dataset):
-    """Rows of token ids; `lengths` in tokens, which the column "length" holds."""
+    """Rows of token ids; `lengths`, in tokens, are the column "length"."""
 
     def __init__(self, rows: datasets.Dataset):
         self.lengths = rows.with_format("numpy")["length"][:]
@@ -43,6 +43,7 @@ class TextExamples(TokenizedRows):
         self._short_epochs, self._short_length, self._epoch = short_epochs, short_length, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Give the examples as epoch number `epoch`, from 0 on, has them."""
         self._epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
@@ -75,6 +76,7 @@ class ImageExamples(torch.utils.data.Dataset):
         self._random_crop, self._random_flip = random_crop, random_flip
 
     def set_epoch(self, epoch: int) -> None:
+        """Give the examples as epoch number `epoch`, from 0 on, has them."""
         self._epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What must be said of a data set wherever a model that learnt from it goes."""
+"""The facts of a data set that go wherever a model goes that learnt from it: name, licence, attribution."""
 
 from dataclasses import dataclass
 

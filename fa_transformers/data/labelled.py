@@ -40,11 +40,12 @@ class LabelledData:
 
     @property
     def num_labels(self) -> int:
+        """The number of a model's outputs: the classes, or 1 for regression."""
         return 1 if self.label_names is None else len(self.label_names)
 
     @property
     def config_fields(self) -> dict:
-        """The fields of a model's config that say what the labels are."""
+        """Fields of a model's config that say what the labels are."""
         fields = {"num_labels": self.num_labels, "problem_type": self.problem_type}
         if self.label_names is not None:
             fields["id2label"] = dict(enumerate(self.label_names))

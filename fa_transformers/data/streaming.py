@@ -118,10 +118,11 @@ def take_block(rows: Iterator[dict]) -> list[dict]:
 
 
 class StreamedBatches:
-    """What `run_training` draws a stream's batches from, in the place of a `LengthGroupedBatchSampler`.
+    """The batches of a stream, as `run_training` draws them: in the place of a `LengthGroupedBatchSampler`.
 
-    Nobody knows beforehand how many documents the other processes' batches hold, so the batches of an optimiser step
-    are read ahead and the processes tell each other their counts, once per step. There is one epoch, without an end.
+    No process knows beforehand how many documents the other processes' batches hold, so the batches of an optimiser
+    step are read ahead and the processes tell each other their counts, once per step. There is one epoch, without an
+    end.
     """
 
     def __init__(self, examples: StreamedExamples, accelerator: Accelerator):
@@ -140,14 +141,14 @@ class StreamedBatches:
 
     @property
     def settings(self) -> dict:
-        """What decides the batches, for a resumed run to compare."""
+        """The settings that decide the batches, for a resumed run to compare."""
         source = f"{self.extent} of {self.examples.documents.source}"
         # The second says that a resumed run can't have more or fewer, as it can without a stream.
         processes = dict.fromkeys(("num_processes", "processes_of_stream"), self.examples.num_processes)
         return self.examples.batching | processes | {"examples": source}
 
     def keep_plan(self, planned_processes: int, batches_per_step: int) -> None:
-        """Nothing: a stream's processes are those that it began with."""
+        """Does nothing: a resumed stream must have as many processes as when it started."""
 
     @property
     def extent(self) -> str:
@@ -176,7 +177,7 @@ class StreamedBatches:
         return int(self._counts[:, self._current, 1].sum())
 
     def count_examples(self, epoch: int, batch: int) -> int:
-        """Examples of the same batches."""
+        """Examples in the batches that all processes together have in hand."""
         return int(self._counts[:, self._current, 0].sum())
 
     def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
@@ -196,7 +197,7 @@ class StreamedBatches:
 
 
 def make_stream_loader(examples: StreamedExamples, num_workers: int) -> DataLoader:
-    """A loader of the stream's batches, with at most one worker, which reads ahead; see `batching.make_loader`."""
+    """Return a loader of the stream's batches; of workers it has one at most, which reads ahead (cf. `make_loader`)."""
     return DataLoader(
         examples,
         batch_size=None,

@@ -32,6 +32,10 @@ def tokenize_documents(
 
     `num_proc` processes share the work; None is one per usable core, as far as there is text that is worth them. The
     tokens are memory-mapped from a file beside the documents, which is used again unless `overwrite_cache`.
+
+    Raises:
+        DataError: with `strict_length`, a document is too long.
+        ValueError: `max_length` is below 1.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length}")
@@ -78,7 +82,7 @@ def tokenize_documents(
 
 
 def tokenize_texts(tokenizer: Callable, texts: list[str], max_length: int) -> dict[str, list]:
-    """The tokenizer's columns, "length" (tokens kept, at most `max_length`) and "full_length" (without truncation)."""
+    """Return the tokenizer's columns, "length" (tokens kept, `max_length` at most) and "full_length" (all)."""
     encoded = tokenizer(texts, truncation=False, padding=False, verbose=False)
     full_length = [len(token_ids) for token_ids in encoded["input_ids"]]
     if max(full_length) > max_length:
@@ -88,6 +92,6 @@ def tokenize_texts(tokenizer: Callable, texts: list[str], max_length: int) -> di
 
 
 def choose_num_proc(num_bytes: int) -> int | None:
-    """Processes to tokenize `num_bytes` of text with; None is the present one alone."""
+    """Return the number of processes to tokenize `num_bytes` of text with; None is the present one alone."""
     num_workers = min(count_cores(), num_bytes // BYTES_PER_WORKER)
     return num_workers if num_workers > 1 else None

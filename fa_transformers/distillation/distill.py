@@ -122,8 +122,6 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     source = teacher_source if name == job.teacher else read_source(name)
     student, auto_class, processor = build_student(source, job.task, job.model.config_fields, job.model.image_size)
     teacher = load_teacher(teacher_source, auto_class, student)
-    # Their files are still described on the card; the models have the weights.
-    source, teacher_source = replace(source, tensors={}), replace(teacher_source, tensors={})
     check_lengths(job, teacher.config, student.config)
     with accelerator.main_process_first():
         data, labelled = _load_data(job, rows, student, processor)

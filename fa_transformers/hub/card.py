@@ -170,6 +170,7 @@ class ModelFacts:
 
     @property
     def is_image_model(self) -> bool:
+        """True where the model reads images, by its pipeline tag."""
         return self.pipeline_tag.startswith("image-")
 
     @classmethod
@@ -199,6 +200,7 @@ class ModelFacts:
             raise FactError(f"{os.fspath(path)}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the facts as a dictionary that JSON can hold, for `from_dict`."""
         return dataclasses.asdict(self)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -413,6 +415,7 @@ def _data_line(data: DataFacts) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write a card from a file of facts; a missing fact ends the program with an error that names it."""
     parser = argparse.ArgumentParser(
         prog="python -m fa_transformers.hub.card", description="Write a model card from a file of measured facts."
     )

@@ -94,7 +94,11 @@ def publish(
 
 
 def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
-    """The absolute path; FileExistsError if it is a file, or not empty and not to be overwritten."""
+    """Return the absolute path of a folder to write to.
+
+    Raises:
+        FileExistsError: it is a file, or it is not empty and `overwrite` is False.
+    """
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} is a file; choose another name")
@@ -118,7 +122,11 @@ def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def find_auto_class_of(model: Any) -> str:
-    """The name of the Auto class that loads an FA model; PublishError if it isn't one."""
+    """Return the name of the Auto class that loads an FA model.
+
+    Raises:
+        PublishError: `model` isn't one, or is wrapped.
+    """
     if not isinstance(model, PreTrainedModel):
         raise PublishError(
             f"`model` is a {type(model).__name__}; pass the plain model, for example accelerator.unwrap_model(model), "

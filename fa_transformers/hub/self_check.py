@@ -38,7 +38,7 @@ class SelfTestError(ValueError):
 
 
 def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tensor]:
-    """The self-test's texts or image as model inputs, made by the folder's own tokenizer or image processor."""
+    """Make model inputs of the self-test's texts or image by the folder's own tokenizer or image processor."""
     if "texts" in self_test:
         return dict(
             processor(
@@ -59,7 +59,7 @@ def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tenso
 def compute_outputs(
     model: transformers.PreTrainedModel, inputs: dict[str, Tensor], auto_class: str
 ) -> dict[str, Tensor]:
-    """Every output tensor of `model`, by name. For multiple choice the texts are the choices of one sample."""
+    """Return every output tensor of `model`, by name. For multiple choice the texts are the choices of one sample."""
     if auto_class == "AutoModelForMultipleChoice":
         inputs = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
     inputs = {name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
@@ -68,7 +68,7 @@ def compute_outputs(
 
 
 def take_samples(tensor: Tensor) -> dict[str, Any]:
-    """The shape and at most 256 evenly spaced values of `tensor`, as JSON keeps them exactly."""
+    """Return the shape and at most 256 evenly spaced values of `tensor`, as JSON keeps them exactly."""
     step = math.ceil(tensor.numel() / MAX_SAMPLES)
     values = tensor.flatten()[::step]
     return {"shape": list(tensor.shape), "values": (values.double() if values.is_floating_point() else values).tolist()}
@@ -107,7 +107,7 @@ def read_self_test(folder: Path) -> dict[str, Any]:
 
 
 def compare_samples(what: str, name: str, found: Tensor, expected: dict[str, Any], tolerance: float) -> float:
-    """Largest difference between `found` and the stored samples.
+    """Return the largest difference between `found` and the stored samples.
 
     Raises:
         SelfTestError: the shape differs, or a value differs by more than `tolerance` or is NaN.

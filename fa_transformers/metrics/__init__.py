@@ -1,7 +1,7 @@
 """Metrics as `evaluate.Metric` modules that live in this package, so that no network is needed.
 
 Each file also works as `evaluate.load("path/to/file.py")`. With several processes, gather the predictions first
-(`accelerator.gather_for_metrics`) and compute on the gathered rows: see `evaluate` in scripts/finetune.py.
+(`accelerator.gather_for_metrics`) and compute on the gathered rows, as `evaluate` in training/finetune.py does.
 """
 
 import evaluate
@@ -36,7 +36,7 @@ LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
 
 
 def load_metric(problem_type: str) -> evaluate.Metric:
-    """A fresh metric for one of transformers' `problem_type` names, which keeps its examples in memory.
+    """Return a fresh metric for one of transformers' `problem_type` names, which keeps its examples in memory.
 
     Raises:
         ValueError: `problem_type` is not a key of `PROBLEM_METRICS`.
@@ -47,7 +47,7 @@ def load_metric(problem_type: str) -> evaluate.Metric:
 
 
 def decide(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Turn logits [B, C] into what the metric of `problem_type` takes.
+    """Turn logits [B, C] into the predictions that the metric of `problem_type` takes.
 
     Single label: the class of the largest logit, [B]. Multi-label: 1 where the logit is above 0 (probability above one
     half), [B, C]. Regression: the number itself, [B].

@@ -2,7 +2,6 @@
 loads elsewhere, with the modules of sentence-transformers where there were some; and the script that writes it.
 """
 
-import argparse
 import json
 import logging
 import re
@@ -22,11 +21,12 @@ from tiny_models import outputs_of, randomize
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from fa_transformers import FABertModel, convert_checkpoint, load_factorized
+from fa_transformers.conversion.source import describe_source, read_source
 from fa_transformers.hub.card import ModelFacts, render_card
 from fa_transformers.hub.publish import check_folder
 from fa_transformers.hub.self_check import compute_sha256
 from fa_transformers.models.modeling_fa import NOT_RECOVERED
-from fa_transformers.training.report import describe_base_model
+from fa_transformers.training.card_facts import describe_base_model
 
 SCRIPT = SCRIPTS / "convert_checkpoint.py"
 
@@ -176,9 +176,8 @@ def test_an_encoder_in_a_subfolder_of_an_old_sentence_model_moves_to_the_root(sm
     assert json.loads((tmp_path / "new" / "modules.json").read_text())[0]["path"] == ""
     assert json.loads((tmp_path / "new" / "sentence_bert_config.json").read_text())["max_seq_length"] == 256
     assert (tmp_path / "new" / "model.safetensors").is_file()
-    started_from_it = argparse.Namespace(model_name_or_path=str(old.parent), base_model=None)
     revision = f"sha256 {compute_sha256(old / 'model.safetensors')} of model.safetensors"
-    assert describe_base_model(started_from_it) == ("local/old", revision)
+    assert describe_source(read_source(old.parent)) == ("local/old", revision)
 
 
 def test_an_image_model_and_its_processor_are_written_at_the_new_size(tmp_path):
@@ -228,19 +227,18 @@ def test_a_short_name_is_called_by_its_name_on_the_hub(minilm, tmp_path):
     facts = ModelFacts.load(tmp_path / "fa" / "model_facts.json")
     assert facts.base_model == "sentence-transformers/all-MiniLM-L6-v2" and facts.license == "apache-2.0"
     assert facts.base_model_revision.startswith("sha256 ")
-    trained_from_it = argparse.Namespace(model_name_or_path=str(tmp_path / "fa"), base_model=None)
-    name, revision = describe_base_model(trained_from_it)
+    trained_from_it = read_source(tmp_path / "fa")
+    name, revision = describe_source(trained_from_it)
     assert name == facts.base_model  # a Hub name, where the folder has none
     weights = compute_sha256(tmp_path / "fa" / "model.safetensors")
     assert revision == f"{facts.base_model_revision}, by way of local/fa, sha256 {weights} of model.safetensors"
     again = convert_checkpoint(tmp_path / "fa", output_dir=tmp_path / "again", local_window=4)
     assert again.model.config.local_window == 4
     assert ModelFacts.load(tmp_path / "again" / "model_facts.json").base_model == facts.base_model
-    trained_from_it.base_model = "me/mine"
-    assert describe_base_model(trained_from_it) == ("me/mine", revision)
-    trained_from_it.base_model = None
+    assert describe_base_model(str(tmp_path / "fa"), "me/mine") == ("me/mine", revision)
+    assert describe_base_model(str(tmp_path / "fa"), None) == (name, revision)
     (tmp_path / "fa" / "model_facts.json").write_text("{}")  # of another version
-    assert describe_base_model(trained_from_it) == ("local/fa", f"sha256 {weights} of model.safetensors")
+    assert describe_source(trained_from_it) == ("local/fa", f"sha256 {weights} of model.safetensors")
 
 
 @pytest.mark.slow

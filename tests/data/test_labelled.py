@@ -20,6 +20,7 @@ COLUMNS = {
     "text": [f"document {number} about {topic}" for number in range(10) for topic in ("law", "sea")],
     "label": ["law", "sea"] * 10,
 }
+MANY = {name: values * 10 for name, values in COLUMNS.items()}  # more than are read at a time
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(24, 32, 3), dtype=np.uint8)
 
 
@@ -62,6 +63,15 @@ def test_rows_given_in_python_are_what_a_file_of_them_is(from_file, rows):
     assert (given.problem_type, given.label_names) == (from_file.problem_type, from_file.label_names)
     assert not given.is_demo and given.stream is None
     assert given.facts.name == "rows given in Python" and from_file.facts.name == "train.csv"
+
+
+@pytest.mark.parametrize("rows", [MANY, datasets.Dataset.from_dict(MANY)], ids=["columns", "Dataset"])
+def test_all_of_many_given_rows_are_read(rows):
+    parts = contents(load(TEXT, rows)).values()
+    found = [
+        (text, COLUMNS["label"][label]) for part in parts for text, label in zip(*map(part.get, COLUMNS), strict=True)
+    ]
+    assert sorted(found) == sorted(zip(MANY["text"], MANY["label"], strict=True))
 
 
 def test_the_options_say_what_columns_and_labels_of_given_rows_mean():
@@ -165,6 +175,7 @@ def test_images_given_in_python_are_those_of_a_folder(tmp_path, draw):
     assert {split: len(part) for split, part in given.dataset.items()} == {"train": 10, "validation": 1, "test": 1}
 
 
+FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
 BAD_IMAGES = {
     "no_image_column": ({"label": ["a"]}, r"rows have no column 'image', only \['label'\]: give --image_column_name"),
     "fewer_labels": ({"image": [PIXELS], "label": []}, r"'image' has 1 values and 'label' has 0"),
@@ -174,6 +185,10 @@ BAD_IMAGES = {
     "broken": ({"image": [as_png(0), b"no image"], "label": ["a", "b"]}, r"split 'train', row 2: "),
     "missing": ({"image": [PIXELS, None], "label": ["a", "b"]}, r"split 'train', row 2: the image is missing"),
     "no_label": ({"image": [PIXELS, PIXELS], "label": ["a", None]}, r"row 2: the label is missing"),
+    "no_label_in_a_set": (
+        datasets.Dataset.from_dict({"image": [PIXELS, PIXELS], "label": ["a", None]}, features=FEATURES),
+        r"split 'train', row 2: the label is missing",
+    ),
     "not_images": (datasets.Dataset.from_dict({"image": ["a"], "label": ["b"]}), r"'image' holds .*, not images"),
     "floating_point": (
         {"image": [PIXELS, Image.fromarray(np.ones((4, 4), dtype=np.float32))], "label": ["a", "b"]},

@@ -132,7 +132,11 @@ def _fill(dataset: datasets.DatasetDict, options: ReadingOptions) -> datasets.Da
 def fill_splits(
     dataset: datasets.DatasetDict, validation_share: float, test_share: float, seed: int
 ) -> datasets.DatasetDict:
-    """Draw a missing "validation" from "train", and a missing "test" too if neither of the two was given."""
+    """Draw a missing "validation" from "train", and a missing "test" too if neither of the two was given.
+
+    Raises:
+        DataError: a share is not between 0 and 0.5, or there are too few rows.
+    """
     shares = {"validation": validation_share, "test": test_share}
     if "validation" in dataset:
         return dataset
@@ -155,9 +159,9 @@ def fill_splits(
 
 
 def _rows_of(part: datasets.Dataset, options: ReadingOptions) -> Iterable[Row]:
-    text, label = options.text_column, options.label_column
-    batches = part.select_columns([text, label]).iter(batch_size=64)
-    rows = chain.from_iterable(zip(batch[text], batch[label], strict=True) for batch in batches)
+    columns = [options.text_column, options.label_column]
+    batches = part.select_columns(columns).iter(batch_size=64)
+    rows = chain.from_iterable(zip(*(batch[column] for column in columns), strict=True) for batch in batches)
     for number, (text, label) in enumerate(rows, start=1):
         yield number, text, label
 
@@ -198,7 +202,11 @@ def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | 
 
 
 def check_text(text: Any, where: str) -> bytes:
-    """The document in UTF-8."""
+    """Return a document in UTF-8.
+
+    Raises:
+        DataError: it is empty, no string, or has half of a surrogate pair; the message begins with `where`.
+    """
     if text is None or (isinstance(text, str) and not text.strip()):
         raise DataError(f"{where}: the document is empty; remove the row or give it a text")
     if not isinstance(text, str):

@@ -83,8 +83,8 @@ def encode_images(
     With `check` every image is decoded once, as `load_image_folder` does.
 
     Raises:
-        DataError: a column is missing or has another type, a later split has a label that train lacks, or with `check`
-            an image is missing, broken or of a mode that can't be converted.
+        DataError: a column is missing or has another type, a label is missing, a later split has a label that train
+            lacks, or with `check` an image is missing, broken or of a mode that can't be converted.
     """
     if "train" not in dataset:
         raise DataError(f"the data set has no split 'train', only {sorted(dataset)}: name one of them 'train'")
@@ -115,15 +115,15 @@ def _pick_columns(part: datasets.Dataset, split: str, image_column: str, label_c
     part = part.rename_columns({image_column: "image", label_column: "label"})
     if not isinstance(part.features["image"], datasets.Image):
         raise DataError(f"split {split!r}: column {image_column!r} holds {part.features['image']}, not images")
+    for number, label in enumerate(part["label"], start=1):
+        if label is None:
+            raise DataError(f"split {split!r}, row {number}: the label is missing")
     return part
 
 
 def _check_rows(part: datasets.Dataset, split: str) -> None:
-    labels = part["label"]
     for index in tqdm(range(len(part)), desc="checking images", unit="image"):
         where = f"split {split!r}, row {index + 1}"
-        if labels[index] is None:
-            raise DataError(f"{where}: the label is missing")
         try:
             image = part[index]["image"]
             if image is None:
@@ -155,9 +155,7 @@ def collect_images(columns: Mapping[str, Sequence], image_column: str, label_col
             f"rows: column {image_column!r} has {len(images)} values and {label_column!r} has {len(labels)}: give one "
             "label for each image"
         )
-    for number, (image, label) in enumerate(zip(images, labels, strict=True), start=1):
-        if label is None:
-            raise DataError(f"rows, row {number}: the label is missing")
+    for number, image in enumerate(images, start=1):
         if not isinstance(image, Image.Image | np.ndarray | str | Path | bytes | None):
             raise DataError(
                 f"rows, row {number}: an image must be Pillow's, an array, a path or a file's bytes, got "
@@ -165,7 +163,7 @@ def collect_images(columns: Mapping[str, Sequence], image_column: str, label_col
             )
     try:
         return datasets.Dataset.from_dict(
-            {image_column: list(images), label_column: [str(label) for label in labels]},
+            {image_column: list(images), label_column: [None if label is None else str(label) for label in labels]},
             features=datasets.Features({image_column: datasets.Image(), label_column: datasets.Value("string")}),
         )
     except (pyarrow.ArrowException, TypeError, ValueError, OSError) as error:

@@ -111,7 +111,7 @@ def _type_of_named(table: Table) -> str:
 
 
 def as_number(label: Any) -> float | None:
-    """The number that a label stands for, or None if there is none that float32 can hold."""
+    """Return the number that a label stands for, or None if there is none that float32 can hold."""
     if isinstance(label, bool) or not isinstance(label, int | float | str):
         return None
     try:
@@ -149,7 +149,11 @@ def _parse_names(table: Table, label_column: str, several: bool) -> list[list[st
 
 
 def as_name(value: Any, where: str, label_column: str) -> str:
-    """The name of a class: integers become their digits."""
+    """Return the name of a class: integers become their digits.
+
+    Raises:
+        DataError: the value is neither a string nor an integer.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str | int):

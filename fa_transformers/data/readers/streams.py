@@ -16,7 +16,7 @@ READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".pa
 
 
 def open_files(pattern: str) -> datasets.IterableDataset:
-    """The rows of all files that a shell pattern such as "shards/*.parquet" names, one shard each, in order of names.
+    """Open the rows of all files that a shell pattern such as "shards/*.parquet" names, one shard each, sorted.
 
     Raises:
         DataError: there is no such file, or they have an unknown ending or several.
@@ -34,7 +34,7 @@ def open_files(pattern: str) -> datasets.IterableDataset:
 def open_named(
     name: str, config_name: str | None = None
 ) -> tuple[datasets.IterableDataset, dict[str, datasets.Dataset]]:
-    """The split "train" of a data set of the Hub, or of a local folder, as a stream; its other splits are loaded.
+    """Open the split "train" of a data set of the Hub, or of a local folder, as a stream, and load its other splits.
 
     Raises:
         DataError: it lacks "train" or "validation".
@@ -59,7 +59,7 @@ def open_named(
 
 @dataclass(frozen=True)
 class DocumentStream:
-    """A stream of raw rows and what they mean.
+    """A stream of raw rows, with the meaning of their columns and labels.
 
     `label_names` gives the classes their numbers; None is regression. Integers of a ClassLabel column stand for its
     names. Documents of more than `max_length` tokens are cut, or an error with `strict_length`.
@@ -77,7 +77,7 @@ class DocumentStream:
     strict_length: bool = False
 
     def encode(self, rows: list[dict]) -> list[dict]:
-        """Tokenized documents with "label" and "length", in tokens.
+        """Tokenize and label rows: one dictionary a document, with "label" and "length" in tokens.
 
         Raises:
             DataError: a column is missing, or a document or label can't be used; the message shows how it begins.

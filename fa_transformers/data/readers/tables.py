@@ -29,7 +29,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """What the columns of a user's data mean, and how missing splits are drawn from train.
+    """The meaning of the columns of a user's data, and the draw of missing splits from train.
 
     Args:
         text_column, label_column: names of the columns.
@@ -67,11 +67,12 @@ class Table:
     numbers: Sequence[int]
 
     def where(self, index: int) -> str:
+        """Return the place of a row for an error message, such as "train.csv, line 3"."""
         return f"{self.source}, {self.unit} {self.numbers[index]}"
 
 
 def listing(names: Iterable) -> str:
-    """The first names, quoted, and how many more there are."""
+    """Return the first names, quoted, and the number of those left out."""
     names = [repr(name) for name in names]
     shown = ", ".join(names[:SHOWN_NAMES])
     return shown + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
@@ -87,9 +88,10 @@ def check_column(column: str, role: str, existing: Sequence[str], source: str) -
 
 
 def open_table(path: Path, text_column: str, label_column: str) -> tuple[str, Iterator[Row]]:
-    """The rows of a csv, tsv, json, jsonl or parquet file, and whether their numbers count a "line" or a "row".
+    """Return the unit that row numbers count, "line" or "row", and the rows of a csv, tsv, json, jsonl or parquet file.
 
-    Raises DataError, some of it while the rows are read, if the file is missing, empty, damaged or not UTF-8.
+    Raises:
+        DataError: the file is missing, empty, damaged or not UTF-8; some of it only while the rows are read.
     """
     if path.suffix not in FILE_TYPES:
         raise DataError(f"{path}: the ending {path.suffix!r} is not one of {listing(FILE_TYPES)}")
@@ -223,6 +225,7 @@ class _JsonWindow:
                 return ""
 
     def item(self) -> Any:
+        """Decode the value that starts here, reading on until it is complete."""
         while True:
             try:
                 value, self.position = json.JSONDecoder().raw_decode(self.text, self.position)
@@ -233,6 +236,7 @@ class _JsonWindow:
                     self.fail(error.msg, offset)
 
     def fail(self, message: str, position: int) -> None:
+        """Raise DataError with the line and column, in the file, of a position in the window."""
         before = self.text[:position]
         line = self.line + before.count("\n")
         column = position - before.rfind("\n") if "\n" in before else self.column + position

@@ -130,7 +130,7 @@ def _read_docstrings(roots: dict[str, str]) -> Iterator[tuple[str, str, list[str
 
 
 def _docstrings_in(node: ast.AST) -> Iterator[str]:
-    """Those of `node` and of what its body defines; expressions, most of a file, are not visited."""
+    """Yield the docstrings of `node` and of what its body defines; expressions, most of a file, are not visited."""
     if isinstance(node, DOCUMENTED):
         yield ast.get_docstring(node) or ""
     for statement in getattr(node, "body", ()):

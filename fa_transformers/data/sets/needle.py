@@ -29,7 +29,7 @@ def split_words(text: str) -> list[str]:
 
 
 def build_vocabulary(texts: Iterable[str], num_words: int = 2000) -> dict[str, int]:
-    """Ids of the `num_words` most frequent words, from 2 on, and of those of the statements; 0 and 1 are special."""
+    """Return word -> id: the statements' words and the `num_words` most frequent ones; 0 is padding, 1 unknown."""
     counts = Counter(word for text in texts for word in split_words(text))
     planted = [*STATEMENT[:3], STATEMENT[4], *COLOURS]
     frequent = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:num_words]
@@ -38,7 +38,7 @@ def build_vocabulary(texts: Iterable[str], num_words: int = 2000) -> dict[str, i
 
 
 def encode_filler(texts: Iterable[str], vocabulary: dict[str, int]) -> np.ndarray:
-    """All texts in a row as ids, without the colours.
+    """Return all texts, one after the other, as ids, without the colours.
 
     Raises:
         ValueError: there are no words.
@@ -52,7 +52,7 @@ def encode_filler(texts: Iterable[str], vocabulary: dict[str, int]) -> np.ndarra
 def plant_statements(
     filler: np.ndarray, vocabulary: dict[str, int], length: int, random: np.random.Generator
 ) -> tuple[np.ndarray, int, tuple[int, int]]:
-    """One document: ids [length], its label, and the places of the two colours.
+    """Make one document: ids [length], its label, and the places of the two colours.
 
     The filler is a piece from anywhere of it, or goes round where it is shorter.
 
