@@ -58,7 +58,7 @@ class OptionGroup:
 
 @dataclass(frozen=True)
 class DataOptions(OptionGroup):
-    """The data to learn from: files, a folder of images or a data set of the Hub; none of these is the built-in demo."""
+    """The data to learn from: files, a folder of images or a data set of the Hub; none of these means the demo."""
 
     train_file: Path | None = option(
         None,
