@@ -26,8 +26,8 @@ class Layout:
         grid: (rows, columns) of the patches, which come last: before them stand the prefix tokens (CLS, registers).
             None: text.
         documents: the documents of a packed batch, where B is 1 and there is no mask. None: a sample is one document.
-        shard: how the N tokens are split over the processes of a group, for whose tokens `mask` and `grid` are; its own
-            `mask` is [B, N]. None: all tokens are here.
+        shard: the split of the N tokens over the processes of a group. `mask` and `grid` then describe the part of this
+            process, and `shard.mask` [B, N] all parts. None: all tokens are here.
         chunk_size: tokens of each sample that a layer works on at a time, without gradients. None: all.
     """
 

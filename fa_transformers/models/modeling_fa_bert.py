@@ -128,8 +128,8 @@ class FABertModel(FABertPreTrainedModel):
                 memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
                 activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
                 only. None: all at once.
-            layout: what `lay_out_text` made of `attention_mask`, `cu_seqlens` and `chunk_size`, which are then not
-                looked at. For heads, which read it as well; None: it is made here.
+            layout: the layout that `lay_out_text` makes of `attention_mask`, `cu_seqlens` and `chunk_size`, which are
+                then ignored. Heads give it, as they read it as well. None: it is made here.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
