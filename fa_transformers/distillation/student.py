@@ -82,7 +82,7 @@ def load_teacher(model_or_path: str | CheckpointSource, auto_class: str, student
         ValueError: it is a factorized model; it has another architecture, other widths or another number of layers than
             the student; or it lacks the student's head.
     """
-    source = model_or_path if isinstance(model_or_path, CheckpointSource) else read_source(model_or_path)
+    source = read_source(model_or_path)
     if isinstance(source.config, FactorizedConfig):
         raise ValueError(
             f"The teacher {source.name!r} is a factorized model; give the softmax checkpoint that the student was "

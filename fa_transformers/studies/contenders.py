@@ -21,12 +21,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..conversion.convert import load_factorized
-from ..conversion.packaged import resolve_checkpoint
-from ..conversion.source import locate_encoder
+from ..conversion.source import read_source
 from ..conversion.stock_checkpoints import translate_fields
 from ..data.batching import LengthGroupedBatchSampler, grouped_batches
 from ..data.collators import label_tensor
@@ -148,7 +147,7 @@ def list_contenders(options: ContenderOptions, problem_type: str) -> list[Conten
 
 def check_stock_length(options: ContenderOptions) -> None:
     """Raise ValueError if the stock checkpoint has no positions for `--stock_length` tokens."""
-    config = AutoConfig.from_pretrained(locate_encoder(options.model_name_or_path))
+    config = read_source(options.model_name_or_path).config
     fields = translate_fields(config.to_dict(), config.model_type)
     longest = fields["max_position_embeddings"]
     if fields.get("position_embedding_type", "absolute") == "absolute" and options.stock_length > longest:
@@ -342,7 +341,7 @@ def _predict_by_words(options: ContenderOptions, contender: Contender, data: Lab
     """Labels that TF-IDF and logistic regression give the documents of the scored split."""
     dataset = data.dataset
     if contender.max_length is not None:
-        tokenizer = AutoTokenizer.from_pretrained(locate_encoder(options.model_name_or_path))
+        tokenizer = AutoTokenizer.from_pretrained(read_source(options.model_name_or_path).model_folder)
         dataset = cut_texts(dataset, tokenizer, contender.max_length)
     return tfidf_predictions(dataset, data.score_split)
 
@@ -351,15 +350,14 @@ def build_network(
     options: ContenderOptions, contender: Contender, data: LabelledData
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
     """Build the model with a fresh head; returns it, its tokenizer, and whether its mixers are fresh too."""
-    source = resolve_checkpoint(contender.checkpoint or "")
-    folder = locate_encoder(source)
-    config = AutoConfig.from_pretrained(folder)
+    source = read_source(contender.checkpoint or "")
+    config = source.config
     fields = data.config_fields | {"classifier_pooling": "mean", "attention_probs_dropout_prob": 0.0}
     if contender.kind != "factorized":
         fields["softmax_layers"] = list(range(config.num_hidden_layers))
     max_length = contender.max_length or options.stock_length
     model = load_factorized(source, "AutoModelForSequenceClassification", max_length=max_length, **fields)
-    return model, AutoTokenizer.from_pretrained(folder), config.model_type != model.config.model_type
+    return model, AutoTokenizer.from_pretrained(source.model_folder), config.model_type != model.config.model_type
 
 
 def build_inputs(

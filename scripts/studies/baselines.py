@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from fa_transformers.commands.flags import describe_command, script_parser
-from fa_transformers.conversion.source import locate_encoder
+from fa_transformers.conversion.source import read_source
 from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
 from fa_transformers.options import (
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if options.folds:
         folds = split_folds(data, read_groups(job.data, options.group_column), options.folds)
     check_stock_length(options)
-    tokenizer = AutoTokenizer.from_pretrained(locate_encoder(options.model_name_or_path))
+    tokenizer = AutoTokenizer.from_pretrained(read_source(options.model_name_or_path).model_folder)
     lengths = [count_lengths(fold, tokenizer) for fold in folds]
     summary = report.summarise(run_cells(job, folds, accelerator), folds, lengths, options.long_threshold)
     results = {"command": command, "data": data.facts.name, "seeds": list(options.seeds), "folds": options.folds}

@@ -5,7 +5,7 @@ from tiny_distillation import as_sentence_model, grouped, job_of, run_options
 
 from fa_transformers import CardOptions, DataOptions, LoopOptions, ModelOptions, convert_checkpoint, distill
 from fa_transformers.conversion.source import read_source
-from fa_transformers.distillation.distill import choose_pooling
+from fa_transformers.distillation.distill import choose_pooling, resolve_job
 
 
 def test_the_embedding_is_what_the_sentence_model_makes(stock):
@@ -105,7 +105,7 @@ def test_mistakes_of_images_are_named(tmp_path, values, message):
 )
 def test_an_option_that_distillation_does_not_read_is_refused(options):
     with pytest.raises(ValueError, match="has no use in distillation"):
-        distill(**options)
+        resolve_job("text", "quick", grouped({}) | options)
 
 
 def test_rows_and_a_file_are_two_sources(tmp_path, stock):

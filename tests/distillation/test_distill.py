@@ -88,6 +88,8 @@ def test_texts_given_as_a_list_give_every_field_of_the_result(tmp_path, stock):
     assert [stage["stage"] for stage in result.stages] == ["transfer", "end_to_end"]
     assert all(stage["steps"] == 6 and stage["after"]["loss"] < stage["before"]["loss"] for stage in result.stages)
     assert len(result.stages[0]["after"]["layer_errors"]) == result.model.config.num_hidden_layers
+    assert [stage["mixer_learning_rate"] for stage in result.stages] == [1e-2, 5e-4]
+    assert [stage["learning_rate"] for stage in result.stages] == [5e-5, 5e-5]
     receipt = result.receipt
     assert receipt["similarity"] == result.similarity and receipt["stages"] == result.stages
     assert receipt["downstream"] is None and receipt["output_dir"] == str(tmp_path / "out")

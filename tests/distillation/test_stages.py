@@ -2,9 +2,11 @@
 
 import datasets
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_distillation import LOCAL, job_of, make_pair, run_options, run_values
+from transformers import AutoModel
 
 from fa_transformers import CheckpointError, FABertConfig, FABertModel, distill
 from fa_transformers.distillation.checks import check_resumed
@@ -69,6 +71,14 @@ def test_the_receipt_of_a_stage_is_of_the_weights_that_are_kept(tmp_path, stock)
     AcceleratorState._reset_state(reset_partial_state=True)
     (again,) = distill(**run_options(tmp_path, stock, **changes, resume_from_checkpoint="last")).stages
     assert again["after"] == stage["after"]
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_the_table_of_words_trains_only_if_it_is_not_frozen(tmp_path, stock, is_frozen):
+    changes = dict(transfer_steps=0, end_to_end_steps=2, freeze_embeddings=is_frozen, learning_rate=1e-2)
+    result = distill(**run_options(tmp_path, stock, **changes))
+    table = AutoModel.from_pretrained(stock, dtype=torch.float32).get_input_embeddings().weight
+    assert result.model.get_input_embeddings().weight.equal(table) == is_frozen
 
 
 def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):

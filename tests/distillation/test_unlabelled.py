@@ -167,6 +167,21 @@ def test_images_given_in_python_are_read_as_a_data_set_is():
         read_images(DataOptions(), CARD, 0)
 
 
+def test_images_to_train_on_are_cropped_and_mirrored_and_held_out_ones_are_not():
+    processor, options = ViTImageProcessor(size={"height": 16, "width": 16}), DataOptions()
+    rows = read_images(options, CARD, 0, pictures_of(200))
+    plain = build_image_pieces(rows, processor, 16, options)
+    for change in (DataOptions(random_crop=True), DataOptions(random_flip=True)):
+        changed = build_image_pieces(rows, processor, 16, change, seed=1)
+        for pieces, others, differ in (
+            (changed.train(0), plain.train(0), True),
+            (changed.validation, plain.validation, False),
+            (changed.heldout["same kinds"], plain.heldout["same kinds"], False),
+        ):
+            same = [pieces[i]["pixel_values"].equal(others[i]["pixel_values"]) for i in range(4)]
+            assert not all(same) if differ else all(same)
+
+
 def test_images_of_a_folder_are_split_as_fine_tuning_splits_them(tmp_path):
     folder = tmp_path / "photos"
     for level, place in (
