@@ -57,7 +57,7 @@ RECIPE: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class ContenderOptions(OptionGroup):
-    """Which contenders are compared, on how many tokens, over which seeds and folds."""
+    """The contenders that are compared, the tokens that each trains on, and the seeds and folds."""
 
     model_name_or_path: str = option(
         "minilm", "stock BERT-class checkpoint of the softmax rows", group="contenders", common=True

@@ -1,4 +1,4 @@
-"""Which parts of a layer restore a converted model: variants of a student learn side by side from one teacher.
+"""Ablation of the parts that restore a converted model: variants of a student learn side by side from one teacher.
 
 The teacher runs once per step, and every variant's mixers learn from it (`AttentionTransfer`). Then the layers are
 stacked, and embeddings compared with the teacher's on held-out data.

@@ -1,4 +1,4 @@
-"""Which parts of a layer restore a converted model: one row per variant, the same steps and batches for each.
+"""Tell which parts of a layer restore a converted model: one row per variant, the same steps and batches for each.
 
 python scripts/studies/ablate_conversion.py --output_dir outputs/ablation                      # MiniLM on prose
 python scripts/studies/ablate_conversion.py --task images --model_name_or_path dinov2/ --image_folder photos/

@@ -1,4 +1,4 @@
-"""What token mixing costs, as a share of the linear maps (Q, K, V, output, feed-forward) of the same layer.
+"""Measure what token mixing costs, as a share of the linear maps (Q, K, V, output, feed-forward) of the same layer.
 
 python scripts/studies/benchmark_layer.py                   # 2 CPU cores: about 4 minutes
 python scripts/studies/benchmark_layer.py --dtype bfloat16
