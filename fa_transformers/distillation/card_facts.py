@@ -37,6 +37,7 @@ def build_facts(
     auto_class = find_auto_class_of(model)
     return ModelFacts(
         repo_id=job.card.hub_model_id or job.loop.output_dir.resolve().name,
+        title=f"FA-{'BERT' if job.is_text else 'ViT'} ({base_model.rsplit('/', 1)[-1]}) distilled from its softmax model",
         summary=f"{base_model} with factorized attention, distilled from the softmax model.",
         pipeline_tag=PIPELINE_TAGS.get(auto_class, "feature-extraction" if job.is_text else "image-feature-extraction"),
         auto_class=auto_class,
