@@ -15,7 +15,7 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # What the oldest supported transformers must still pass.
 OLDEST_TESTS := tests/models tests/test_attention_*.py
 
-.PHONY: demo images test test-all test-oldest test-slow lint typecheck clean rebuild
+.PHONY: demo images test test-all test-oldest test-slow lint typecheck docs clean rebuild
 
 demo: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --output_dir outputs/demo --overwrite_output_dir $(ARGS)
@@ -43,8 +43,12 @@ lint: $(VENV)/installed
 typecheck: $(VENV)/installed
 	$(RUN) -m mypy
 
+# Into site/; a dead link or an unknown name is an error. Material's notice of its own end of life is left out.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The stamp is written last and holds the folder it was built in, so an interrupted, copied or moved environment is built
 # anew. When only the pins change it is brought up to date in place, and the stamp is away meanwhile.
@@ -73,7 +77,7 @@ endef
 comma := ,
 
 $(VENV)/installed: setup.py constraints.txt requirements-data.txt
-	$(call build_environment,$(VENV),constraints.txt,test$(comma)lint$(comma)triton)
+	$(call build_environment,$(VENV),constraints.txt,test$(comma)lint$(comma)triton$(comma)docs)
 
 $(OLDEST)/installed: setup.py constraints-oldest.txt requirements-data.txt
 	$(call build_environment,$(OLDEST),constraints-oldest.txt,test)

@@ -38,6 +38,7 @@ ONNX = ["onnx>=1.18"]
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "sentence-transformers>=6.2"]
 LINT = ["mypy", "ruff"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 setup(
     name="fa_transformers",
@@ -68,6 +69,7 @@ setup(
         "triton": TRITON,
         "test": TEST,
         "lint": LINT,
+        "docs": DOCS,
     },
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -13,8 +13,9 @@ from unittest import mock
 
 from fa_transformers import options
 from fa_transformers.commands import COMMANDS, flags
+from fa_transformers.distillation import recipes as distillation_recipes
 from fa_transformers.options import UNSET
-from fa_transformers.training.recipes import TASKS, recipe_of
+from fa_transformers.training import recipes as training_recipes
 
 GROUPS = [
     options.DataOptions,
@@ -24,6 +25,10 @@ GROUPS = [
     options.ConversionOptions,
     options.CardOptions,
 ]
+RECIPES = {
+    "finetune": {task: training_recipes.recipe_of(task, is_demo=False) for task in training_recipes.TASKS},
+    "distill": {task: distillation_recipes.recipe_of(task) for task in distillation_recipes.TASKS},
+}
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
@@ -67,13 +72,13 @@ def render_options(options_class: type, known: dict[tuple[type, str], list[str]]
     yield from (f"## {options_class.__name__}", "", (options_class.__doc__ or "").strip(), "")
     yield from ("| flag | values | default | what it does | commands |", "| --- | --- | --- | --- | --- |")
     for part in fields(options_class):
-        flag = f"`--{part.name}`"
+        flag, commands = f"`--{part.name}`", known.get((options_class, part.name), [])
         cells = [
             f"**{flag}**" if part.metadata["common"] else flag,
             show_values(part),
-            show_default(part),
-            part.metadata["help"].replace("|", "\\|").replace("--", "\\-\\-"),
-            ", ".join(known.get((options_class, part.name), [])) or "in Python alone",
+            show_default(part, commands),
+            re.sub(r"(--\w+)", r"`\1`", part.metadata["help"].replace("|", "\\|")),
+            ", ".join(commands) or "in Python alone",
         ]
         yield "| " + " | ".join(cells) + " |"
 
@@ -90,12 +95,17 @@ def show_values(part: Field) -> str:
     return "several integers" if get_args(kind) else {int: "integer", float: "number", Path: "path"}.get(kind, "text")
 
 
-def show_default(part: Field) -> str:
-    """The default: the field's, or where the task's recipe fills it, what fine-tuning on your own data gets."""
+def show_default(part: Field, commands: list[str]) -> str:
+    """The default: the field's, or where a recipe fills it, what it gives to your own data by command and task."""
     if part.default is not UNSET:
         return "" if part.default in (None, False, MISSING) else f"`{part.default}`"
-    values = {task: recipe_of(task, is_demo=False).get(part.name) for task in TASKS}
-    text, images = (None if value is None else f"`{value}`" for value in values.values())
-    if text == images:
-        return text or ""
-    return "; ".join(f"{value} ({kind})" for value, kind in ((text, "text"), (images, "images")) if value)
+    cases = {
+        f"{command}, {'text' if task.startswith('text') else 'images'}": recipe.get(part.name)
+        for command, recipes in RECIPES.items()
+        for task, recipe in recipes.items()
+        if command in commands
+    }
+    cases = {case: f"`{value}`" for case, value in cases.items() if value is not None}
+    if len(set(cases.values())) < 2:
+        return next(iter(cases.values()), "")
+    return "; ".join(f"{value} ({case})" for case, value in cases.items())

@@ -13,6 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PLACE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+WIDTH = 100
 MODES = {"forward": "forward pass", "training": "training step"}
 
 
@@ -37,7 +38,18 @@ def render_table(path: Path, name: str) -> str:
         lines.append(row_of(show_cell(value, column) for value, column in zip(row, columns, strict=True)))
     lines += ["", *([table["note"], ""] if "note" in table else [])]
     lines += [f"{table['machine'][0].upper()}{table['machine'][1:]}. {table['date']}, [{path.name}]({path.name}):"]
-    return "\n".join([*lines, "", "```bash", table["command"], "```"])
+    return "\n".join([*lines, "", "```bash", wrap_command(table["command"]), "```"])
+
+
+def wrap_command(command: str) -> str:
+    """Return a command in lines of at most `WIDTH` characters, as a shell reads them."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return "\n".join(lines)
 
 
 def row_of(cells: Any) -> str:

@@ -2,12 +2,12 @@
 
 Importing this module registers an attention function and its mask function under the name "factorized", so that
 `AutoModel.from_pretrained(..., attn_implementation="factorized")`, a config's `attn_implementation` and
-`model.set_attn_implementation("factorized")` accept it. What the operator can't express (causal order, windows,
-position biases, masks that differ from query to query) raises. `supports(model)` says beforehand whether a model is
-reached at all, `why_unsupported(model)` why it isn't.
+`model.set_attn_implementation("factorized")` accept it. A model that asks for more than the operator can express
+(causal order, windows, position biases, masks that differ from query to query) gets an error. `supports(model)` says
+beforehand whether a model is reached at all, `why_unsupported(model)` why it isn't.
 
 The choice isn't part of a saved model: `save_pretrained` doesn't write it and a reload gives "sdpa". It's a way to try
-and to fine-tune; what is published is FABert or FAViT, whose config carries it.
+and to fine-tune; publish a FABert or FAViT, whose config carries it.
 
 Shape letters: B batch, H heads, N query positions, M key positions, D head width.
 """

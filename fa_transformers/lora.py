@@ -1,4 +1,4 @@
-"""LoRA after conversion: which weights of an FA model get low-rank updates, and which train whole."""
+"""A LoRA preset for converted models: it names the weights that get low-rank updates and those that train whole."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ PRETRAINED_HEADS = ("cls", "decoder")
 
 
 def fa_lora_config(model: PreTrainedModel, *, r: int = 8, lora_alpha: int | None = None, **options: Any) -> Any:
-    """A `peft.LoraConfig` for an FA model: `peft.get_peft_model(model, fa_lora_config(model))`.
+    """Make a `peft.LoraConfig` for an FA model: `peft.get_peft_model(model, fa_lora_config(model))`.
 
-    The projections to Q, K, V and the attention's output get updates of rank `r`. What a stock checkpoint has no values
-    for trains whole and is saved with the adapter: the head of a classifier, and the mixers' own parameters (feature
+    The projections to Q, K, V and the attention's output get updates of rank `r`. Parameters that a stock checkpoint
+    lacks train whole and are saved with the adapter: the head of a classifier, and the mixers' own parameters (feature
     maps, temperatures, convolutions, gates), where the model has any.
 
     Args:

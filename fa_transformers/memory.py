@@ -1,7 +1,7 @@
-"""How much memory a model takes at a length, told from its configuration before anything is allocated.
+"""An estimate of the memory that a model takes at a length, from its configuration, before anything is allocated.
 
 The terms are the tensors that PyTorch holds at the moment of the peak, counted per token, so a term that is off can be
-found and mended; `scripts/studies/measure_memory.py` sets them against the measured peak of a fresh process.
+found and corrected; `scripts/studies/measure_memory.py` sets them against the measured peak of a fresh process.
 """
 
 import ctypes
@@ -15,21 +15,22 @@ from .models.configuration_fa import FactorizedConfig
 from .models.fa_layers import INFERENCE_PIECE
 
 MAPPED_BYTES = 2**22
-"""From this size on an allocation is a mapping of its own after `return_freed_memory`."""
+"""Allocations of at least this size are mapped apart, and so returned to the system when freed, once
+`return_freed_memory` was called."""
 M_MMAP_THRESHOLD = -3
-"""glibc's number of that setting, from its malloc.h."""
+"""Number of the threshold among the settings of glibc's `mallopt`, from malloc.h."""
 MIXED_PRECISIONS = {None: None, "no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WINDOW_KEPT = 10.0
-"""Hidden widths per token that the window branch keeps for the backward pass: query tiles, keys and values with what
-surrounds a tile (3 each; of images 3 at a reach of 3, and up to 9 beyond 8), the result twice, and its difference from
-the factorized output."""
+"""Hidden widths per token that the window branch keeps for the backward pass: query tiles, keys and values with the
+surroundings of a tile (3 each; of images 3 at a reach of 3, and up to 9 beyond 8), the result twice, and its difference
+from the factorized output."""
 WINDOW_HELD = 10.0
 """Hidden widths per token that the window branch holds at a time when nothing is kept."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Peak memory in bytes, by what takes it; without the program itself, which takes some 0.5 GiB on a CPU.
+    """Peak memory in bytes by purpose, without the program itself, which takes some 0.5 GiB on a CPU.
 
     Gradients fill up while activations are freed, so the peak has the larger one of the two.
     """
@@ -51,7 +52,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes of an element: of the results of linear maps, of the residual stream, of what dropout keeps."""
+    """Bytes of an element: in the results of linear maps, in the residual stream, in the factors that dropout keeps."""
 
     mapped: int
     residual: int
@@ -70,16 +71,16 @@ def estimate_memory(
     mixed_precision: str | None = None,
     device_type: str = "cpu",
 ) -> MemoryEstimate:
-    """Peak memory of one forward pass without gradients, or with `training` of a step with AdamW after the first one.
+    """Estimate the peak memory of a forward pass without gradients or, with `training`, of an AdamW step but the first.
 
-    On a CPU it is what a process takes after `return_freed_memory`; without, holes in the heap add to it. Holds where
-    activations dominate, for a base model or a head that gives one answer per sequence; masked language
+    On a CPU it is the memory of a process after `return_freed_memory`; without, holes in the heap add to it. It holds
+    where activations dominate, for a base model or a head that gives one answer per sequence; masked language
     modelling adds its logits. With C the hidden width, I the intermediate size and L the number of layers, a training
     step keeps per token, in elements:
 
         per layer   C      input of the maps to Q, K, V (with mixed precision three copies, one for each map)
                     3 C    Q, K, V; with `key_feature_size` F also the mapped Q and K, 2 H F
-                    C      mixed tokens; with `local_window` also what `WINDOW_KEPT` lists
+                    C      mixed tokens; with `local_window` also the tensors that `WINDOW_KEPT` lists
                     2 C    inputs of the two norms
                     C      input of the first feed-forward map
                     2 I    before and after its activation (GELU or SiLU)
@@ -91,10 +92,10 @@ def estimate_memory(
 
     and with gradient checkpointing L C for the inputs of the layers and the rest for a single layer. Without gradients
     one layer is there at a time: its input, the embeddings, and the larger one of Q, K, V with the mixed tokens, and of
-    what follows: mixed tokens, results, and of a piece (see `apply_in_pieces`) C and 2 I.
+    the feed-forward part: mixed tokens, results, and for one piece (see `apply_in_pieces`) C and 2 I.
 
     Args:
-        config: of an FA model; `softmax_layers` run fused attention, which keeps as much.
+        config: of an FA model; its `softmax_layers` run fused attention, which keeps as much.
         num_tokens: length of a sequence in tokens; for images the number of patches.
         batch_size: sequences, padded to that length.
         dtype: of the weights.
@@ -148,7 +149,7 @@ def return_freed_memory() -> None:
 
 
 def count_weights(config: FactorizedConfig) -> tuple[int, int]:
-    """Parameters of the base model of `config`, and those of them that its encoder's linear maps have."""
+    """Count the parameters of the base model of `config`, and among them the weights of its encoder's linear maps."""
     with torch.device("meta"):
         model = ARCHITECTURES[type(config)]["AutoModel"](config)
     mapped = sum(weight.numel() for weight in model.encoder.parameters() if weight.dim() == 2)
@@ -156,7 +157,7 @@ def count_weights(config: FactorizedConfig) -> tuple[int, int]:
 
 
 def _kept_by_layer(config: FactorizedConfig, sizes: _Sizes) -> dict[str, float]:
-    """Bytes per token that autograd keeps of one layer."""
+    """Count the bytes per token that autograd keeps of one layer."""
     width, heads = config.hidden_size, config.num_attention_heads
     has_scales = getattr(config, "layerscale_value", None) is not None
     return {
@@ -174,7 +175,7 @@ def _kept_by_layer(config: FactorizedConfig, sizes: _Sizes) -> dict[str, float]:
 
 
 def _num_added_features(config: FactorizedConfig) -> int:
-    """Features per head of what is made of Q and K by learned maps and temperatures; 0 without either."""
+    """Count the features per head that learned maps and temperatures make of Q and K; 0 without either."""
     features = config.key_feature_size or 0
     if config.learned_temperatures:
         features += features or config.hidden_size // config.num_attention_heads
@@ -182,13 +183,13 @@ def _num_added_features(config: FactorizedConfig) -> int:
 
 
 def _held_around_layers(config: FactorizedConfig, sizes: _Sizes) -> float:
-    """Bytes per token of a training step outside the layers."""
+    """Count the bytes per token of a training step outside the layers."""
     embeddings = config.hidden_size * (sizes.residual + sizes.dropout)
     return embeddings + config.hidden_size * sizes.residual + config.intermediate_size * sizes.mapped
 
 
 def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -> float:
-    """Bytes per token at the peak of a forward pass without gradients."""
+    """Count the bytes per token at the peak of a forward pass without gradients."""
     width, intermediate = config.hidden_size, 2 * config.intermediate_size * sizes.mapped
     mixing = 4 * width * sizes.mapped + 2 * config.num_attention_heads * _num_added_features(config) * sizes.mapped
     if config.local_window:
@@ -205,7 +206,7 @@ def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -
 
 
 def _input_bytes(config: FactorizedConfig, sizes: _Sizes) -> float:
-    """Bytes per token of an image's pixels and of the copy that is padded to whole patches; 0 for token ids."""
+    """Count the bytes per token of an image's pixels and of their copy padded to whole patches; 0 for token ids."""
     if not hasattr(config, "patch_shape"):
         return 0
     height, width = config.patch_shape

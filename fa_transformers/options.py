@@ -1,4 +1,4 @@
-"""What a run may be told, as frozen dataclasses: one field is one flag, and its help text stands here alone.
+"""Options of runs, as frozen dataclasses: one field is one flag, and its help text stands here alone.
 
 This file imports nothing but the standard library, so that a command line answers before torch is loaded. A field that
 is `UNSET` is a matter of tuning: the task's recipe fills it (`resolve`), and a value that was given wins.
@@ -58,7 +58,7 @@ class OptionGroup:
 
 @dataclass(frozen=True)
 class DataOptions(OptionGroup):
-    """What to learn from: files, a folder of images, or a data set of the Hub; none of these is the built-in demo."""
+    """The data to learn from: files, a folder of images or a data set of the Hub; none of these means the demo."""
 
     train_file: Path | None = option(
         None,
@@ -127,7 +127,7 @@ class DataOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class ModelOptions(OptionGroup):
-    """Which model to start from, and the fields of its config that a user may set; unset ones stay the checkpoint's."""
+    """The model to start from, and the fields of its config that a user may set; unset ones stay the checkpoint's."""
 
     model_name_or_path: str = option(
         UNSET,
@@ -333,7 +333,7 @@ class DistillationOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class ConversionOptions(OptionGroup):
-    """How a checkpoint is converted, beside the fields of a layer; unset is as the checkpoint has it."""
+    """The way a checkpoint is converted, beside the fields of a layer; unset is as the checkpoint has it."""
 
     max_length: int | None = option(
         None, "text: longest document in tokens; unset = as long as the checkpoint's", group="conversion", common=True
@@ -357,7 +357,7 @@ class ConversionOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class CardOptions(OptionGroup):
-    """What the model card says that no run can know."""
+    """The facts of the model card that no run can know."""
 
     license: str = option(
         UNSET, "licence of the trained weights as the Hub spells it, for the model card", group="card", common=True

@@ -1,4 +1,4 @@
-"""What every test shares: seeds, thread count, the `slow` marker, memory that holds NaN, real pretrained weights."""
+"""What every test shares: seeds, threads, the `slow` marker, where remote code is copied, NaN memory, real weights."""
 
 import os
 import random
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers.dynamic_module_utils
 from packaged_weights import package_file
 
 
@@ -17,6 +18,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_remote_code(tmp_path_factory):
+    """Copy the code of model folders to a folder of this process: it is copied without a lock, so that one of two
+    processes with the same code may import a file that the other has half written.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("modules")
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(autouse=True)

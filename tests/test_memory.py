@@ -1,19 +1,14 @@
 """Protects the memory estimate: against what autograd keeps, tensors that are alive, and a process's measured peak."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from repository import ROOT, SCRIPTS
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel, estimate_memory
 from fa_transformers.hub.timing import PeakMemory
+from fa_transformers.studies.peak_memory import compare
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 SIZES = dict(hidden_size=64, num_attention_heads=4, intermediate_size=256)
 
 
@@ -91,16 +86,6 @@ def test_bad_arguments_are_named():
     ("num_tokens", "options"), [(8192, {}), (4096, {"training": True}), (8192, {"training": True})]
 )
 def test_the_estimate_is_within_15_percent_of_the_peak_of_a_fresh_process(num_tokens, options):
-    point = json.dumps(["MiniLM", num_tokens, options, "cpu"])
-    script = SCRIPTS / "studies" / "measure_memory.py"
-    code = f"""
-import importlib.util, json
-spec = importlib.util.spec_from_file_location("measure_memory", {str(script)!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-row = module.compare(*json.loads({point!r}))
-print(row["ratio"])
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
-    print(f"estimated / measured = {float(ran.stdout):.3f}")
-    assert float(ran.stdout) == pytest.approx(1.0, abs=0.15)
+    row = compare("MiniLM", num_tokens, options, "cpu")
+    print(f"estimated / measured = {row['ratio']:.3f}")
+    assert row["ratio"] == pytest.approx(1.0, abs=0.15)

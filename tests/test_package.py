@@ -23,8 +23,9 @@ import fa_transformers
 
 BUILD_FOLDERS = (".ci", "docs", "fa_transformers", "model_cards", "scripts", "tests")
 BUILD_TEXTS = ("*.cff", "*.in", "*.md", "*.py", "*.toml", "*.txt", "*.yml", ".gitignore", "LICENSE", "Makefile")
-# torch keeps one version in both environments; triton and the code checkers are not part of the oldest one.
-NOT_AT_LOWER_BOUND = {"torch", "triton", "ruff", "mypy"}
+# torch keeps one version in both environments; triton, the code checkers and the documentation's tools are not part of
+# the oldest one.
+NOT_AT_LOWER_BOUND = {"torch", "triton", "ruff", "mypy", "mkdocs-material", "mkdocstrings"}
 SAVE_A_MODEL = (
     "import fa_transformers as fa, torch\n"
     "torch.manual_seed(0)\n"

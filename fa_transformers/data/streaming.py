@@ -27,8 +27,10 @@ BLOCK_CHARACTERS = 2**23
 
 
 class Place(NamedTuple):
-    """Where a process goes on: `batch` of block `block` of `epoch`, the block that starts at `position`, which is the
-    state of the datasets library; None for the start of an epoch."""
+    """The place where a process goes on: `batch` of block `block` of `epoch`, the block that starts at `position`.
+
+    `position` is the state of the datasets library; None for the start of an epoch.
+    """
 
     epoch: int = 0
     block: int = 0

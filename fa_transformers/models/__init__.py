@@ -1,5 +1,20 @@
 """The FA models. This file is not shipped with a model folder; the others here are.
 
+How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
+
+    modeling_fa_bert   A head, or the model, takes the inputs. `modeling_fa` has loading, poolings, losses.
+    fa_layout          Checks them (`fa_validation`) and makes the one `Layout` that every later step is handed: mask,
+                       patch grid, packed documents (`fa_packed`), process (`fa_sequence_parallel`), chunk size.
+    fa_bert_layers     Embeds the tokens; `fa_layers` runs layer after layer, chunk by chunk if asked to (`fa_chunked`).
+    fa_mixer           Mixes a layer's tokens: feature maps, factorized term, window and convolution (`fa_local`).
+    fa_attention       Computes the factorized term: in plain PyTorch, in blocks that fit a CPU's cache
+                       (`fa_attention_blocked`, `fa_context`) or by Triton (`fa_attention_triton`, `fa_triton_kernels`).
+    fa_bert_layers     Ends the layer, token by token: output projection, residuals, feed-forward part.
+    modeling_fa_bert   Pools, answers and computes the loss.
+
+`configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
+`fa_block` is the paper's module for feature maps, which needs the operator alone.
+
 `ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. A configuration's
 `AUTO_MAP` names the same classes for remote loading.
 """

@@ -1,4 +1,4 @@
-"""Configuration fields that FA models share, and how a stock checkpoint's configuration becomes one of ours."""
+"""Configuration fields that FA models share, and the translation of a stock checkpoint's configuration to ours."""
 
 import math
 from typing import ClassVar

@@ -40,7 +40,7 @@ def factorized_attention(
     "scaling" computes exactly scale · Q · (Kᵀ · V), the same as scale · (Q · Kᵀ) · V.
 
     Sums accumulate in float32 (float64 for float64 inputs) whatever autocast says; the result has the dtype of `query`.
-    No N×M tensor is made. What padded positions hold, NaN included, changes nothing.
+    No N×M tensor is made. The contents of padded positions, NaN included, change nothing.
 
     Args:
         query: [B, H, N, Dk].
@@ -87,9 +87,9 @@ def unchecked_attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Compute `factorized_attention` of arguments that are known to fit: [B, H, N, Dv].
+    """Compute `factorized_attention` without checking its arguments: [B, H, N, Dv].
 
-    For the layers of a model, which checks its mask and its packed documents once per forward pass.
+    Layers call it, as their model checks mask and packed documents once per forward pass.
     """
     bounds = None if documents is None else documents.cu_seqlens
     match _choose(impl, query, key, value, mask, bounds, normalization):
@@ -111,7 +111,7 @@ def _choose(
     cu_seqlens: Tensor | None,
     normalization: str,
 ) -> str:
-    """The implementation to run; RuntimeError if it was asked for by name and cannot."""
+    """Return the implementation to run; RuntimeError if it was asked for by name and cannot run."""
     is_on_cpu = query.device.type == "cpu"
     if impl == "auto":
         # Exported graphs hold plain operators only, which any runtime knows. Not `torch.compiler.is_exporting()`: torch
@@ -137,7 +137,7 @@ def _choose(
 
 
 def _is_transformed(*tensors: Tensor) -> bool:
-    """Whether torch.func's transforms or forward-mode derivatives are at work, which custom operators pass over."""
+    """Return True while torch.func's transforms or forward-mode derivatives are at work: custom operators skip them."""
     if torch.compiler.is_compiling():
         return False
     # There is no public way to ask for transforms.
@@ -175,7 +175,7 @@ def _reference(
 
 
 def _position_scale(key: Tensor, mask: Tensor | None, scale: float | None) -> Tensor | float:
-    """`scale`, or one over the number of real positions: a number, or [B, 1, 1, 1] where a mask makes it differ."""
+    """Return `scale`, or one over the number of real positions: a number, or with a mask a tensor [B, 1, 1, 1]."""
     if scale is not None:
         return scale
     if mask is None:

@@ -36,7 +36,7 @@ def blocked_attention(
     normalization: str = "softmax",
     scale: float | None = None,
 ) -> Tensor:
-    """What `factorized_attention` computes, with its arguments, which are not checked here: [B, H, N, Dv].
+    """Compute `factorized_attention`, without checking the arguments: [B, H, N, Dv].
 
     Works under autocast, torch.compile(fullgraph=True) and once through autograd; not for second derivatives.
     """
@@ -47,7 +47,7 @@ def blocked_attention(
 def _sequences(
     batch_size: int, num_keys: int, num_queries: int, mask: Tensor | None, cu_seqlens: Tensor | None
 ) -> Iterator[tuple[int, slice | Tensor, slice]]:
-    """The sample that each sequence lies in, its key positions (indices where padding lies between), its queries."""
+    """Yield each sequence's sample, its key positions (indices where padding lies between) and its query positions."""
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
         yield from ((0, slice(*ends), slice(*ends)) for ends in zip(bounds[:-1], bounds[1:], strict=True))
@@ -66,7 +66,7 @@ def _attend(
     is_softmax: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output [B, N, H, Dv]; context [S, H, Dk, Dv], M and Z [S, H, Dk] for the backward pass."""
+    """Return the output [B, N, H, Dv], and for the backward pass the context [S, H, Dk, Dv], M and Z [S, H, Dk]."""
     output, context, maximum, total = _empty_results(query, value, cu_seqlens)
     context.zero_(), total.zero_(), maximum.fill_(-torch.inf)
     work = Workspace(query, min(query.shape[2], key.shape[2]))
@@ -121,7 +121,7 @@ def _backward(
     is_softmax: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of Q, K and V [B, positions, H, width] from that of the output [B, N, H, Dv]."""
+    """Return the gradients of Q, K and V [B, positions, H, width] from the output's gradient [B, N, H, Dv]."""
     results = _empty_gradients(query, key, value)
     query_gradient, key_gradient, value_gradient = results
     if mask is not None:
@@ -168,7 +168,7 @@ def _backward_queries(
     is_softmax: bool,
     work: Workspace,
 ) -> None:
-    """dQ of a block, and its share of dC."""
+    """Write dQ of a block, and add its share of dC."""
     factor, gradient = work.query_factor(query, is_softmax), work.cast("gradient", gradient)
     add_outer(context_gradient, factor, gradient)
     if not is_softmax:
@@ -190,7 +190,7 @@ def _backward_keys(
     shift: Tensor | None,
     work: Workspace,
 ) -> None:
-    """dK and dV of a block, from dC / Z (or scale · dC)."""
+    """Write dK and dV of a block, from dC / Z (or scale · dC)."""
     weights = work.key_factor(key, maximum)
     work.multiply(weights, context_gradient, value_gradient)
     value, context_gradient = work.cast("value", value), context_gradient.transpose(1, 2)
@@ -202,7 +202,7 @@ def _backward_keys(
 
 
 def _empty_gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Contiguous [B, positions, H, width], as models lay out their tokens."""
+    """Allocate the three gradients [B, positions, H, width], contiguous as models lay out their tokens."""
     query, key, value = (
         tensor.new_empty(tensor.shape[0], tensor.shape[2], tensor.shape[1], tensor.shape[3])
         for tensor in (query, key, value)

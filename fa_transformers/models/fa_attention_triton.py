@@ -74,7 +74,7 @@ def triton_attention(
 ) -> Tensor:
     """Compute softmax_features(Q) · (softmax_positions(K)ᵀ · V) with the Triton kernels.
 
-    What padded keys and values hold, NaN included, changes neither output nor gradients. Differentiable once.
+    The contents of padded keys and values, NaN included, change neither output nor gradients. Differentiable once.
 
     Args:
         query: [B, H, N, Dk], any strides; a last stride other than 1 costs a copy.
@@ -100,9 +100,9 @@ def triton_attention(
 
 
 def _launch_options(query: Tensor, value: Tensor, is_backward: bool) -> dict[str, int]:
-    """Block sizes, warps and stages of the kernels that work on rows.
+    """Choose block sizes, warps and stages of the kernels that work on rows.
 
-    Chosen from what ptxas reports for sm_90: blocks that fit the shared memory and, in half precision, the registers.
+    They follow what ptxas reports for sm_90: blocks that fit the shared memory and, in half precision, the registers.
     Float32 products without TF32 run outside tensor cores and keep whole operands in registers, hence the small blocks.
     """
     block_k, block_v = (triton.next_power_of_2(tensor.shape[-1]) for tensor in (query, value))
@@ -158,13 +158,13 @@ def _with_unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _empty_rows(query: Tensor, length: int, width: int) -> Tensor:
-    """[B, H, length, width] in token-major memory, which the layer's output projection reads without a copy."""
+    """Allocate [B, H, length, width] token by token, which the layer's output projection reads without a copy."""
     batch, heads = query.shape[:2]
     return query.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def _empty_state(query: Tensor, num: int, key_width: int, value_width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Context, maximum and sum of `num` slots or segments."""
+    """Allocate context, maximum and sum of `num` slots or segments."""
     sizes = (num, query.shape[1], key_width)
     return tuple(query.new_empty(shape, dtype=torch.float32) for shape in ((*sizes, value_width), sizes, sizes))  # type: ignore[return-value]
 

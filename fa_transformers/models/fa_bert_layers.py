@@ -78,7 +78,7 @@ class FABertEmbeddings(nn.Module):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        """This process's part of each input of `forward`; tokens are counted, and checked, over all processes."""
+        """Return this process's part of each input of `forward`; positions count the tokens of all processes."""
         if self.position_embeddings is None:
             position_ids = None
         elif position_ids is None:

@@ -92,8 +92,8 @@ class FactorizedAttentionBlock(nn.Module):
 
         Args:
             x: [B, C, *spatial].
-            mask: bool [B, *spatial], True where a position is real; None means that all are. What other positions hold
-                changes nothing, and they are returned as they came.
+            mask: bool [B, *spatial], True where a position is real; None means that all are. Other positions change
+                nothing, whatever they hold, and are returned as they came.
 
         Returns:
             [B, C, *spatial].
@@ -116,7 +116,7 @@ class FactorizedAttentionBlock(nn.Module):
         return x + update.view_as(x)
 
     def _split(self, features: Tensor) -> Tensor:
-        """[B, H·D, N] -> [B, H, N, D]."""
+        """Cut channels into heads: [B, H·D, N] -> [B, H, N, D]."""
         return features.unflatten(1, (self.num_heads, -1)).transpose(-2, -1)
 
     def _validate(self, x: Tensor, mask: Tensor | None) -> None:

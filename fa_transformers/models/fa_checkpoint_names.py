@@ -1,4 +1,4 @@
-"""How stock checkpoints name things, translated to our names by pure functions.
+"""Pure functions that translate the names in stock checkpoints to ours.
 
 FA models use the names that stock BERT and ViT checkpoints have on disk. DINOv2 names differ, and so do the names that
 transformers 5 uses in memory and some tools write. Loading with `from_pretrained` and conversion both go through the
@@ -22,7 +22,7 @@ VIT_NAME_PATTERNS = {
     r"\.attention\.o_proj\.": r".attention.output.dense.",
 }
 
-# Facts about the checkpoint file that must not travel to a model of another type.
+# Fields that describe the checkpoint file and must not travel to a model of another type.
 _CHECKPOINT_FIELDS = ("model_type", "architectures", "auto_map", "transformers_version")
 # DINOv2 fields without a meaning for an encoder that returns its last hidden state.
 _DINOV2_BACKBONE_FIELDS = (
@@ -36,15 +36,16 @@ _DINOV2_BACKBONE_FIELDS = (
 
 
 def translate_vit_name(name: str) -> str:
-    """A parameter name of stock ViT or DINOv2, in the layout of transformers 4 or 5, as FAViT calls it."""
+    """Return FAViT's name of a parameter of stock ViT or DINOv2, as transformers 4 or 5 calls it."""
     for pattern, replacement in VIT_NAME_PATTERNS.items():
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def translate_config(config_dict: dict, model_type: str, stock_model_types: tuple[str, ...]) -> dict:
-    """The configuration of a stock checkpoint as one of `model_type`, marked as converted and not trained; one of
-    `model_type` itself comes back unchanged.
+    """Return a stock checkpoint's configuration as one of `model_type`, marked as converted and not trained.
+
+    A configuration of `model_type` itself comes back unchanged.
 
     Raises ValueError if the configuration is of an architecture that cannot be translated.
     """

@@ -27,7 +27,7 @@ CACHED_ELEMENTS = 2**18
 """Numbers of a block that one thread works on: 1 MiB in float32, about what a core's second-level cache holds."""
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 1024
-"""In positions: below, calls would take longer than their work; above, float32 sums inside a block lose digits."""
+"""Bounds of a block in positions: of less, calls take longer than their work; of more, float32 sums lose digits."""
 
 
 class Workspace:
@@ -61,12 +61,12 @@ class Workspace:
         return block if block.dtype == self.dtype else self.buffer(name, *block.shape).copy_(block)
 
     def query_factor(self, block: Tensor, is_softmax: bool) -> Tensor:
-        """softmax(Q) of a block of Q; Q itself for "scaling"."""
+        """Return softmax(Q) of a block of Q; for "scaling" Q itself."""
         block = self.cast("factor", block)
         return torch.softmax(block, -1, out=self.buffer("factor", *block.shape)) if is_softmax else block
 
     def key_factor(self, block: Tensor, maximum: Tensor | None) -> Tensor:
-        """exp(K - M) of a block of K; K itself for "scaling"."""
+        """Return exp(K - M) of a block of K; for "scaling" K itself."""
         if maximum is None:
             return self.cast("factor", block)
         return torch.sub(block, maximum, out=self.buffer("factor", *block.shape)).exp_()
@@ -80,9 +80,9 @@ class Workspace:
 
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += leftᵀ right, for `left` [n, H, i], `right` [n, H, j] and `total` [H, i, j].
+    """Add leftᵀ right to `total` [H, i, j], for `left` [n, H, i] and `right` [n, H, j].
 
-    Not by `baddbmm_`: for narrow heads that adds each product to the long sum, and digits are lost.
+    `baddbmm_` would add each product to the long sum where heads are narrow, and lose digits.
     """
     total += torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
 
@@ -105,7 +105,7 @@ def accumulate(
 
 
 def real_positions(mask: Tensor) -> slice | Tensor:
-    """Where a sample's mask [positions] is true: a slice, or indices if padding lies in between."""
+    """Return the real positions of a sample's mask [positions]: a slice, or indices if padding lies in between."""
     first, count = int(mask.view(torch.uint8).argmax()) if len(mask) else 0, int(mask.sum())
     return slice(first, first + count) if mask[first : first + count].all() else mask.nonzero()[:, 0]
 
@@ -128,7 +128,7 @@ class ContextAccumulator:
         Args:
             key: [B, H, n, Dk].
             value: [B, H, n, Dv].
-            mask: bool [B, n], True where a position is real; what the others hold, NaN included, changes nothing.
+            mask: bool [B, n], True where a position is real; others change nothing, whatever they hold, NaN included.
         """
         if self._sums is None:
             batch, heads, _, key_width = key.shape
@@ -148,7 +148,7 @@ class ContextAccumulator:
                 self._counts[sample] += len(keys)
 
     def merge(self, group: Any) -> None:
-        """Take in what the other ranks of a process group have added; each has called `add`, with any positions."""
+        """Add the sums of the other ranks of a process group; each rank has called `add`, with any positions."""
         assert self._sums is not None
         is_softmax = self.normalization == "softmax"
         counts = self._total.new_tensor(self._counts)[:, None, None].expand_as(self._total)
@@ -161,7 +161,7 @@ class ContextAccumulator:
             self._maximum = highest
 
     def context(self, scale: float | None = None) -> Tensor:
-        """The context of all positions so far: [B, H, Dk, Dv], zeros for a sample without a real one.
+        """Return the context of all positions so far: [B, H, Dk, Dv], zeros for a sample without a real one.
 
         `scale` is the factor of "scaling"; None means 1 / (number of real positions of the sample).
 
@@ -179,7 +179,7 @@ class ContextAccumulator:
 
 
 def apply_context(query: Tensor, context: Tensor, normalization: str) -> Tensor:
-    """What each query reads from the context: softmax_features(Q) · context, or Q · context for "scaling".
+    """Read the context with each query: softmax_features(Q) · context, or Q · context for "scaling".
 
     Args:
         query: [B, H, n, Dk].
@@ -202,9 +202,10 @@ def apply_context(query: Tensor, context: Tensor, normalization: str) -> Tensor:
 def merge_contexts(
     maximum: Tensor | None, total: Tensor, sums: Tensor, group: Any
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """M, Z [B, H, Dk] and S [B, H, Dk, Dv] over all ranks from those of each: one maximum and one sum are exchanged.
+    """Merge each rank's M, Z [B, H, Dk] and S [B, H, Dk, Dv] into those of all ranks, by one maximum and one sum.
 
-    A rank without a token has -inf in M; if all have, it becomes the lowest number. Without M the rest is added.
+    A rank without tokens passes M = -inf; where all ranks do, M becomes the lowest number. `maximum` None ("scaling")
+    adds Z and S only.
     """
     packed = torch.cat((total[..., None], sums), dim=-1)
     if maximum is not None:
@@ -217,7 +218,7 @@ def merge_contexts(
 
 
 def accumulator_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums over positions are kept in."""
+    """Return the dtype that sums over positions are kept in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""What the encoders of every architecture have in common around their layers.
+"""The stack of layers and the cutting of a layer's feed-forward part into pieces, shared by all encoders.
 
 Shape letters: B batch, N tokens, C hidden width.
 """
@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .fa_layout import Layout
 
 INFERENCE_PIECE = 2048
-"""Tokens of a sample that the feed-forward part of a layer takes at a time without gradients."""
+"""Tokens of a sample that the feed-forward part of a layer works on at a time in eager inference."""
 
 
 class FAEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The layout of a batch: where its tokens lie, told to every layer of a forward pass by one object.
+"""The layout of a batch: one object tells every layer of a forward pass where the tokens lie.
 
 A model makes its `Layout` once, from inputs that it checks on the way; encoder, layers, mixers, poolings and heads take
 it as one argument and read the parts that concern them.
@@ -19,15 +19,15 @@ from .fa_validation import check_chunk_size, check_mask
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the tokens [B, n] of a forward pass lie. By default: a text of real tokens, all here and taken at once.
+    """Positions of the tokens [B, n] of a forward pass. The default is a text of real tokens, taken all at once.
 
     Attributes:
         mask: bool [B, n], True = real; None: all are.
         grid: (rows, columns) of the patches, which come last: before them stand the prefix tokens (CLS, registers).
             None: text.
         documents: the documents of a packed batch, where B is 1 and there is no mask. None: a sample is one document.
-        shard: how the N tokens are split over the processes of a group, for whose tokens `mask` and `grid` are; its own
-            `mask` is [B, N]. None: all tokens are here.
+        shard: the split of the N tokens over the processes of a group. `mask` and `grid` then describe the part of this
+            process, and `shard.mask` [B, N] all parts. None: all tokens are here.
         chunk_size: tokens of each sample that a layer works on at a time, without gradients. None: all.
     """
 
@@ -39,7 +39,7 @@ class Layout:
 
     @property
     def whole_mask(self) -> Tensor | None:
-        """The mask of all processes' tokens: bool [B, N]."""
+        """The mask of the tokens of all processes: bool [B, N], or None."""
         return self.mask if self.shard is None else self.shard.mask
 
     def num_prefix(self, num_tokens: int) -> int:
@@ -47,7 +47,7 @@ class Layout:
         return 0 if self.grid is None else num_tokens - prod(self.grid)
 
     def to(self, device: Any, non_blocking: bool = False) -> "Layout":
-        """Return the layout with mask and documents on another device: Accelerate so moves what a layer gets to it."""
+        """Return the layout with mask and documents on another device; Accelerate's hooks move a layer's inputs so."""
         return Layout(
             None if self.mask is None else self.mask.to(device, non_blocking=non_blocking),
             self.grid,
@@ -115,5 +115,5 @@ def lay_out_image(
 
 
 def _own(mask: Tensor | None, shard: Shard | None) -> Tensor | None:
-    """This process's part of a mask [B, N]: [B, n]."""
+    """Return this process's part of a mask: [B, N] -> [B, n]."""
     return mask if mask is None or shard is None else shard.own(mask)

@@ -36,15 +36,15 @@ class LocalConvolution(nn.Module):
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, window: int) -> Tensor:
-    """Softmax attention of each position over those of its own segment at most `window` steps away on every axis.
+    """Attend from each position to the positions of its segment that are at most `window` steps away on every axis.
 
     The positions are cut into tiles, as long as the window or longer; each tile attends to itself and its surroundings
     under a band mask. Time and memory are O(N · window) for text and O(N · window²) for images.
 
     Args:
         query, key, value: [B, H, *grid, D], with one axis for text and two for images.
-        segments: [B, *grid], 0 (or False) at padding, another number for each document; None: all are of one. What a
-            padded position gives is its own value: zeros, as `FactorizedMixer` fills padding with zeros.
+        segments: [B, *grid], 0 (or False) at padding, another number for each document; None: one segment. A padded
+            position attends to itself: the output is its own value, zero as `FactorizedMixer` fills padding.
         window: steps, at least 1.
 
     Returns:
@@ -58,7 +58,7 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
 
 
 def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
-    """Tiles of all samples in one row, told apart by their segments; a tile's keys are a view of that row.
+    """Attend in tiles of one row that holds all samples, told apart by their segments; keys are a view of that row.
 
     Values must be finite: 0 · NaN would carry a NaN over to a neighbouring segment.
     """
@@ -71,12 +71,12 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
         segments = (segments.long() * batch + sample).where(segments != 0, 0)
 
     def as_row(tensor: Tensor, before: int, after: int) -> Tensor:
-        """[B, H, N, D] -> [positions, H, D]: one copy for padding, and none without where heads lie token by token."""
+        """Join samples: [B, H, N, D] -> [positions, H, D], by a view where nothing is padded and memory allows."""
         row = tensor.transpose(1, 2).flatten(0, 1)
         return F.pad(row, (0, 0, 0, 0, before, after)) if before or after else row
 
     def surroundings(tensor: Tensor) -> Tensor:
-        """A tile's positions and `window` on each side: [B, H, N, D] -> [tiles, H, tile + 2 · window, D]."""
+        """Cut tiles with `window` positions on each side: [B, H, N, D] -> [tiles, H, tile + 2 · window, D]."""
         row = as_row(tensor, window, window + missing)
         if not (torch.is_grad_enabled() and tensor.requires_grad) or tile != window:
             return row.unfold(0, tile + 2 * window, tile).transpose(2, 3)
@@ -98,7 +98,7 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
 
 
 def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
-    """Square tiles, each with copies of the `window` positions around it."""
+    """Attend in square tiles, each with copies of the `window` positions around it."""
     batch, heads, *grid, width = query.shape
     rank, tile = len(grid), max(window, 8)  # a smaller tile is mostly surroundings
     # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
@@ -121,7 +121,7 @@ def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, w
         return tensor
 
     def tiles_first(tensor: Tensor) -> Tensor:
-        """[B, H, tiles, tile, ..., D] -> [B · tiles, H, tile positions, D]."""
+        """Move the tiles to the front: [B, H, tiles, tile, ..., D] -> [B · tiles, H, tile positions, D]."""
         tile_axes, position_axes = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
         tensor = tensor.permute(0, *tile_axes, 1, *position_axes, 2 + 2 * rank)
         return tensor.flatten(0, rank).flatten(2, -2)
@@ -142,7 +142,7 @@ def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, w
 
 
 def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax attention where `allowed` is true; some position must be, in every row."""
+    """Compute softmax attention where `allowed` is true, in every row at least once."""
     is_half = query.dtype in (torch.bfloat16, torch.float16)
     if not (query.device.type == "cpu" and is_half and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
@@ -153,7 +153,7 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
 
 
 def _band(tile: int, window: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which positions of a tile and its surroundings each one of the tile may see, and which one is itself."""
+    """Return two masks [tile, tile with surroundings]: positions within the window, and the position itself."""
     offset = torch.arange(-window, tile + window, device=device) - torch.arange(tile, device=device)[:, None]
     near, same = offset.abs() <= window, offset == 0
     if rank == 2:

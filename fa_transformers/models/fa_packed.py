@@ -21,7 +21,7 @@ TILE = 64
 
 
 class PackedDocuments:
-    """Where each token of a packed batch belongs; made once per forward pass.
+    """Tables of a packed batch: the document and the place of each token; made once per forward pass.
 
     Args:
         cu_seqlens: int [documents + 1], from 0 to `num_tokens`, never falling; documents may be empty.
@@ -118,11 +118,11 @@ class SpacedRows:
         self.tokens = rows.new_full((num_rows,), num_tokens).scatter(0, rows, tokens)  # T stands for a gap
 
     def place(self, tokens: Tensor, fill: float = 0.0) -> Tensor:
-        """[..., T, D] -> [..., R, D], with `fill` in gaps."""
+        """Move tokens to their rows: [..., T, D] -> [..., R, D], with `fill` in gaps."""
         return _Place.apply(tokens, self.rows, self.tokens, fill)
 
     def take(self, placed: Tensor) -> Tensor:
-        """[..., R, D] -> [..., T, D], the inverse of `place`."""
+        """Take tokens from their rows, the inverse of `place`: [..., R, D] -> [..., T, D]."""
         return _Take.apply(placed, self.rows, self.tokens)
 
 

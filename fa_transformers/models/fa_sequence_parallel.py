@@ -29,7 +29,7 @@ from .fa_context import accumulator_dtype, merge_contexts, without_autocast
 
 @contextmanager
 def sequence_parallel(mesh_or_group: Any, gather_outputs: bool = False) -> Iterator[None]:
-    """Split the tokens of what FA models are given in this context over the ranks of a process group.
+    """Split the inputs of FA models that are called in this context over the ranks of a process group.
 
     Every rank of the group calls the model with the same whole batch, and the model takes its own run of tokens (whole
     rows of patches of an image; CLS and registers belong to the first rank), of any number, none included. Pooled
@@ -77,9 +77,10 @@ class SequenceContext:
 
     @contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
-        """While `model` runs, what its modules find under their parameters' names adds up gradients over ranks.
+        """Let the parameters that modules use while `model` runs add up their gradients over ranks.
 
-        Hooks do that when a module is first called: under FSDP its parameters are there only then.
+        Hooks put stand-ins under the parameters' names when a module is first called: under FSDP the parameters are
+        there only then.
         """
         replaced: list[tuple[nn.Module, str]] = []
 
@@ -124,12 +125,12 @@ _contexts: list[SequenceContext] = []  # of the process: one at most
 
 
 def open_context() -> SequenceContext | None:
-    """The context of `sequence_parallel`, if one is open."""
+    """Return the context of `sequence_parallel`, if one is open."""
     return _contexts[0] if _contexts else None
 
 
 def run_in_context(forward: Callable) -> Callable:
-    """A model's `forward` that tells an open context when it is the outermost one."""
+    """Wrap a model's `forward`: the outermost one tells an open context that it runs."""
 
     @functools.wraps(forward)
     def run(self, *args, **kwargs):
@@ -162,7 +163,7 @@ def split_tokens(
 
 
 class Shard:
-    """This rank's run of the tokens of a batch, positions `start` to `stop`, and the exchanges with other ranks.
+    """This rank's part of the tokens of a batch, positions `start` to `stop`, and the exchanges with other ranks.
 
     Args:
         mask: bool [B, N], True = real, or None: of all ranks' tokens.
@@ -183,25 +184,25 @@ class Shard:
         self.rows = slice((first - num_prefix) // columns, (self.stop - num_prefix) // columns)
 
     def own(self, tensor: Tensor) -> Tensor:
-        """This rank's part of what every rank has whole: [B, N, ...] -> [B, n, ...]."""
+        """Return this rank's part of a tensor that every rank has whole: [B, N, ...] -> [B, n, ...]."""
         return self.enter(tensor)[:, self.start : self.stop]
 
     def enter(self, tensor: Tensor) -> Tensor:
-        """`tensor` itself, whose gradient will be complete on every rank."""
+        """Return `tensor` itself, whose gradient will be complete on every rank."""
         return _AddGradients.apply(tensor, self.group) if tensor.requires_grad else tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks."""
+        """Sum a tensor over ranks."""
         return _Sum.apply(tensor, self.group)
 
     def from_first_rank(self, tensor: Tensor) -> Tensor:
-        """What the first rank has in `tensor`, where chance made it differ."""
+        """Return the first rank's `tensor` on every rank, where chance made it differ."""
         return self.sum(
             tensor if self.rank == 0 else tensor.masked_fill(torch.ones_like(tensor, dtype=torch.bool), 0.0)
         )
 
     def gather(self, tensor: Tensor, dim: int) -> Tensor:
-        """All ranks' parts one after the other."""
+        """Join the parts of all ranks, one after the other along `dim`."""
         sizes = torch.zeros(self.size, dtype=torch.long, device=tensor.device)
         sizes[self.rank] = tensor.shape[dim]
         dist.all_reduce(sizes, group=self.group)
@@ -230,7 +231,7 @@ class Shard:
             )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, normalization: str) -> Tensor:
-        """`factorized_attention` over the tokens of all ranks, for this rank's queries: [B, H, n, Dv].
+        """Compute `factorized_attention` over the tokens of all ranks, for this rank's queries: [B, H, n, Dv].
 
         Args:
             query, key: [B, H, n, Dk].
@@ -249,10 +250,10 @@ class Shard:
             )
 
     def with_halo(self, tensor: Tensor, dim: int, halo: int) -> tuple[Tensor, int, int]:
-        """Extend this rank's text tokens or patches along `dim` by up to `halo` neighbours on each side, which are
-        there except beyond the ends of the document; the tensor and how many came before and after.
+        """Extend this rank's text tokens or patches along `dim` by up to `halo` neighbours on each side.
 
-        An empty part gets none.
+        Beyond the ends of the document there are none, and an empty part gets none. Returns the tensor and how many
+        neighbours stand before and after.
         """
         sends, receives = self.halo_plan(halo)
         tensor = _Halo.apply(tensor, dim, sends, receives, self)
@@ -260,7 +261,7 @@ class Shard:
         return tensor, before, sum(length for _, length in receives) - before
 
     def halo_plan(self, halo: int) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]:
-        """What this rank sends, (rank, first and last position of its own part), and receives, (rank, length)."""
+        """Return the sends, (rank, first and last position of this rank's part), and the receives, (rank, length)."""
         first, last = self.bounds[self.rank]
         sends, receives = [], []
         for rank, (start, stop) in enumerate(self.bounds):
@@ -275,7 +276,7 @@ class Shard:
         return sends, receives
 
     def exchange(self, outgoing: list[tuple[int, Tensor]], incoming: list[tuple[int, Tensor]]) -> None:
-        """Send tensors to ranks, and fill others by what ranks send."""
+        """Send the outgoing tensors to their ranks, and receive from ranks into the incoming ones."""
         operations = []
         for function, transfers in ((dist.isend, outgoing), (dist.irecv, incoming)):
             for rank, tensor in transfers:
@@ -352,7 +353,7 @@ def _hide_padding(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _key_weights(key: Tensor, mask: Tensor | None, maximum: Tensor) -> Tensor:
-    """exp(K - M), zero at padding."""
+    """Return exp(K - M), zero at padding."""
     return (_hide_padding(key.to(maximum.dtype), mask) - maximum[:, :, None]).exp()
 
 
@@ -362,7 +363,7 @@ def _query_weights(query: Tensor, is_softmax: bool) -> Tensor:
 
 
 class _AddGradients(torch.autograd.Function):
-    """The tensor itself; backward adds up the ranks' shares of its gradient, in float32 or float64."""
+    """Identity whose backward adds up the ranks' shares of the gradient, in float32 or float64."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, group) -> Tensor:
@@ -376,7 +377,7 @@ class _AddGradients(torch.autograd.Function):
 
 
 class _ShareGradient(torch.autograd.Function):
-    """The tensor itself, which all ranks have alike; backward passes on one rank's share of its gradient."""
+    """Identity of a tensor that all ranks have alike, whose backward passes on one rank's share of the gradient."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, size: int) -> Tensor:
@@ -427,7 +428,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Halo(torch.autograd.Function):
-    """See `Shard.with_halo`; backward hands what was fetched of a gradient back to the owners, who add it up."""
+    """See `Shard.with_halo`; backward hands the gradients of fetched tokens back to their ranks, which add them up."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, dim: int, sends, receives, shard: Shard) -> Tensor:

@@ -29,7 +29,7 @@ if triton is not None:
 
     @triton.jit
     def _first_slot(cu_ptr, segment, num_chunks, chunk):
-        """Where a segment's chunks start in the partial results; documents of unknown length leave unused slots."""
+        """Return the first slot of a segment's chunks in the partial results; packed documents leave unused slots."""
         slot = segment * num_chunks
         if cu_ptr is not None:
             slot = (tl.load(cu_ptr + segment) // chunk + segment).to(tl.int32)
@@ -72,7 +72,7 @@ if triton is not None:
 
     @triton.jit
     def _round(x, dtype: tl.constexpr):
-        """float32 to the nearest number of `dtype`."""
+        """Round float32 to the nearest number of `dtype`."""
         if (
             IS_INTERPRETED and dtype == tl.bfloat16
         ):  # the interpreter cuts bits off; add half a unit first, ties to even
@@ -82,7 +82,7 @@ if triton is not None:
 
     @triton.jit
     def _load_rows(pointer, rows, columns, stride_n, num_rows, WIDTH: tl.constexpr):
-        """A [rows, columns] tile, zero outside the tensor."""
+        """Load a [rows, columns] tile, zero outside the tensor."""
         inside = (rows < num_rows)[:, None] & (columns < WIDTH)[None, :]
         return tl.load(pointer + rows.to(tl.int64)[:, None] * stride_n + columns[None, :], mask=inside, other=0.0)
 
@@ -94,7 +94,7 @@ if triton is not None:
 
     @triton.jit
     def _load_mask(pointer, rows, stride_n, num_rows):
-        """Which rows are real positions."""
+        """Return a mask of the rows that are real positions."""
         real = rows < num_rows
         if pointer is not None:
             real = real & (tl.load(pointer + rows.to(tl.int64) * stride_n, mask=real, other=0) != 0)
@@ -102,7 +102,7 @@ if triton is not None:
 
     @triton.jit
     def _load_context(pointer, features, columns, DK: tl.constexpr, DV: tl.constexpr):
-        """A [features, columns] tile of one float32 context."""
+        """Load a [features, columns] tile of one float32 context."""
         inside = (features < DK)[:, None] & (columns < DV)[None, :]
         return tl.load(pointer + features[:, None] * DV + columns[None, :], mask=inside, other=0.0)
 
@@ -123,14 +123,14 @@ if triton is not None:
 
     @triton.jit
     def _multiply(x, y, acc):
-        """acc + x · y for operands of one dtype, float32 ones without rounding them to TF32."""
+        """Return acc + x · y for operands of one dtype, float32 ones without rounding them to TF32."""
         if IS_INTERPRETED:  # its dot takes the bits of a bfloat16 for an integer; products are exact in float32
             x, y = x.to(tl.float32), y.to(tl.float32)
         return tl.dot(x, y, acc, input_precision="ieee")
 
     @triton.jit
     def _dot_left(x, y, acc):
-        """acc + x · y for float32 x and y in the inputs' dtype."""
+        """Return acc + x · y for float32 x and y in the inputs' dtype."""
         if y.dtype == tl.float32:
             acc = _multiply(x, y, acc)
         else:
@@ -140,7 +140,7 @@ if triton is not None:
 
     @triton.jit
     def _dot_left_transposed(x, y, acc):
-        """acc + xᵀ · y for float32 x and y in the inputs' dtype."""
+        """Return acc + xᵀ · y for float32 x and y in the inputs' dtype."""
         if y.dtype == tl.float32:
             acc = _multiply(tl.trans(x), y, acc)
         else:
@@ -150,7 +150,7 @@ if triton is not None:
 
     @triton.jit
     def _dot_right_transposed(x, y):
-        """x · yᵀ for x in the inputs' dtype and float32 y."""
+        """Return x · yᵀ for x in the inputs' dtype and float32 y."""
         acc = tl.zeros([x.shape[0], y.shape[0]], tl.float32)
         if x.dtype == tl.float32:
             acc = _multiply(x, tl.trans(y), acc)
@@ -161,7 +161,7 @@ if triton is not None:
 
     @triton.jit
     def _dot(x, y, dtype: tl.constexpr):
-        """x · y for float32 x and y."""
+        """Return x · y for float32 x and y."""
         acc = tl.zeros([x.shape[0], y.shape[1]], tl.float32)
         if dtype == tl.float32:
             acc = _multiply(x, y, acc)
@@ -185,7 +185,7 @@ if triton is not None:
         IS_WHOLE: tl.constexpr,
         DK: tl.constexpr, DV: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """m, z and Σ exp(K - m)ᵀ · V of one chunk; the finished context where IS_WHOLE says that it is the only one."""
+        """Write m, z and Σ exp(K - m)ᵀ · V of one chunk; of the only chunk (IS_WHOLE) the finished context."""
         NUM_V: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
         program = tl.program_id(0)
         slot, head, block = program // NUM_V // num_heads, program // NUM_V % num_heads, program % NUM_V
@@ -278,7 +278,7 @@ if triton is not None:
         num_heads, num_segments, num_chunks, length, chunk,
         DK: tl.constexpr, DV: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """softmax_features(Q) · context for one chunk of queries."""
+        """Write softmax_features(Q) · context of one chunk of queries."""
         NUM_V: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
         program = tl.program_id(0)
         slot, head, block = program // NUM_V // num_heads, program // NUM_V % num_heads, program % NUM_V
@@ -303,7 +303,7 @@ if triton is not None:
         num_heads, num_segments, num_chunks, length, chunk,
         DK: tl.constexpr, DV: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """dC of one chunk of queries for one block of value features, and in the first block's program dQ."""
+        """Write dC of one chunk of queries for one block of value features, and in the first block's program dQ."""
         NUM_V: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
         program = tl.program_id(0)
         slot, head, block = program // NUM_V // num_heads, program // NUM_V % num_heads, program % NUM_V
@@ -344,7 +344,7 @@ if triton is not None:
         num_heads, num_segments, num_chunks, length, chunk,
         DK: tl.constexpr, DV: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """dV of one chunk of keys for one block of value features, and in the first block's program dK."""
+        """Write dV of one chunk of keys for one block of value features, and in the first block's program dK."""
         NUM_V: tl.constexpr = (DV + BLOCK_V - 1) // BLOCK_V
         program = tl.program_id(0)
         slot, head, block = program // NUM_V // num_heads, program // NUM_V % num_heads, program % NUM_V

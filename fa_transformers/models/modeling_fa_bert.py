@@ -128,8 +128,8 @@ class FABertModel(FABertPreTrainedModel):
                 memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
                 activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
                 only. None: all at once.
-            layout: what `lay_out_text` made of `attention_mask`, `cu_seqlens` and `chunk_size`, which are then not
-                looked at. For heads, which read it as well; None: it is made here.
+            layout: the layout that `lay_out_text` makes of `attention_mask`, `cu_seqlens` and `chunk_size`, which are
+                then ignored. Heads give it, as they read it as well. None: it is made here.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
@@ -156,7 +156,7 @@ class FABertModel(FABertPreTrainedModel):
 
 
 def given_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Return the one of both that is given: ids int [B, N] or embeddings [B, N, C]; ValueError for none or two."""
+    """Return the input that is given, ids int [B, N] or embeddings [B, N, C]; ValueError for none or both."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
     tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -338,8 +338,8 @@ class FABertForTokenClassification(FABertHead):
 class FABertForQuestionAnswering(FABertHead):
     """Find an answer's first and last token; start and end logits [B, N], lowest at padding.
 
-    `start_positions` and `end_positions` are int [B] indices into the N tokens, of packed documents into its own;
-    those outside are ignored by the loss.
+    `start_positions` and `end_positions` are int [B] indices into the N tokens, in a packed batch into the document's
+    own tokens; the loss ignores positions outside.
     """
 
     TOKEN_OUTPUTS = {"start_logits": 1, "end_logits": 1, "hidden_states": 1}
@@ -388,8 +388,8 @@ class FABertForQuestionAnswering(FABertHead):
 class FABertForMultipleChoice(FABertHead):
     """Choose among K texts: inputs [B, K, N] -> logits [B, K]. `labels` int [B].
 
-    A packed batch has the K texts of the first example, then those of the second, and so on; K is `num_choices`, by
-    default the number of documents over that of labels.
+    A packed batch has the K texts of the first example, then the K texts of the second, and so on; K is `num_choices`,
+    by default the number of documents over the number of labels.
     """
 
     def __init__(self, config: FABertConfig):

@@ -125,8 +125,8 @@ class FAViTModel(FAViTPreTrainedModel):
                 rounded down to whole rows of patches, one at least, where a part needs them. The result is the same,
                 within rounding; the memory is that of two [B, N, C] tensors and of the activations of one chunk
                 (`softmax_layers` add one such tensor). Without gradients only. None: all at once.
-            layout: what `lay_out` made of `attention_mask` and `chunk_size`, which are then not looked at. For heads,
-                which read it as well; None: it is made here.
+            layout: the layout that `lay_out` makes of `attention_mask` and `chunk_size`, which are then ignored. Heads
+                give it, as they read it as well. None: it is made here.
 
         Raises:
             ValueError: an input has the wrong shape, `chunk_size` is below 1 or comes while gradients are on; the

@@ -1,1 +1,1 @@
-"""What proves the claims: benchmarks and comparisons, run by `scripts/studies/`."""
+"""Benchmarks and comparisons that prove the claims, run by `scripts/studies/`."""

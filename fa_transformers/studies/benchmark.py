@@ -94,7 +94,7 @@ ENCODERS = {
 
 @dataclass(frozen=True)
 class Point:
-    """What one process measures.
+    """A model, a size and a mode that one process measures.
 
     Args:
         model: key of `ENCODERS`.

@@ -30,7 +30,7 @@ QUICK: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class BenchmarkOptions(OptionGroup):
-    """What to measure; unset values are those of `FULL`, or of `QUICK`, and of this machine (`recipe_of`)."""
+    """The models and sizes to measure; `FULL` or `QUICK` and this machine fill the unset values (`recipe_of`)."""
 
     quick: bool = option(
         False, "fewer and shorter inputs, fewer repeats: ends within 5 minutes", group="inputs", common=True

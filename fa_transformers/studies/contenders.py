@@ -2,74 +2,133 @@
 
 Every network sees the same number of tokens, with the same optimiser, head and pooling (mean over tokens), and is
 chosen by the same validation rows. The stock checkpoint runs as an FA model whose layers all keep softmax attention:
-that is the stock encoder exactly, with the head of ours. None drops attention weights: factorized layers have none to
-drop, and on a CPU it makes a softmax network's step twice as long (5.7 instead of 2.7 s for 8 x 512 tokens).
+that is the stock encoder exactly, with the head of ours. Attention dropout is off for all: factorized layers have no
+weights to drop, and it would double a softmax step on a CPU (5.7 s against 2.7 s for 8 x 512 tokens).
 
 Shape letters: B documents, K chunks of all of them, N tokens, C hidden width, L labels.
 """
 
-import argparse
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..conversion.convert import load_factorized
-from ..conversion.packaged import resolve_checkpoint
-from ..conversion.source import locate_encoder
+from ..conversion.source import read_source
 from ..conversion.stock_checkpoints import translate_fields
 from ..data.batching import LengthGroupedBatchSampler, grouped_batches
 from ..data.collators import label_tensor
 from ..data.examples import TokenizedRows, build_examples
-from ..data.labelled import LabelledData, load_named
-from ..data.readers.tables import DataError, open_table
-from ..data.sets.license_documents import load_license_documents
+from ..data.labelled import LabelledData
 from ..data.tokenizing import tokenize_documents
 from ..data.word_counts import tfidf_predictions
+from ..evaluation import evaluating
 from ..metrics import BEST_METRICS, decide, load_metric
 from ..models.modeling_fa import classification_loss, mean_over_real
+from ..options import DataOptions, LoopOptions, ModelOptions, OptionGroup, option
 from ..training.checkpointing import list_checkpoints
+from ..training.loaders import build_loaders
 from ..training.loop import run_training
+from ..training.optimizer import build_optimizer, group_parameters
 from ..training.report import describe_run
-from ..training.setup import build_loaders, group_parameters
 
 UNLIMITED = 2**31 - 1
+RECIPE: dict[str, Any] = dict(
+    learning_rate=1e-4, per_device_train_batch_size=32, per_device_eval_batch_size=16, max_tokens_per_batch=4096,
+    mixed_precision="auto", num_threads=0, group_by_length=True, short_epochs=0, short_length=0,
+    gradient_accumulation_steps=1, num_train_epochs=1.0, max_steps=-1, max_grad_norm=1.0, weight_decay=0.01,
+    lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, eval_steps=0, save_steps=0, save_total_limit=1,
+    load_best_model_at_end=True, early_stopping_patience=0, logging_steps=10, report_to="none", seed=0,
+    max_eval_samples=None,
+)  # fmt: skip
+"""Values of unset options, for every contender alike; the steps follow from the budget of tokens."""
+
+
+@dataclass(frozen=True)
+class ContenderOptions(OptionGroup):
+    """The contenders that are compared, the tokens that each trains on, and the seeds and folds."""
+
+    model_name_or_path: str = option(
+        "minilm", "stock BERT-class checkpoint of the softmax rows", group="contenders", common=True
+    )
+    fa_model: str | None = option(
+        None, "FA checkpoint of the factorized rows; unset = no such rows", group="contenders", common=True
+    )
+    fa_lengths: tuple[int, ...] = option(
+        (512, 2048), "tokens that the factorized rows read", group="contenders", common=True
+    )
+    stock_length: int = option(
+        512, "tokens that the stock checkpoint reads, and those of a chunk", group="contenders", common=True
+    )
+    chunks_per_document: int = option(
+        4, "first chunks of a document to train on; all are scored", group="contenders", common=True
+    )
+    token_budget: int = option(1_200_000, "tokens that every network is trained on", group="comparison", common=True)
+    seeds: tuple[int, ...] = option((0,), "seeds of head, order and dropout", group="comparison", common=True)
+    folds: int = option(
+        0, "cross-validate over so many folds of all rows; 0 = the given split", group="comparison", common=True
+    )
+    group_column: str | None = option(
+        None, "column whose equal values stay in one fold; the licences have families", group="comparison", common=True
+    )
+    long_threshold: int = option(
+        1024, "documents of more tokens are scored apart, too", group="comparison", common=True
+    )
+    resume: bool = option(
+        False, "keep the cells that --output_dir holds, and do the others", group="comparison", common=True
+    )
+
+
+@dataclass(frozen=True)
+class ContenderJob:
+    """A comparison of contenders as it was asked for, every option resolved; `command` repeats it."""
+
+    contenders: ContenderOptions
+    data: DataOptions
+    loop: LoopOptions
+    command: str
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with it after a stop."""
+        return self.command if self.contenders.resume else f"{self.command} --resume"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A row of the table. `kind`: "words" (TF-IDF), "softmax", "chunks" or "factorized"; `max_length`: tokens of a
-    document that it reads, None for all; `checkpoint`: what a network starts from.
+    """A row of the table.
+
+    Args:
+        kind: "words" is the baseline of TF-IDF and logistic regression, the others are networks.
+        max_length: tokens of a document that it reads; None for all.
+        checkpoint: what a network starts from.
     """
 
     name: str
-    kind: str
+    kind: Literal["words", "softmax", "chunks", "factorized"]
     max_length: int | None
     checkpoint: str | None = None
 
     @property
     def slug(self) -> str:
-        """For file names."""
+        """The name as part of a file's name."""
         return re.sub(r"\W+", "-", self.name.lower()).strip("-")
 
 
-def list_contenders(args: argparse.Namespace, problem_type: str) -> list[Contender]:
-    """The rows that the flags ask for; the first network is the one that the others are compared with."""
-    first, stock = args.stock_length, args.model_name_or_path
+def list_contenders(options: ContenderOptions, problem_type: str) -> list[Contender]:
+    """Return the rows that the options ask for; the first network is the one that the others are compared with."""
+    first, stock = options.stock_length, options.model_name_or_path
     words = [
         Contender(f"TF-IDF + logistic regression, first {first:,}", "words", first),
         Contender("TF-IDF + logistic regression, whole", "words", None),
@@ -78,96 +137,28 @@ def list_contenders(args: argparse.Namespace, problem_type: str) -> list[Contend
         Contender(f"softmax, first {first:,}", "softmax", first, stock),
         Contender("softmax, mean of chunks", "chunks", None, stock),
     ]
-    if args.fa_model:
+    if options.fa_model:
         networks += [
-            Contender(f"factorized, first {length:,}", "factorized", length, args.fa_model)
-            for length in args.fa_lengths
+            Contender(f"factorized, first {length:,}", "factorized", length, options.fa_model)
+            for length in options.fa_lengths
         ]
     return networks + (words if problem_type == "single_label_classification" else [])
 
 
-def check_stock_length(args: argparse.Namespace) -> None:
+def check_stock_length(options: ContenderOptions) -> None:
     """Raise ValueError if the stock checkpoint has no positions for `--stock_length` tokens."""
-    config = AutoConfig.from_pretrained(locate_encoder(args.model_name_or_path))
+    config = read_source(options.model_name_or_path).config
     fields = translate_fields(config.to_dict(), config.model_type)
     longest = fields["max_position_embeddings"]
-    if fields.get("position_embedding_type", "absolute") == "absolute" and args.stock_length > longest:
+    if fields.get("position_embedding_type", "absolute") == "absolute" and options.stock_length > longest:
         raise ValueError(
-            f"--stock_length {args.stock_length} is above the {longest} positions of {args.model_name_or_path}, which "
-            "the rows of softmax attention read with the weights as they are."
+            f"--stock_length {options.stock_length} is above the {longest} positions of {options.model_name_or_path}, "
+            "which the rows of softmax attention read with the weights as they are."
         )
-
-
-def digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
-
-
-def read_groups(args: argparse.Namespace) -> dict[bytes, str]:
-    """Digest of a document -> the group that must not be cut by a fold: `--group_column`, or the licences' family.
-
-    Raises:
-        DataError: the data have no such column.
-    """
-    if args.train_file:
-        if args.group_column is None:
-            return {}
-        files = [path for path in (args.train_file, args.validation_file, args.test_file) if path is not None]
-        rows = (row for path in files for row in open_table(path, args.text_column_name, args.group_column)[1])
-        return {digest(text): str(group) for _, text, group in rows}
-    if args.dataset_name:
-        if args.group_column is None:
-            return {}
-        loaded, text_column, column = (
-            load_named(args.dataset_name, args.dataset_config_name),
-            args.text_column_name,
-            args.group_column,
-        )
-    else:
-        loaded, text_column, column = load_license_documents(), "text", "family"
-    groups: dict[bytes, str] = {}
-    for split, part in loaded.items():
-        if column not in part.column_names:
-            raise DataError(f"split {split!r} has no column {column!r}, only {part.column_names}: give --group_column")
-        for batch in part.select_columns([text_column, column]).iter(batch_size=64):
-            groups |= {digest(text): str(group) for text, group in zip(batch[text_column], batch[column], strict=True)}
-    return groups
-
-
-def split_folds(data: LabelledData, groups: dict[bytes, str], num_folds: int) -> list[LabelledData]:
-    """All rows of all splits, dealt out `num_folds` times: a fold is the test split once, and validation once.
-
-    A group stays whole, and so do equal texts; a document without a group is one of its own. The folds have similar
-    shares of each label, and are the same for every contender and seed.
-
-    Raises:
-        ValueError: there are fewer than 3 folds, or fewer groups than folds.
-    """
-    rows = datasets.concatenate_datasets(list(data.dataset.values()))
-    names = []
-    for batch in rows.select_columns("text").iter(batch_size=64):
-        keys = [digest(text) for text in batch["text"]]
-        names += [groups.get(key, key.hex()) for key in keys]
-    if not 3 <= num_folds <= len(set(names)):
-        raise ValueError(
-            f"--folds must be at least 3 (train, validation, test) and at most the {len(set(names))} groups of "
-            f"documents, got {num_folds}."
-        )
-    is_single = data.problem_type == "single_label_classification"
-    make = StratifiedGroupKFold if is_single else GroupKFold
-    labels = list(rows["label"]) if is_single else None
-    folds = [test for _, test in make(num_folds, shuffle=True, random_state=0).split(names, labels, names)]
-    parts = []
-    for number in range(num_folds):
-        validation = (number + 1) % num_folds
-        train = [fold for other, fold in enumerate(folds) if other not in (number, validation)]
-        chosen = {"train": np.concatenate(train), "validation": folds[validation], "test": folds[number]}
-        splits = {split: rows.select(np.sort(indices)) for split, indices in chosen.items()}
-        parts.append(replace(data, dataset=datasets.DatasetDict(splits)))
-    return parts
 
 
 def count_lengths(data: LabelledData, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Tokens of each document of the split that is scored, special ones included."""
+    """Return the tokens of each document of the split that is scored, special ones included."""
     part = datasets.DatasetDict({data.score_split: data.dataset[data.score_split]})
     return tokenize_documents(part, tokenizer, UNLIMITED)[data.score_split].with_format("numpy")["length"][:]
 
@@ -175,7 +166,7 @@ def count_lengths(data: LabelledData, tokenizer: PreTrainedTokenizerBase) -> np.
 def cut_texts(
     dataset: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> datasets.DatasetDict:
-    """The documents up to the end of the last token that fits into `max_length`, special tokens counted."""
+    """Cut the documents at the end of the last token that fits into `max_length`, special tokens counted."""
 
     def cut(batch: dict[str, list]) -> dict[str, list]:
         encoded = tokenizer(
@@ -190,7 +181,7 @@ def cut_texts(
 class ChunkExamples(TokenizedRows):
     """Documents of one split as chunks of `chunk_length` tokens, each between the tokenizer's special tokens.
 
-    `max_chunks`: only so many of a document, the first ones; None = all. `lengths` in tokens.
+    `max_chunks` keeps only so many of a document, the first ones; None keeps all. `lengths` in tokens.
     """
 
     def __init__(
@@ -216,7 +207,7 @@ class ChunkExamples(TokenizedRows):
 
 
 class ChunkCollator:
-    """The chunks of all documents of a batch as rows, padded to the longest, and the document of each."""
+    """Make a batch of documents: their chunks as rows, padded to the longest, and the document of each row."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: LabelledData):
         self.tokenizer, self.data = tokenizer, data
@@ -252,7 +243,7 @@ class ChunkMean(nn.Module):
 
 
 def steps_for_tokens(sampler: LengthGroupedBatchSampler, num_tokens: int) -> int:
-    """Optimiser steps of one batch each until training has seen `num_tokens` real tokens, the last step whole."""
+    """Count the optimiser steps of one batch each until training has seen `num_tokens` real tokens."""
     steps = seen = epoch = 0
     while True:
         for batch in range(0, len(sampler.batches(epoch)), sampler.num_processes):
@@ -262,27 +253,25 @@ def steps_for_tokens(sampler: LengthGroupedBatchSampler, num_tokens: int) -> int
         epoch += 1
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     examples: Any,
     collate: Callable,
     data: LabelledData,
-    args: argparse.Namespace,
+    loop: LoopOptions,
     device: torch.device,
 ) -> tuple[np.ndarray, float]:
-    """The decision for every example, in their order, and the mean loss; every process computes all of them."""
-    was_training = model.training
-    model.eval()
+    """Return the decision for every example, in their order, and the mean loss; every process computes all of them."""
     order, decided, loss = [], [], 0.0
-    for indices, batch in grouped_batches(
-        examples, collate, args.per_device_eval_batch_size, args.max_tokens_per_batch or None, device
-    ):
-        output = model(**batch)
-        decided.append(decide(output.logits.float().cpu().numpy(), data.problem_type))
-        loss += output.loss.item() * len(indices)
-        order += indices
-    model.train(was_training)
+    batches = grouped_batches(
+        examples, collate, loop.per_device_eval_batch_size, loop.max_tokens_per_batch or None, device
+    )
+    with evaluating(model):
+        for indices, batch in batches:
+            output = model(**batch)
+            decided.append(decide(output.logits.float().cpu().numpy(), data.problem_type))
+            loss += output.loss.item() * len(indices)
+            order += indices
     predictions = np.concatenate(decided)
     predictions[order] = predictions.copy()
     return predictions, loss / len(order)
@@ -291,7 +280,7 @@ def predict(
 def score(
     data: LabelledData, split: str, predictions: np.ndarray, chosen: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The numbers of the metric on the rows of `split`, or on those that `chosen` (bool) marks."""
+    """Return the numbers of the metric on the rows of `split`, or on those that `chosen` (bool) marks."""
     references = label_tensor(list(data.dataset[split]["label"]), data.problem_type, data.num_labels).numpy()
     references = references.astype(predictions.dtype)
     if chosen is not None:
@@ -303,88 +292,99 @@ def score(
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-def run_cell(
-    args: argparse.Namespace, contender: Contender, data: LabelledData, accelerator: Accelerator, folder: Path
-) -> dict:
-    """Train one contender on one fold with `args.seed`: its predictions for the scored split, and what it took."""
+def run_cell(job: ContenderJob, contender: Contender, data: LabelledData, accelerator: Accelerator) -> dict:
+    """Train one contender on one fold: its predictions for the scored split, and the figures of its training.
+
+    The seed and the folder, which holds checkpoints while it trains, are those of `job.loop`. The cell of a
+    network that was stopped goes on from its last checkpoint.
+    """
     if contender.kind == "words":
-        dataset = data.dataset
-        if contender.max_length is not None:
-            tokenizer = AutoTokenizer.from_pretrained(locate_encoder(args.model_name_or_path))
-            dataset = cut_texts(dataset, tokenizer, contender.max_length)
-        return {"predictions": tfidf_predictions(dataset, data.score_split).tolist()}
-    set_seed(args.seed)
-    model, tokenizer, mixers_are_new = build_network(args, contender, data)
-    network, examples, collate = build_inputs(args, contender, data, model, tokenizer)
-    loaders, sampler = build_loaders(args, {"train": examples["train"]}, collate, accelerator)
+        return {"predictions": _predict_by_words(job.contenders, contender, data).tolist()}
+    loop = job.loop
+    resume = "last" if list_checkpoints(loop.output_dir) else None
+    loop = replace(loop, resume_from_checkpoint=resume)
+    set_seed(loop.seed)
+    model, tokenizer, mixers_are_new = build_network(job.contenders, contender, data)
+    network, examples, collate = build_inputs(job, contender, data, model, tokenizer)
+    loaders, sampler = build_loaders(loop, {"train": examples["train"]}, collate, accelerator)
     assert isinstance(sampler, LengthGroupedBatchSampler)  # nothing is streamed here
-    steps = steps_for_tokens(sampler, args.token_budget)
-    groups = group_parameters(
-        model, args.learning_rate, args.head_learning_rate or 10 * args.learning_rate, args.weight_decay, mixers_are_new
-    )
-    optimizer = torch.optim.AdamW(groups)
-    schedule = get_scheduler("linear", optimizer, int(0.1 * steps), steps)
+    steps = steps_for_tokens(sampler, job.contenders.token_budget)
+    head_rate = loop.head_learning_rate or 10 * loop.learning_rate
+    groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, mixers_are_new)
 
     def evaluate(trained: nn.Module) -> dict[str, float]:
-        predictions, loss = predict(trained, examples["validation"], collate, data, args, accelerator.device)
+        predictions, loss = predict(trained, examples["validation"], collate, data, loop, accelerator.device)
         return score(data, "validation", predictions) | {"loss": loss}
 
-    resume = "last" if list_checkpoints(folder) else None
     network, state, _ = run_training(
-        argparse.Namespace(**vars(args) | {"resume_from_checkpoint": resume}),
+        loop,
         network,
-        optimizer,
-        schedule,
+        *build_optimizer(groups, loop, steps),
         loaders["train"],
         sampler,
         accelerator,
         evaluate=evaluate,
         best_metric=BEST_METRICS[data.problem_type],
         max_steps=steps,
-        output_dir=folder,
+        output_dir=loop.output_dir,
+        resume_command=job.resume_command,
     )
-    predictions, _ = predict(network, examples[data.score_split], collate, data, args, accelerator.device)
+    predictions, _ = predict(network, examples[data.score_split], collate, data, loop, accelerator.device)
     accelerator.free_memory()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder)
+        shutil.rmtree(loop.output_dir)
     return {"predictions": predictions.tolist(), **describe_run(state)}
 
 
+def _predict_by_words(options: ContenderOptions, contender: Contender, data: LabelledData) -> np.ndarray:
+    """Labels that TF-IDF and logistic regression give the documents of the scored split."""
+    dataset = data.dataset
+    if contender.max_length is not None:
+        tokenizer = AutoTokenizer.from_pretrained(read_source(options.model_name_or_path).model_folder)
+        dataset = cut_texts(dataset, tokenizer, contender.max_length)
+    return tfidf_predictions(dataset, data.score_split)
+
+
 def build_network(
-    args: argparse.Namespace, contender: Contender, data: LabelledData
+    options: ContenderOptions, contender: Contender, data: LabelledData
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """The model with a fresh head, its tokenizer, and whether its mixers are fresh too."""
-    source = resolve_checkpoint(contender.checkpoint or "")
-    folder = locate_encoder(source)
-    config = AutoConfig.from_pretrained(folder)
+    """Build the model with a fresh head; returns it, its tokenizer, and whether its mixers are fresh too."""
+    source = read_source(contender.checkpoint or "")
+    config = source.config
     fields = data.config_fields | {"classifier_pooling": "mean", "attention_probs_dropout_prob": 0.0}
     if contender.kind != "factorized":
         fields["softmax_layers"] = list(range(config.num_hidden_layers))
-    max_length = contender.max_length or args.stock_length
+    max_length = contender.max_length or options.stock_length
     model = load_factorized(source, "AutoModelForSequenceClassification", max_length=max_length, **fields)
-    return model, AutoTokenizer.from_pretrained(folder), config.model_type != model.config.model_type
+    return model, AutoTokenizer.from_pretrained(source.model_folder), config.model_type != model.config.model_type
 
 
 def build_inputs(
-    args: argparse.Namespace,
+    job: ContenderJob,
     contender: Contender,
     data: LabelledData,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[nn.Module, dict, Callable]:
-    """What is trained, the examples of each split, and their collator."""
+    """Build what is trained, the model or `ChunkMean` around it, with the examples of each split and their collator."""
+    options = job.contenders
     if contender.kind != "chunks":
-        return model, *build_examples(data, tokenizer, contender.max_length or args.stock_length, args)
-    examples = {
-        split: ChunkExamples(part, tokenizer, args.stock_length, args.chunks_per_document if split == "train" else None)
+        length = contender.max_length or options.stock_length
+        task = "text-classification"
+        examples, collate = build_examples(data, tokenizer, length, task, job.data, ModelOptions(), job.loop)
+        return model, examples, collate
+    chunks = {
+        split: ChunkExamples(
+            part, tokenizer, options.stock_length, options.chunks_per_document if split == "train" else None
+        )
         for split, part in data.dataset.items()
     }
-    return ChunkMean(model), examples, ChunkCollator(tokenizer, data)
+    return ChunkMean(model), chunks, ChunkCollator(tokenizer, data)
 
 
 def list_cells(contenders: Sequence[Contender], seeds: Sequence[int], num_folds: int) -> Iterator[tuple]:
-    """(contender, seed, fold) of everything that is to be run; words have nothing random, so one seed is enough."""
+    """Yield (contender, seed, fold) of every cell; word counts have nothing random, so one seed is enough for them."""
     for fold, seed, contender in product(range(num_folds), seeds, contenders):
         if contender.kind != "words" or seed == seeds[0]:
             yield contender, seed, fold

@@ -1,4 +1,4 @@
-"""What a comparison of contenders leaves behind: scores with paired differences, a Markdown table, a chart."""
+"""The report of a comparison of contenders: scores with paired differences, a Markdown table, a chart."""
 
 import math
 import statistics

@@ -1,1 +1,1 @@
-"""What a training run needs: flags, accelerator, loaders, optimiser, loop, checkpoints and its report."""
+"""The parts of a training run: flags, accelerator, loaders, optimiser, loop, checkpoints and its report."""

@@ -8,38 +8,46 @@ Each cell (contender, seed, fold) is kept when it is done; the same command with
 table, which is also in report.md, and one line of JSON.
 """
 
-import argparse
 import json
-import shlex
-import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from fa_transformers.conversion.source import locate_encoder
-from fa_transformers.data.labelled import load_data
+from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.conversion.source import read_source
+from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
-from fa_transformers.studies import contenders as baselines
+from fa_transformers.options import (
+    CardOptions,
+    DataOptions,
+    LoopOptions,
+    check_loop,
+    check_positive,
+    check_sources,
+    flat,
+    resolve,
+)
 from fa_transformers.studies import contenders_report as report
-from fa_transformers.training import arguments
+from fa_transformers.studies.contenders import (
+    RECIPE,
+    ContenderJob,
+    ContenderOptions,
+    check_stock_length,
+    count_lengths,
+    list_cells,
+    list_contenders,
+    run_cell,
+)
+from fa_transformers.studies.folds import read_groups, split_folds
 from fa_transformers.training.checkpointing import CheckpointError
 from fa_transformers.training.setup import make_accelerator
 
-# What a run needs besides the flags: the same for every contender.
-FIXED = dict(
-    task="text-classification", packing=False, group_by_length=True, short_epochs=0, short_length=0,
-    gradient_accumulation_steps=1, max_grad_norm=1.0, weight_decay=0.01, eval_steps=0, save_steps=0, save_total_limit=1,
-    load_best_model_at_end=True, early_stopping_patience=0, logging_steps=10, report_to="none", strict_length=False,
-    dataloader_num_workers=None, resume_from_checkpoint=None, seed=0, ddp_timeout=1800,
-    sequence_parallel_size=1, profile=False,
-)  # fmt: skip
-# Flags of finetune.py without a use here: folds and equal budgets need all rows, and there is no model card.
-LEAVE_OUT = (
-    "image_folder", "image_column_name", "random_crop", "random_flip", "streaming", "data_license", "data_attribution",
-)  # fmt: skip
-# An earlier run's cells are of no use where one of these differs.
+PROGRAM = "python scripts/studies/baselines.py"
+# Cells of an earlier run are of no use where one of these differs.
 SETTINGS = (
     "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "text_column_name",
     "label_column_name", "label_separator", "problem_type", "max_train_samples", "max_eval_samples", "group_column",
@@ -48,125 +56,116 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+def parse(argv: Sequence[str] | None = None) -> tuple[ContenderJob, CardOptions]:
+    """Return the comparison that the flags ask for, checked, and how the data is called."""
+    recipe = RECIPE | {"output_dir": Path("outputs/baselines")}
+    parser = script_parser(PROGRAM, __doc__, lambda given: recipe)
+    parser.add_options(DataOptions, ("text", "labels", "label column", "tokenizing"), "data (none = the licences)")
+    parser.add_options(CardOptions, ("data_name",), "name of the data")
+    parser.add_options(ContenderOptions, ("contenders", "comparison"), "contenders")
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_tokens_per_batch")
+    machine = ("mixed_precision", "num_threads", "use_cpu", "output_dir")
+    parser.add_options(LoopOptions, ("learning_rate", "head_learning_rate", *batches, *machine), "training")
+    parsed = parser.parse(argv)
+    job = ContenderJob(
+        parsed[ContenderOptions],
+        resolve(parsed[DataOptions], recipe),
+        resolve(parsed[LoopOptions], recipe),
+        describe_command(PROGRAM, parsed.flags),
     )
-    arguments.add_data_arguments(parser, leave_out=LEAVE_OUT)
-    add = parser.add_argument_group("contenders").add_argument
-    add("--model_name_or_path", default="minilm", help="stock BERT-class checkpoint of the softmax rows")
-    add("--fa_model", help="FA checkpoint of the factorized rows; unset = no such rows")
-    add("--fa_lengths", type=int, nargs="+", default=[512, 2048], help="tokens that the factorized rows read")
-    add("--stock_length", type=int, default=512, help="tokens that the stock checkpoint reads, and those of a chunk")
-    add("--chunks_per_document", type=int, default=4, help="first chunks of a document to train on; all are scored")
-    add = parser.add_argument_group("comparison").add_argument
-    add("--token_budget", type=int, default=1_200_000, help="tokens that every network is trained on")
-    add("--seeds", type=int, nargs="+", default=[0], help="of head, order and dropout")
-    add("--folds", type=int, default=0, help="cross-validate over so many folds of all rows; 0 = the given split")
-    add("--group_column", help="column whose equal values stay in one fold; the licences have families")
-    add("--long_threshold", type=int, default=1024, help="documents of more tokens are scored apart, too")
-    add = parser.add_argument_group("training").add_argument
-    add("--learning_rate", type=float, default=1e-4, help="peak rate of the encoder")
-    add("--head_learning_rate", type=float, help="peak rate of new weights; unset = ten times")
-    add("--per_device_train_batch_size", type=int, default=32, help="most documents in a batch")
-    add("--per_device_eval_batch_size", type=int, default=16, help="most documents in an evaluation batch")
-    add("--max_tokens_per_batch", type=int, default=4096, help="most tokens in a batch, padding included")
-    add("--mixed_precision", choices=("no", "fp16", "bf16", "auto"), default="auto", help="autocast type")
-    add("--num_threads", type=int, default=0, help="CPU threads; 0 = all cores")
-    add("--use_cpu", action="store_true", help="train on the CPU even if there is a GPU")
-    add("--output_dir", type=Path, default=Path("outputs/baselines"), help="folder for cells, report and chart")
-    add("--resume", action="store_true", help="keep the cells that --output_dir holds, and do the others")
-    parser.set_defaults(**FIXED)
-    args = parser.parse_args(argv)
-    args.command = shlex.join(["python", "scripts/studies/baselines.py", *(sys.argv[1:] if argv is None else argv)])
-    args.resume_command = args.command if args.resume else f"{args.command} --resume"
     try:
-        check_arguments(args)
+        check(job)
     except ValueError as error:
-        parser.error(str(error))
-    return args
+        parsed.fail(str(error))
+    return job, parsed[CardOptions]
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check(job: ContenderJob) -> None:
     """Raise ValueError, naming the flag, for what no run can use."""
-    for name in ("chunks_per_document", "token_budget", "per_device_train_batch_size", "per_device_eval_batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    for name, lengths in (("stock_length", [args.stock_length]), ("fa_lengths", args.fa_lengths)):
-        if min(lengths) < 3:
+    options = job.contenders
+    check_loop(job.loop)
+    check_sources(job.data, is_text=True)
+    check_positive(options, "chunks_per_document", "token_budget")
+    for name, lengths in (("stock_length", [options.stock_length]), ("fa_lengths", options.fa_lengths)):
+        if min(lengths, default=3) < 3:
             raise ValueError(f"--{name} must be at least 3 tokens, two of which are special, got {min(lengths)}.")
-    if args.folds and args.folds < 3:
-        raise ValueError(f"--folds must be 0, or at least 3 (train, validation, test), got {args.folds}.")
-    if args.group_column and not args.folds:
+    if options.folds and options.folds < 3:
+        raise ValueError(f"--folds must be 0, or at least 3 (train, validation, test), got {options.folds}.")
+    if options.group_column and not options.folds:
         raise ValueError("--group_column says what a fold must not cut: give --folds too.")
-    arguments.check_sources(args, is_text=True)
     for name in ("seeds", "fa_lengths"):
-        if len(set(getattr(args, name))) < len(getattr(args, name)):
-            raise ValueError(f"--{name} names {getattr(args, name)}: each once.")
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name} names {list(values)}: one or more, each once.")
 
 
-def prepare_output_dir(args: argparse.Namespace) -> None:
+def prepare_output_dir(job: ContenderJob) -> None:
     """Make the folder, and refuse to mix cells of different settings.
 
     Raises:
         FileExistsError: the folder holds a run, and --resume wasn't given.
         ValueError: that run had other settings.
     """
-    path = args.output_dir / "settings.json"
-    settings = json.loads(json.dumps({name: getattr(args, name) for name in SETTINGS}, default=str))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    if any(args.output_dir.iterdir()) and not args.resume:
-        raise FileExistsError(f"--output_dir {args.output_dir} is not empty: choose another folder, or give --resume.")
+    folder = job.loop.output_dir
+    options = flat(job.contenders, job.data, job.loop)
+    settings = json.loads(json.dumps({name: options[name] for name in SETTINGS}, default=str))
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not job.contenders.resume:
+        raise FileExistsError(f"--output_dir {folder} is not empty: choose another folder, or give --resume.")
+    path = folder / "settings.json"
     if path.exists():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         for name, value in settings.items():
             if earlier[name] != value:
                 raise ValueError(
-                    f"--{name} was {earlier[name]} in the run that {args.output_dir} holds, and is {value} now: give "
-                    "the same, or another --output_dir."
+                    f"--{name} was {earlier[name]} in the run that {folder} holds, and is {value} now: give the same, "
+                    "or another --output_dir."
                 )
     write_json(path, settings)
 
 
-def run_cells(args: argparse.Namespace, folds: list, accelerator: Accelerator) -> dict:
-    """The result of every cell: read where it is done, else computed and kept."""
-    contenders = baselines.list_contenders(args, folds[0].problem_type)
+def run_cells(job: ContenderJob, folds: list[LabelledData], accelerator: Accelerator) -> dict:
+    """Return the result of every cell: read where it is done, else computed and kept."""
+    loop, seeds = job.loop, job.contenders.seeds
+    contenders = list_contenders(job.contenders, folds[0].problem_type)
     cells = {}
-    bar = tqdm(list(baselines.list_cells(contenders, args.seeds, len(folds))), desc="cells", unit="cell")
+    bar = tqdm(list(list_cells(contenders, seeds, len(folds))), desc="cells", unit="cell")
     for contender, seed, fold in bar:
         name = f"{contender.slug}-seed{seed}-fold{fold}"
-        path = args.output_dir / "cells" / f"{name}.json"
+        path = loop.output_dir / "cells" / f"{name}.json"
         bar.set_postfix_str(name)
         if not path.exists():
-            folder = args.output_dir / "unfinished" / name
-            own = argparse.Namespace(**vars(args) | {"seed": seed, "output_dir": folder})
-            cell = baselines.run_cell(own, contender, folds[fold], accelerator, folder)
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, cell)
+            own = replace(loop, seed=seed, output_dir=loop.output_dir / "unfinished" / name)
+            write_json(path, run_cell(replace(job, loop=own), contender, folds[fold], accelerator))
         cells[contender, seed, fold] = json.loads(path.read_text(encoding="utf-8"))
     return cells
 
 
-def main(args: argparse.Namespace) -> dict:
-    accelerator = make_accelerator(args)
+def main(argv: Sequence[str] | None = None) -> dict:
+    job, card = parse(argv)
+    options, loop, command = job.contenders, job.loop, job.command
+    accelerator = make_accelerator(loop)
     if accelerator.num_processes > 1:
         raise ValueError(
             "baselines.py compares contenders at equal steps and trains in one process: start it with python. Several "
             "seeds or folds can run side by side in folders of their own."
         )
-    data = load_data(args)
-    prepare_output_dir(args)
-    folds = baselines.split_folds(data, baselines.read_groups(args), args.folds) if args.folds else [data]
-    baselines.check_stock_length(args)
-    tokenizer = AutoTokenizer.from_pretrained(locate_encoder(args.model_name_or_path))
-    lengths = [baselines.count_lengths(fold, tokenizer) for fold in folds]
-    summary = report.summarise(run_cells(args, folds, accelerator), folds, lengths, args.long_threshold)
-    results = {"command": args.command, "data": data.facts.name, "seeds": args.seeds, "folds": args.folds} | summary
-    chart = args.output_dir / "baselines.png"
+    data = load_data("text-classification", job.data, card, loop.seed)
+    prepare_output_dir(job)
+    folds = [data]
+    if options.folds:
+        folds = split_folds(data, read_groups(job.data, options.group_column), options.folds)
+    check_stock_length(options)
+    tokenizer = AutoTokenizer.from_pretrained(read_source(options.model_name_or_path).model_folder)
+    lengths = [count_lengths(fold, tokenizer) for fold in folds]
+    summary = report.summarise(run_cells(job, folds, accelerator), folds, lengths, options.long_threshold)
+    results = {"command": command, "data": data.facts.name, "seeds": list(options.seeds), "folds": options.folds}
+    results |= summary
+    chart = loop.output_dir / "baselines.png"
     report.plot(summary, chart)
-    text = report.render_report(summary, args.command, data.facts.name, args.token_budget, chart)
-    write_text(args.output_dir / "report.md", text)
-    write_json(args.output_dir / "results.json", results)
+    text = report.render_report(summary, command, data.facts.name, options.token_budget, chart)
+    write_text(loop.output_dir / "report.md", text)
+    write_json(loop.output_dir / "results.json", results)
     print(f"\n{report.render_table(summary)}\n")
     print(json.dumps(results, allow_nan=False))
     return results
@@ -174,6 +173,6 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        main()
     except (ValueError, OSError, ImportError, CheckpointError) as error:
         raise SystemExit(f"error: {error}") from error

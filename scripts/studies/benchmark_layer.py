@@ -1,4 +1,4 @@
-"""What token mixing costs, as a share of the linear maps (Q, K, V, output, feed-forward) of the same layer.
+"""Measure what token mixing costs, as a share of the linear maps (Q, K, V, output, feed-forward) of the same layer.
 
 python scripts/studies/benchmark_layer.py                   # 2 CPU cores: about 4 minutes
 python scripts/studies/benchmark_layer.py --dtype bfloat16
@@ -8,30 +8,34 @@ out as softmax, matmul, matmul, its output laid out token by token as the next m
 backward. Prints a Markdown table and one line of JSON.
 """
 
-import argparse
 import json
-import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fa_transformers import factorized_attention
+from fa_transformers.commands.flags import script_parser
+from fa_transformers.files import count_cores
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
+from fa_transformers.options import OptionGroup, option
 
 HEADS, WIDTH, HIDDEN, INTERMEDIATE = 12, 64, 768, 3072
 KERNEL_SIZE, WINDOW = 15, 32
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192, 32768], help="tokens")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and tokens")
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each part, after one that is not")
-    parser.add_argument("--num_threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class LayerOptions(OptionGroup):
+    """Sizes to measure."""
+
+    lengths: tuple[int, ...] = option((2048, 8192, 32768), "tokens", group="layer", common=True)
+    dtype: Literal["float32", "bfloat16"] = option("float32", "type of weights and tokens", group="layer", common=True)
+    repeats: int = option(7, "timed calls of each part, after one that is not", group="layer", common=True)
+    num_threads: int = option(count_cores(), "CPU threads", group="layer", common=True)
 
 
 class LinearMaps(nn.Module):
@@ -47,12 +51,13 @@ class LinearMaps(nn.Module):
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Compute the operator as it is written, laid out token by token."""
     output = query.softmax(dim=-1) @ (key.softmax(dim=-2).transpose(-2, -1) @ value)
     return output.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns."""
+    """Return the median seconds of each call, the calls taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():
@@ -64,7 +69,7 @@ def median_seconds(calls: dict[str, Callable[[], object]], repeats: int) -> dict
 
 
 def measure(length: int, dtype: torch.dtype, repeats: int) -> dict:
-    """Shares of the linear maps' time at one length, forward and forward + backward."""
+    """Return the shares of the linear maps' time at one length, forward and forward + backward."""
     maps = LinearMaps().to(dtype)
     convolution = LocalConvolution(HIDDEN, KERNEL_SIZE, spatial_rank=1).to(dtype)
     compiled = torch.compile(factorized_attention, fullgraph=True, dynamic=True)
@@ -98,13 +103,15 @@ def measure(length: int, dtype: torch.dtype, repeats: int) -> dict:
     return row
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = script_parser("python scripts/studies/benchmark_layer.py", __doc__)
+    parser.add_options(LayerOptions, ("layer",), "measurement")
+    options = parser.parse(argv)[LayerOptions]
     torch.manual_seed(0)
-    torch.set_num_threads(args.num_threads)
+    torch.set_num_threads(options.num_threads)
     rows = []
-    for length in args.lengths:
-        rows.append(measure(length, getattr(torch, args.dtype), args.repeats))
+    for length in options.lengths:
+        rows.append(measure(length, getattr(torch, options.dtype), options.repeats))
         if len(rows) == 1:
             names = list(rows[0]["forward"])
             print("| tokens | pass | maps, ms | " + " | ".join(names) + " |")
@@ -113,7 +120,8 @@ def main() -> None:
             shares = " | ".join(f"{rows[-1][phase][name]:.1%}" for name in names)
             times = f"{rows[-1]['maps_ms']:.0f}" if phase == "forward" else ""
             print(f"| {length:,} | {phase} | {times} | {shares} |", flush=True)
-    print(json.dumps({"dtype": args.dtype, "num_threads": args.num_threads, "torch": torch.__version__, "rows": rows}))
+    facts = {"dtype": options.dtype, "num_threads": options.num_threads, "torch": torch.__version__}
+    print(json.dumps(facts | {"rows": rows}))
 
 
 if __name__ == "__main__":

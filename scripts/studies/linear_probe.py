@@ -6,82 +6,114 @@ One folder per class. Logistic regression on the standardised, normalised CLS em
 drawn `--repeats` times. The accuracies are means over the draws.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoImageProcessor, PreTrainedModel
 
+from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.convert import load_factorized
-from fa_transformers.conversion.packaged import resolve_checkpoint
+from fa_transformers.conversion.source import CheckpointSource, read_source
 from fa_transformers.data.collators import ImageCollator
 from fa_transformers.data.examples import count_patches
-from fa_transformers.distillation.probing import DRAWS, embed_pieces, load_labelled_images, probe
+from fa_transformers.distillation.probing import DRAWS, LabelledPieces, embed_pieces, load_labelled_images, probe
 from fa_transformers.files import write_json
+from fa_transformers.options import UNSET, OptionGroup, check_positive, option
 from fa_transformers.tables import format_table
 from fa_transformers.training.setup import choose_mixed_precision
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+@dataclass(frozen=True)
+class ProbeOptions(OptionGroup):
+    """Images to probe with, and the models that embed them."""
+
+    image_folder: Path = option(UNSET, "folder of one folder per class; needed", group="probe", common=True)
+    classes: tuple[str, ...] | None = option(
+        None, "names of the class folders to use; unset = all", group="probe", common=True
     )
-    add = parser.add_argument
-    add("--image_folder", type=Path, required=True, help="folder of one folder per class")
-    add("--classes", nargs="*", help="names of the class folders to use; unset = all")
-    add("--teacher", required=True, help="stock ViT or DINOv2 checkpoint")
-    add("--student", help="factorized model of the same architecture")
-    add("--image_sizes", type=int, nargs="+", default=[224], help="sides that images are resized to, in pixels")
-    add("--batch_size", type=int, default=8, help="images at a time")
-    add("--mixed_precision", choices=("no", "bf16", "auto"), default="no", help="autocast type of both models")
-    add("--repeats", type=int, default=DRAWS, help="times that the folds are drawn")
-    add("--seed", type=int, default=0, help="of the first draw of the folds; the next ones count on")
-    add("--num_threads", type=int, default=0, help="CPU threads; 0 = torch's default")
-    add("--output", type=Path, default=Path("outputs/linear_probe.json"), help="file for the results")
-    args = parser.parse_args(argv)
-    if args.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {args.repeats}.")
-    return args
+    teacher: str = option(UNSET, "stock ViT or DINOv2 checkpoint; needed", group="probe", common=True)
+    student: str | None = option(None, "factorized model of the same architecture", group="probe", common=True)
+    image_sizes: tuple[int, ...] = option(
+        (224,), "sides that images are resized to, in pixels", group="probe", common=True
+    )
+    batch_size: int = option(8, "images at a time", group="probe", common=True)
+    mixed_precision: Literal["no", "bf16", "auto"] = option(
+        "no", "autocast type of both models", group="probe", common=True
+    )
+    repeats: int = option(DRAWS, "times that the folds are drawn", group="probe", common=True)
+    seed: int = option(0, "seed of the first draw of the folds; the next ones count on", group="probe", common=True)
+    num_threads: int = option(0, "CPU threads; 0 = torch's default", group="probe", common=True)
+    output: Path = option(Path("outputs/linear_probe.json"), "file for the results", group="probe", common=True)
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for what no run can use."""
+        for name in ("image_folder", "teacher"):
+            if getattr(self, name) is UNSET:
+                raise ValueError(f"--{name} is missing.")
+        check_positive(self, "batch_size", "repeats")
+        if min(self.image_sizes, default=0) < 1:
+            raise ValueError("--image_sizes must be one or more sides in pixels.")
 
 
-def main(args: argparse.Namespace) -> dict:
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=choose_mixed_precision(args.mixed_precision, on_cpu))
-    source = resolve_checkpoint(args.teacher)
-    num_layers = AutoConfig.from_pretrained(source).num_hidden_layers
-    models = {"teacher": load_factorized(source, "AutoModel", softmax_layers=list(range(num_layers)))}
-    if args.student:
-        models["student"] = load_factorized(args.student, "AutoModel")
-    models = {name: model.eval().to(accelerator.device) for name, model in models.items()}
+def parse(argv: Sequence[str] | None = None) -> ProbeOptions:
+    """Return the options, checked."""
+    parser = script_parser("python scripts/studies/linear_probe.py", __doc__)
+    parser.add_options(ProbeOptions, ("probe",), "probe")
+    parsed = parser.parse(argv)
+    try:
+        parsed[ProbeOptions].check()
+    except ValueError as error:
+        parsed.fail(str(error))
+    return parsed[ProbeOptions]
+
+
+def read_images(options: ProbeOptions, source: CheckpointSource, teacher: PreTrainedModel) -> dict[int, LabelledPieces]:
+    """Read the labelled images, resized to each side."""
     data = {}
-    for side in args.image_sizes:
+    for side in options.image_sizes:
         size = {"height": side, "width": side}
-        processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
-        num_patches = count_patches(side, models["teacher"].config)
-        data[side] = load_labelled_images(args.image_folder, processor, num_patches, args.classes)
+        processor = AutoImageProcessor.from_pretrained(source.model_folder, size=size, do_center_crop=False)
+        classes = None if options.classes is None else list(options.classes)
+        num_patches = count_patches(side, teacher.config)
+        data[side] = load_labelled_images(options.image_folder, processor, num_patches, classes)
+    return data
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    options = parse(argv)
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=choose_mixed_precision(options.mixed_precision, on_cpu))
+    source = read_source(options.teacher)
+    softmax_layers = list(range(source.config.num_hidden_layers))
+    models = {"teacher": load_factorized(source, "AutoModel", softmax_layers=softmax_layers)}
+    if options.student:
+        models["student"] = load_factorized(options.student, "AutoModel")
+    models = {name: model.eval().to(accelerator.device) for name, model in models.items()}
     rows = []
-    for side, labelled in data.items():
+    for side, labelled in read_images(options, source, models["teacher"]).items():
         with accelerator.autocast():
             embeddings = {
-                name: embed_pieces(model, labelled.pieces, ImageCollator(), args.batch_size, "cls")
+                name: embed_pieces(model, labelled.pieces, ImageCollator(), options.batch_size, "cls")
                 for name, model in models.items()
             }
-        scores = {name: probe(part, labelled, args.seed, args.repeats) for name, part in embeddings.items()}
+        scores = {name: probe(part, labelled, options.seed, options.repeats) for name, part in embeddings.items()}
         row: dict = {"image size": side} | scores
-        if args.student:
+        if options.student:
             row["cosine"] = F.cosine_similarity(embeddings["teacher"], embeddings["student"]).mean().item()
         rows.append(row)
     result = {
         "rows": rows, "num_images": len(labelled.labels), "classes": labelled.label_names,
-        "majority": labelled.majority, "seed": args.seed, "repeats": args.repeats,
+        "majority": labelled.majority, "seed": options.seed, "repeats": options.repeats,
     }  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.output, result)
+    write_json(options.output, result)
     print(format_table(rows, list(rows[0])))
     print(json.dumps(result))
     return result
@@ -89,6 +121,6 @@ def main(args: argparse.Namespace) -> dict:
 
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        main()
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error

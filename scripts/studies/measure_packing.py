@@ -8,25 +8,27 @@ of a MiniLM classifier in float32. The ways take turns, so that a busy machine s
 epoch, its time is that of the measured real tokens times their share. Ends with one line of JSON.
 """
 
-import argparse
 import json
-import os
 import time
-from types import SimpleNamespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from fa_transformers import load_factorized
-from fa_transformers.conversion.packaged import resolve_checkpoint
+from fa_transformers.commands.flags import script_parser
+from fa_transformers.conversion.source import read_source
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.collators import TextCollator
 from fa_transformers.data.examples import TextExamples
-from fa_transformers.data.readers.files import encode_dataset
-from fa_transformers.data.readers.labels import label_names
-from fa_transformers.data.sets.license_documents import load_license_documents
+from fa_transformers.data.labelled import load_data
 from fa_transformers.data.tokenizing import tokenize_documents
+from fa_transformers.files import count_cores
+from fa_transformers.options import CardOptions, DataOptions, OptionGroup, check_positive, option
 
 WAYS = {
     "padded": {"group_by_length": False},
@@ -35,15 +37,38 @@ WAYS = {
 }
 
 
+@dataclass(frozen=True)
+class PackingOptions(OptionGroup):
+    """Lengths and batches to measure."""
+
+    max_length: int = option(4096, "tokens that longer documents are cut to", group="packing", common=True)
+    max_tokens_per_batch: int = option(16384, "tokens of a step, padding included", group="packing", common=True)
+    max_steps: int = option(0, "batches measured of each way; 0 = the whole epoch", group="packing", common=True)
+    local_window: int = option(0, "reach of the softmax window; 0 = none", group="packing", common=True)
+    num_threads: int = option(0, "CPU threads; 0 = all cores", group="packing", common=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> PackingOptions:
+    """Return the options, checked."""
+    parser = script_parser("python scripts/studies/measure_packing.py", __doc__)
+    parser.add_options(PackingOptions, ("packing",), "measurement")
+    parsed = parser.parse(argv)
+    try:
+        check_positive(parsed[PackingOptions], "max_length", "max_tokens_per_batch")
+    except ValueError as error:
+        parsed.fail(str(error))
+    return parsed[PackingOptions]
+
+
 def spread(batches: list, num: int) -> list:
-    """`num` of the batches at equal distances; all of them for 0."""
+    """Return `num` of the batches at equal distances; all of them for 0."""
     if num == 0 or num >= len(batches):
         return batches
     return [batches[index * len(batches) // num] for index in range(num)]
 
 
-def take_step(model, optimizer, batch: dict) -> float:
-    """Seconds of one training step."""
+def take_step(model: nn.Module, optimizer: Optimizer, batch: dict) -> float:
+    """Take one training step and return its seconds."""
     started = time.perf_counter()
     model(**batch).loss.backward()
     optimizer.step()
@@ -51,49 +76,35 @@ def take_step(model, optimizer, batch: dict) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max_length", type=int, default=4096, help="tokens that longer documents are cut to")
-    parser.add_argument("--max_tokens_per_batch", type=int, default=16384, help="tokens of a step, padding included")
-    parser.add_argument("--max_steps", type=int, default=0, help="batches measured of each way; 0 = the whole epoch")
-    parser.add_argument("--local_window", type=int, default=0, help="reach of the softmax window; 0 = none")
-    parser.add_argument("--num_threads", type=int, default=0, help="CPU threads; 0 = all cores")
-    args = parser.parse_args()
-    torch.set_num_threads(args.num_threads or os.cpu_count() or 1)
-    torch.manual_seed(0)
-    source = resolve_checkpoint("minilm")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    dataset = encode_dataset(load_license_documents())
-    names = label_names(dataset)
-    data = SimpleNamespace(problem_type="single_label_classification", num_labels=len(names))
-    fields = {"num_labels": len(names), "problem_type": data.problem_type, "local_window": args.local_window}
-    fields |= {"position_embedding_type": "periodic", "classifier_pooling": "mean"}
-    model = load_factorized(source, "AutoModelForSequenceClassification", max_length=args.max_length, **fields).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    examples = TextExamples(tokenize_documents(dataset, tokenizer, args.max_length)["train"])
-
+def measure(
+    options: PackingOptions, model: nn.Module, examples: TextExamples, collators: dict[str, TextCollator]
+) -> dict[str, dict]:
+    """Return for each way the steps of an epoch, and the tokens and seconds of the batches that were measured."""
+    optimizer = AdamW(model.parameters(), lr=1e-5)
     measured, plans = {}, {}
     for way, settings in WAYS.items():
         sampler = LengthGroupedBatchSampler(
-            examples.lengths, len(examples), max_tokens=args.max_tokens_per_batch, **settings
+            examples.lengths, len(examples), max_tokens=options.max_tokens_per_batch, **settings
         )
         measured[way] = {"steps": len(sampler), "tokens": 0, "real_tokens": 0, "seconds": 0.0}
-        plans[way] = (TextCollator(tokenizer, data, "packing" in settings), spread(sampler.batches(0), args.max_steps))
-    turns = sorted((turn / len(plan), way, turn) for way, (_, plan) in plans.items() for turn in range(len(plan)))
+        plans[way] = spread(sampler.batches(0), options.max_steps)
+    turns = sorted((turn / len(plan), way, turn) for way, plan in plans.items() for turn in range(len(plan)))
     warm = set()
     for _, way, turn in tqdm(turns):
-        collate, plan = plans[way]
-        batch = collate([examples[index] for index in plan[turn]])
+        chosen = plans[way][turn]
+        batch = collators[way]([examples[index] for index in chosen])
         if way not in warm:
             warm.add(way)
             take_step(model, optimizer, batch)
         row = measured[way]
         row["seconds"] += take_step(model, optimizer, batch)
         row["tokens"] += batch["input_ids"].numel()
-        row["real_tokens"] += int(sum(examples.lengths[index] for index in plan[turn]))
+        row["real_tokens"] += int(sum(examples.lengths[index] for index in chosen))
+    return measured
 
-    total = int(sum(examples.lengths))
-    print(f"{len(examples):,} documents, {total:,} tokens, {args.max_tokens_per_batch:,} tokens a step at most")
+
+def print_table(measured: dict[str, dict], total: int) -> None:
+    """Add to each way's figures those of a whole epoch of `total` real tokens, and print them as a Markdown table."""
     print("| way | steps an epoch | padding | seconds an epoch | of padded | tokens/s, padding included |")
     print("| --- | --- | --- | --- | --- | --- |")
     for way, row in measured.items():
@@ -104,7 +115,26 @@ def main() -> None:
             f"| {way} | {row['steps']} | {row['padding']:.0%} | {row['epoch_seconds']:,.0f} | {row['of_padded']:.2f} "
             f"| {row['tokens'] / row['seconds']:,.0f} |"
         )
-    print(json.dumps(vars(args) | {"threads": torch.get_num_threads(), "ways": measured}))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    torch.set_num_threads(options.num_threads or count_cores())
+    torch.manual_seed(0)
+    source = read_source("minilm")
+    tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+    data = load_data("text-classification", DataOptions(max_eval_samples=None), CardOptions(), seed=0)
+    fields = {"position_embedding_type": "periodic", "classifier_pooling": "mean", "local_window": options.local_window}
+    model = load_factorized(
+        source, "AutoModelForSequenceClassification", max_length=options.max_length, **data.config_fields, **fields
+    )
+    examples = TextExamples(tokenize_documents(data.dataset, tokenizer, options.max_length)["train"])
+    collators = {way: TextCollator(tokenizer, data, "packing" in settings) for way, settings in WAYS.items()}
+    measured = measure(options, model.train(), examples, collators)
+    total = int(sum(examples.lengths))
+    print(f"{len(examples):,} documents, {total:,} tokens, {options.max_tokens_per_batch:,} tokens a step at most")
+    print_table(measured, total)
+    print(json.dumps(asdict(options) | {"threads": torch.get_num_threads(), "ways": measured}))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,24 @@ Times and memory are of one forward pass at batch 1 in float32, beside the same 
 accuracy is on the test split of the licence documents, each cut to that many tokens. Ends with one line of JSON.
 """
 
-import argparse
 import json
-import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fa_transformers  # noqa: F401 - registers the FA models
+from fa_transformers.commands.flags import script_parser
 from fa_transformers.data.sets.license_documents import load_license_documents
+from fa_transformers.files import count_cores
 from fa_transformers.hub.timing import measure_speed
 
 
 @torch.inference_mode()
 def accuracy_at(model, documents: list[list[int]], labels: list[int], length: int) -> float:
-    """Share of right answers when documents are cut to `length` tokens, the closing one kept."""
+    """Return the share of right answers when documents are cut to `length` tokens, the closing one kept."""
     right = 0
     for tokens, label in tqdm(list(zip(documents, labels, strict=True)), desc=f"{length} tokens"):
         cut = tokens if len(tokens) <= length else tokens[: length - 1] + tokens[-1:]
@@ -30,23 +32,25 @@ def accuracy_at(model, documents: list[list[int]], labels: list[int], length: in
 
 
 def show(number: float | None) -> str:
+    """Return a figure as it stands in the table."""
     return "out of memory" if number is None else f"{number:,.0f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="model folder, as scripts/finetune.py leaves it")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens")
-    args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = AutoModelForSequenceClassification.from_pretrained(args.folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.folder)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = script_parser("python scripts/studies/score_by_length.py FOLDER", __doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="model folder, as scripts/finetune.py leaves it")
+    parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens (default: 512 2048 8192)")
+    given = parser.parse(argv).given
+    folder, lengths = given["folder"], given.get("lengths", [512, 2048, 8192])
+    torch.set_num_threads(count_cores())
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     test = load_license_documents()["test"]
     documents = tokenizer(list(test["text"]), verbose=False)["input_ids"]
     labels = [model.config.label2id[name] for name in test["label"]]
     rows = []
     print("| tokens | accuracy | ms | ms, softmax | MiB | MiB, softmax |\n| --- | --- | --- | --- | --- | --- |")
-    for length in args.lengths:
+    for length in lengths:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator)
         speed = measure_speed(model, {"input_ids": tokens}, length)

@@ -100,7 +100,8 @@ def run_shell(block: Block, folder: Path, environment: dict[str, str]) -> str:
 
 
 def says_the_same(printed: str, shown: str) -> bool:
-    """Whether two outputs agree word for word, and in their numbers within 3 % or 0.02."""
+    """Whether the last lines of what was printed are those shown: word for word, numbers within 3 % or 0.02."""
+    printed = "\n".join(printed.splitlines()[-len(shown.splitlines()) :])
     words, numbers = (
         [NUMBER.sub("#", text).split() for text in (printed, shown)],
         [list(map(float, NUMBER.findall(text))) for text in (printed, shown)],

@@ -1,9 +1,9 @@
 """Protects scripts/studies/baselines.py: contenders are what their names say, folds cut no group, cells are kept."""
 
-import argparse
 import csv
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +21,11 @@ from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
 from fa_transformers.data.word_counts import tfidf_predictions
-from fa_transformers.studies import contenders as baselines
-from fa_transformers.studies.contenders import Contender
+from fa_transformers.options import unset_fields
+from fa_transformers.studies import contenders
+from fa_transformers.studies.contenders import Contender, ContenderJob
 from fa_transformers.studies.contenders_report import paired_difference, summarise
+from fa_transformers.studies.folds import digest, split_folds
 
 SCRIPT = SCRIPTS / "studies" / "baselines.py"
 WORDS = ["red", "blue", "green", "one", "two", "three", "alpha", "beta", "gamma", "delta"]
@@ -71,13 +73,21 @@ def make_data(texts: list[str]) -> LabelledData:
     return LabelledData(splits, "single_label_classification", ["no", "yes"], facts, False)
 
 
-def flags_of(tiny_bert: Path) -> argparse.Namespace:
-    return script.parse_args(["--model_name_or_path", str(tiny_bert), "--stock_length", str(CHUNK), "--use_cpu"])
+def job_of(tiny_bert: Path, *flags: str) -> ContenderJob:
+    common = ["--model_name_or_path", str(tiny_bert), "--stock_length", str(CHUNK), "--use_cpu"]
+    return script.parse([*common, *flags])[0]
+
+
+def test_every_option_has_a_value():
+    job, _ = script.parse([])
+    assert not unset_fields(job.data) and not unset_fields(job.loop) and not unset_fields(job.contenders)
+    assert job.command == "python scripts/studies/baselines.py" and job.resume_command == f"{job.command} --resume"
 
 
 def test_softmax_rows_are_the_stock_encoder(tiny_bert):
     contender = Contender("softmax", "softmax", CHUNK, str(tiny_bert))
-    model, tokenizer, mixers_are_new = baselines.build_network(flags_of(tiny_bert), contender, make_data(make_texts(6)))
+    options = job_of(tiny_bert).contenders
+    model, tokenizer, mixers_are_new = contenders.build_network(options, contender, make_data(make_texts(6)))
     inputs = tokenizer(["red one two", "blue"], padding=True, return_tensors="pt")
     with torch.no_grad():
         actual = model.eval().double().base_model(**inputs).last_hidden_state
@@ -87,18 +97,17 @@ def test_softmax_rows_are_the_stock_encoder(tiny_bert):
 
 
 def test_more_tokens_than_the_stock_checkpoint_has_positions_are_refused(tiny_bert):
-    args = flags_of(tiny_bert)
-    baselines.check_stock_length(args)
-    args.stock_length = CHUNK + 1
+    options = job_of(tiny_bert).contenders
+    contenders.check_stock_length(options)
     with pytest.raises(ValueError, match=f"--stock_length {CHUNK + 1} is above the {CHUNK} positions"):
-        baselines.check_stock_length(args)
+        contenders.check_stock_length(replace(options, stock_length=CHUNK + 1))
 
 
 def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert):
-    args, data = flags_of(tiny_bert), make_data(make_texts(90))
+    job, data = job_of(tiny_bert), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = baselines.build_network(args, contender, data)
-    network, examples, collate = baselines.build_inputs(args, contender, data, model.double().eval(), tokenizer)
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    network, examples, collate = contenders.build_inputs(job, contender, data, model.double().eval(), tokenizer)
     rows = [examples["test"][index] for index in (0, 7, 28)]
     stock = BertModel.from_pretrained(tiny_bert).eval().double()
     with torch.no_grad():
@@ -112,11 +121,10 @@ def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert
 
 
 def test_chunks_cut_training_documents_only(tiny_bert):
-    args, data = flags_of(tiny_bert), make_data(make_texts(90))
-    args.chunks_per_document = 2
+    job, data = job_of(tiny_bert, "--chunks_per_document", "2"), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = baselines.build_network(args, contender, data)
-    _, examples, _ = baselines.build_inputs(args, contender, data, model, tokenizer)
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    _, examples, _ = contenders.build_inputs(job, contender, data, model, tokenizer)
     counts = {split: [len(row["chunks"]) for row in part] for split, part in examples.items()}
     assert max(counts["train"]) == 2 and max(counts["validation"]) == max(counts["test"]) == 6
     # Each chunk costs its two special tokens, and counts in the budget with them.
@@ -125,12 +133,11 @@ def test_chunks_cut_training_documents_only(tiny_bert):
 
 
 def test_predictions_keep_the_order_of_the_documents(tiny_bert):
-    args, data = flags_of(tiny_bert), make_data(make_texts(90))
-    args.per_device_eval_batch_size = 4
+    job, data = job_of(tiny_bert, "--per_device_eval_batch_size", "4"), make_data(make_texts(90))
     contender = Contender("chunks", "chunks", None, str(tiny_bert))
-    model, tokenizer, _ = baselines.build_network(args, contender, data)
-    network, examples, collate = baselines.build_inputs(args, contender, data, model, tokenizer)
-    predictions, loss = baselines.predict(network, examples["test"], collate, data, args, torch.device("cpu"))
+    model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
+    network, examples, collate = contenders.build_inputs(job, contender, data, model, tokenizer)
+    predictions, loss = contenders.predict(network, examples["test"], collate, data, job.loop, torch.device("cpu"))
     with torch.no_grad():
         alone = [network.eval()(**collate([row])) for row in examples["test"]]
     assert len(set(predictions.tolist())) == 2
@@ -142,7 +149,7 @@ def test_predictions_keep_the_order_of_the_documents(tiny_bert):
 def test_budget_is_reached_with_the_last_step_and_not_before():
     sampler = LengthGroupedBatchSampler([5, 9, 30, 2, 17, 17, 8], batch_size=2, seed=3)
     budget = 200
-    steps = baselines.steps_for_tokens(sampler, budget)
+    steps = contenders.steps_for_tokens(sampler, budget)
     per_step = [
         sampler.count_tokens(epoch, batch) for epoch in range(9) for batch in range(len(sampler.batches(epoch)))
     ]
@@ -153,16 +160,16 @@ def test_folds_test_every_document_once_and_cut_no_group():
     texts = make_texts(90)
     texts[50] = texts[3]  # an equal document in another split
     data = make_data(texts)
-    groups = {baselines.digest(text): f"group {index // 4}" for index, text in enumerate(texts) if index != 50}
-    folds = baselines.split_folds(data, groups, 5)
+    groups = {digest(text): f"group {index // 4}" for index, text in enumerate(texts) if index != 50}
+    folds = split_folds(data, groups, 5)
     tested = [text for fold in folds for text in fold.dataset["test"]["text"]]
     assert sorted(tested) == sorted(texts)
     for fold in folds:
-        names = [{groups[baselines.digest(text)] for text in part["text"]} for part in fold.dataset.values()]
+        names = [{groups[digest(text)] for text in part["text"]} for part in fold.dataset.values()]
         assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
         assert sum(map(len, fold.dataset.values())) == len(texts)
     with pytest.raises(ValueError, match="--folds"):
-        baselines.split_folds(data, {baselines.digest(text): "one" for text in texts}, 3)
+        split_folds(data, {digest(text): "one" for text in texts}, 3)
 
 
 def test_scores_that_some_folds_leave_undefined_are_left_out():
@@ -189,11 +196,13 @@ def test_paired_difference_is_the_t_interval():
 
 
 def test_cut_texts_end_with_the_last_token_that_fits(tiny_bert):
-    _, tokenizer, _ = baselines.build_network(
-        flags_of(tiny_bert), Contender("softmax", "softmax", CHUNK, str(tiny_bert)), make_data(make_texts(6))
+    _, tokenizer, _ = contenders.build_network(
+        job_of(tiny_bert).contenders,
+        Contender("softmax", "softmax", CHUNK, str(tiny_bert)),
+        make_data(make_texts(6)),
     )
     texts = ["red one two", "red  one two three alpha beta gamma delta", "red one two three alpha beta"]
-    cut = baselines.cut_texts(make_data(texts).dataset, tokenizer, CHUNK)
+    cut = contenders.cut_texts(make_data(texts).dataset, tokenizer, CHUNK)
     assert [part["text"][0] for part in cut.values()] == [texts[0], "red  one two three alpha beta", texts[2]]
 
 
@@ -230,7 +239,7 @@ def flags(tmp_path, tiny_bert) -> list[str]:
 
 def run(flags: list[str]) -> dict:
     AcceleratorState._reset_state(reset_partial_state=True)
-    return script.main(script.parse_args(flags))
+    return script.main(flags)
 
 
 def test_report_compares_all_rows_and_is_resumed_by_cell(flags, tmp_path, capsys):
@@ -285,12 +294,12 @@ def test_folds_pair_differences_over_folds_and_seeds(flags):
 )
 def test_wrong_flags_are_named(wrong, message, capsys):
     with pytest.raises(SystemExit):
-        script.parse_args(wrong)
+        script.parse(wrong)
     assert message in capsys.readouterr().err
 
 
 def test_several_processes_are_refused_before_anything_is_written(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "make_accelerator", lambda args: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="trains in one process"):
-        script.main(script.parse_args(flags))
+        script.main(flags)
     assert not (tmp_path / "out").exists()

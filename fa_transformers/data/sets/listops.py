@@ -81,7 +81,7 @@ def _different_trees(
 def draw_trees(
     random: np.random.Generator, shortest: int = SHORTEST, longest: int = LONGEST, count: int = TREES_AT_ONCE
 ) -> list[tuple[np.ndarray, int]]:
-    """Of `count` drawn trees the tokens [length] and values of those that are neither too short nor too long."""
+    """Draw `count` trees; return the tokens [length] and the value of those neither too short nor too long."""
     levels, lengths = _draw_levels(random, longest, count)
     kept = (lengths >= shortest) & (lengths <= longest)
     levels = _keep(levels, kept)
