@@ -6,7 +6,6 @@ The oracle is transformers' own model of the checkpoint, in float64, where the t
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,18 +18,15 @@ from hub_server import HubServer, Repository
 from packaged_weights import package_file
 from repository import ROOT
 from safetensors.torch import load_file, save_file
-from stock_models import IMAGES, INTERPOLATED, SIZES, STOCK, TOLERANCE
+from stock_models import IMAGES, INTERPOLATED, SIZES, STOCK, TEXT, TOLERANCE, make_stock, stock_bert
 from tiny_models import as_float64, image_inputs, outputs_of, randomize, rewrite_config, text_inputs
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from fa_transformers import FABertForMaskedLM, FABertModel, convert_checkpoint, load_factorized
-from fa_transformers.conversion import source
+from fa_transformers import FABertForMaskedLM, FABertModel, convert_checkpoint
 from fa_transformers.conversion.packaged import read_onnx_encoder
-from fa_transformers.conversion.source import describe_folder, describe_source, read_source
 from fa_transformers.conversion.stock_checkpoints import FAMILIES
 
-TEXT = {**SIZES, "intermediate_size": 48, "vocab_size": 60, "pad_token_id": 1}
 ROBERTA = {**TEXT, "max_position_embeddings": 34, "type_vocab_size": 1}
 ELECTRA = {**SIZES, "intermediate_size": 48, "vocab_size": 60, "embedding_size": 32, "max_position_embeddings": 32}
 DISTILBERT = dict(dim=32, n_layers=2, n_heads=2, hidden_dim=48, vocab_size=60, max_position_embeddings=32)
@@ -62,11 +58,6 @@ INEXACT = {
     "Dinov2ForImageClassification": (IMAGES, "side by side"),
     "Dinov2WithRegistersForImageClassification": (IMAGES, "side by side"),
 }
-
-
-def make_stock(class_name: str, fields: dict):
-    model_class = getattr(transformers, class_name)
-    return randomize(model_class(model_class.config_class(**fields)).eval()).double()
 
 
 def make_inputs(stock) -> dict[str, Tensor]:
@@ -245,10 +236,6 @@ def test_global_token_parameters_of_long_models_are_dropped_and_the_rest_kept(ki
     table = conversion.model.base_model.embeddings.position_embeddings.weight
     expected = stock.base_model.embeddings.position_embeddings.weight[2:]
     assert torch.equal(table, expected.to(table.dtype))
-
-
-def stock_bert(**fields) -> BertModel:
-    return make_stock("BertModel", {**TEXT, "max_position_embeddings": 16, **fields})
 
 
 def test_a_table_is_tiled_or_interpolated_and_periodic_or_absent_as_asked():
@@ -436,63 +423,6 @@ def test_every_known_type_is_tried_somewhere():
     tried = {getattr(transformers, name).config_class.model_type for name in EXACT}
     tried |= {row[0].model_type for row in STOCK.values()} | {"longformer", "fa_bert", "fa_vit"}
     assert tried == set(FAMILIES)
-
-
-def assert_same_weights(model, expected, but: str = "$^") -> None:
-    """Equal parameters by name, those aside whose names hold `but`."""
-    names = [name for name in expected.state_dict() if not re.search(but, name)]
-    assert names and model.state_dict().keys() == expected.state_dict().keys()
-    assert all(torch.equal(model.state_dict()[name], expected.state_dict()[name]) for name in names)
-
-
-def test_a_source_is_found_once_and_gives_what_its_name_gives(tmp_path, monkeypatch):
-    stock_bert().save_pretrained(tmp_path / "stock")
-    found = read_source(tmp_path / "stock")
-    assert found.name == str(tmp_path / "stock") and found.config.model_type == "bert"
-    assert found.architecture == "BertModel" and found.model_folder == tmp_path / "stock"
-    assert read_source(found) is found
-    by_name = convert_checkpoint(tmp_path / "stock", softmax_layers=[1])
-    loaded_by_name = load_factorized(tmp_path / "stock", "AutoModel", local_window=2)
-
-    def refuse(*_):
-        raise AssertionError("a source that was found was looked for again")
-
-    for name in ("locate_checkpoint", "resolve_checkpoint"):
-        monkeypatch.setattr(source, name, refuse)
-    again = [convert_checkpoint(found, softmax_layers=[1]) for _ in range(2)]
-    for conversion in again:
-        assert conversion.report == by_name.report
-        assert_same_weights(conversion.model, by_name.model)
-    loaded = load_factorized(found, "AutoModel", local_window=2)
-    assert_same_weights(loaded, loaded_by_name, but=r"\.mixer\.")  # local terms start from random numbers
-    with torch.no_grad():
-        next(again[0].model.parameters()).zero_()
-    assert_same_weights(again[1].model, by_name.model)  # sources hand out copies
-    assert describe_source(found) == describe_folder(str(tmp_path / "stock"), tmp_path / "stock")
-    monkeypatch.undo()
-    assert describe_source(tmp_path / "stock") == describe_source(found)
-
-
-def test_a_source_of_a_model_in_memory_hands_out_copies():
-    stock = stock_bert()
-    found = read_source(stock)
-    before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
-    model = convert_checkpoint(found, softmax_layers=[0, 1]).model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in stock.state_dict().items())
-    assert describe_source(found) == ("local/BertModel", "a model in memory")
-
-
-def test_the_weights_of_a_source_are_read_only_when_they_are_needed(tmp_path, monkeypatch):
-    stock_bert().save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "away")
-    found = read_source(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no weights"):
-        found.load_tensors()
-    (tmp_path / "away").rename(tmp_path / "model.safetensors")
-    assert set(found.load_tensors()) == set(load_file(tmp_path / "model.safetensors"))
 
 
 def test_importing_conversion_says_nothing_of_torchvision():
