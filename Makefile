@@ -23,6 +23,9 @@ demo: $(VENV)/installed
 images: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --task image-classification --output_dir outputs/images --overwrite_output_dir $(ARGS)
 
+# Training takes a thread for each core, in each of the processes: threads that wait are to leave their core to the others.
+test test-all test-oldest test-slow: export OMP_WAIT_POLICY := passive
+
 test: $(VENV)/installed
 	$(RUN) $(PYTEST) -m "not slow" $(ARGS)
 

@@ -17,7 +17,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # worker of pytest-xdist takes one of the two, as do the processes that its tests start.
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +28,14 @@ def own_remote_code(tmp_path_factory):
         folder = tmp_path_factory.mktemp("modules")
         patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
         yield
+
+
+@pytest.fixture(autouse=True)
+def threads() -> int:
+    """Set the number of threads before each test, because training changes it for the process that it runs in."""
+    number = int(os.environ.get("OMP_NUM_THREADS", "2"))
+    torch.set_num_threads(number)
+    return number
 
 
 @pytest.fixture(autouse=True)
