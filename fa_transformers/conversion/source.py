@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -98,12 +99,15 @@ def locate_checkpoint(name_or_path: str) -> Path:
         OSError: there is no such folder or repository.
     """
     found = name_or_path if Path(name_or_path).is_dir() else resolve_checkpoint(name_or_path)
-    return Path(found) if Path(found).is_dir() else _download(found)
-
-
-def locate_encoder(name_or_path: str) -> Path:
-    """Return the folder of a checkpoint's encoder: its configuration, weights, and tokenizer or image processor."""
-    return _find_encoder(locate_checkpoint(name_or_path))
+    if Path(found).is_dir():
+        return Path(found)
+    try:
+        return _download(found)
+    except (OSError, HFValidationError) as error:  # which need not say what was looked for
+        raise OSError(
+            f"{name_or_path!r} is no folder here, and the Hub gave no such repository; correct the name. The Hub's "
+            f"client said: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _find_encoder(folder: Path) -> Path:

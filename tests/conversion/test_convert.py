@@ -18,7 +18,7 @@ from hub_server import HubServer, Repository
 from packaged_weights import package_file
 from repository import ROOT
 from safetensors.torch import load_file, save_file
-from stock_models import IMAGES, INTERPOLATED, SIZES, STOCK, TOLERANCE
+from stock_models import IMAGES, INTERPOLATED, SIZES, STOCK, TEXT, TOLERANCE, make_stock, stock_bert
 from tiny_models import as_float64, image_inputs, outputs_of, randomize, rewrite_config, text_inputs
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
@@ -27,7 +27,6 @@ from fa_transformers import FABertForMaskedLM, FABertModel, convert_checkpoint
 from fa_transformers.conversion.packaged import read_onnx_encoder
 from fa_transformers.conversion.stock_checkpoints import FAMILIES
 
-TEXT = {**SIZES, "intermediate_size": 48, "vocab_size": 60, "pad_token_id": 1}
 ROBERTA = {**TEXT, "max_position_embeddings": 34, "type_vocab_size": 1}
 ELECTRA = {**SIZES, "intermediate_size": 48, "vocab_size": 60, "embedding_size": 32, "max_position_embeddings": 32}
 DISTILBERT = dict(dim=32, n_layers=2, n_heads=2, hidden_dim=48, vocab_size=60, max_position_embeddings=32)
@@ -59,11 +58,6 @@ INEXACT = {
     "Dinov2ForImageClassification": (IMAGES, "side by side"),
     "Dinov2WithRegistersForImageClassification": (IMAGES, "side by side"),
 }
-
-
-def make_stock(class_name: str, fields: dict):
-    model_class = getattr(transformers, class_name)
-    return randomize(model_class(model_class.config_class(**fields)).eval()).double()
 
 
 def make_inputs(stock) -> dict[str, Tensor]:
@@ -242,10 +236,6 @@ def test_global_token_parameters_of_long_models_are_dropped_and_the_rest_kept(ki
     table = conversion.model.base_model.embeddings.position_embeddings.weight
     expected = stock.base_model.embeddings.position_embeddings.weight[2:]
     assert torch.equal(table, expected.to(table.dtype))
-
-
-def stock_bert(**fields) -> BertModel:
-    return make_stock("BertModel", {**TEXT, "max_position_embeddings": 16, **fields})
 
 
 def test_a_table_is_tiled_or_interpolated_and_periodic_or_absent_as_asked():

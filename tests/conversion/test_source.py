@@ -1,11 +1,11 @@
-"""Protects that a checkpoint's name is resolved once: the source that is handed on gives what its name gives."""
+"""Protects the sources of conversion: a name is looked up once, and a wrong one is an error that repeats it."""
 
 import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_convert import stock_bert
+from stock_models import stock_bert
 
 from fa_transformers import convert_checkpoint, load_factorized
 from fa_transformers.conversion import source
@@ -67,3 +67,10 @@ def test_the_weights_of_a_source_are_read_only_when_they_are_needed(tmp_path, mo
         found.load_tensors()
     (tmp_path / "away").rename(tmp_path / "model.safetensors")
     assert set(found.load_tensors()) == set(load_file(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["outputs/mistyped", "no/such/folder"])
+def test_a_name_that_is_nowhere_is_in_the_error(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=f"'{name}' is no folder here, and the Hub gave no such repository"):
+        read_source(name)

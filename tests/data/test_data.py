@@ -223,9 +223,13 @@ BAD_FILES = {
     "text_column_missing": (
         "train.csv",
         b"body,label\na,law\n",
-        r"no text column 'text'; .*'body', 'label'.*text_column",
+        r"no text column 'text'; .*'body', 'label'.*--text_column_name",
     ),
-    "label_column_missing": ("train.csv", b"text,topic\na,law\n", r"no label column 'label'.*'topic'.*label_column"),
+    "label_column_missing": (
+        "train.csv",
+        b"text,topic\na,law\n",
+        r"no label column 'label'.*'topic'.*--label_column_name",
+    ),
     "text_column_missing_in_a_line": (
         "train.jsonl",
         b'{"text": "a", "label": "law"}\n\n{"label": "sea"}\n',

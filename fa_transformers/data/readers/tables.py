@@ -83,7 +83,7 @@ def check_column(column: str, role: str, existing: Sequence[str], source: str) -
     if column not in existing:
         raise DataError(
             f"{source}: there is no {role} column {column!r}; the columns are {listing(existing)}. Name the right one "
-            f"with {role}_column"
+            f"with --{role}_column_name"
         )
 
 
