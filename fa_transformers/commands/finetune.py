@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from ..training.recipes import Task, recipe_of
-from .flags import FlagParser, describe_command, how_started, resuming
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -113,4 +113,5 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()
