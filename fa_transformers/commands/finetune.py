@@ -50,7 +50,7 @@ class FinetuneCommand:
 
 
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that follows from the flags that were typed."""
+    """Return the recipe that follows from the flags that were typed."""
     return recipe_of(
         given.get("task", "text-classification"),
         is_demo=not any(given.get(name) for name in DEMO_SOURCES),

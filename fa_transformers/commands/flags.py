@@ -1,4 +1,4 @@
-"""Command lines made from the dataclasses of `options`: one field, one flag. Only this file knows argparse.
+"""Command lines made from the dataclasses of `options`: one field, one flag.
 
 A command opts in to groups of fields; flags of the other groups are unknown to it. Nothing here imports torch, so that
 --help and a mistyped flag answer at once.

@@ -1,4 +1,4 @@
-"""Whether length helps on a given set of documents: contenders that read a part or all of each, trained alike.
+"""Contenders that read a part or all of each document, trained alike: they tell whether length helps on a data set.
 
 Every network sees the same number of tokens, with the same optimiser, head and pooling (mean over tokens), and is
 chosen by the same validation rows. The stock checkpoint runs as an FA model whose layers all keep softmax attention:

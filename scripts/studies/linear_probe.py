@@ -1,4 +1,4 @@
-"""How well frozen image embeddings tell classes apart: a softmax model beside its factorized one, at several sizes.
+"""Compare how well image embeddings of a softmax model and its factorized one tell classes apart, at several sizes.
 
 python scripts/studies/linear_probe.py --image_folder stamps/ --teacher dinov2-small --student outputs/distilled
 
