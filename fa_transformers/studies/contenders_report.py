@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..charts import GRID, HIGHLIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
+from ..charts import HIGHLIGHT, MUTED, SUBTLE, chart_style, clear_frame, new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..metrics import BEST_METRICS
 from .contenders import Contender, score
@@ -192,11 +192,7 @@ def plot(summary: dict, path: Path) -> None:
             axes.margins(x=0.15)
             axes.set_xlabel(metric.replace("_", " "))
             axes.set_title(f"{title} ({summary['num_documents'][name]:,})", loc="left", weight="bold", size=10)
-            axes.tick_params(which="both", length=0, labelcolor=SUBTLE)
-            axes.grid(color=GRID, linewidth=0.8)
-            axes.set_axisbelow(True)
-            for side in axes.spines.values():
-                side.set_visible(False)
+            clear_frame(axes)
         for label, row in zip(grid[0, 0].get_yticklabels(), rows, strict=True):
             label.set(color=COLOURS[row["kind"]], weight="bold" if row["kind"] == "factorized" else "normal")
         figure.supxlabel(
