@@ -14,7 +14,7 @@ from ..data.labelled import LabelledData
 from ..metrics import BEST_METRICS
 from .contenders import Contender, score
 
-COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "chunks": MUTED["ModernBERT"], "words": MUTED["FNet"]}
+COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "passages": MUTED["ModernBERT"], "words": MUTED["FNet"]}
 
 
 def paired_difference(differences: Sequence[float]) -> dict[str, float | int] | None:
@@ -152,8 +152,8 @@ def render_report(summary: dict, command: str, data_name: str, budget: int, char
             if over == "folds"
             else "It tells what other documents could change, not what other seeds could."
         ),
-        "The softmax rows are the stock encoder exactly, with mean pooling; “mean of chunks” encodes a document in "
-        "chunks, of which the classifier reads the mean. No network drops attention weights in training.",
+        "The softmax rows are the stock encoder exactly, with mean pooling; “mean over passages” encodes a document in "
+        "passages, of which the classifier reads the mean. No network drops attention weights in training.",
     ]
     parts = [
         f"# Does length help on {data_name}?",
