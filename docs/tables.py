@@ -14,6 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PLACE = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 WIDTH = 100
+SPELLINGS = {"Nystromformer": "Nyströmformer"}
 MODES = {"forward": "forward pass", "training": "training step"}
 
 
@@ -86,7 +87,7 @@ def table_of_benchmark(results: dict[str, Any], kind: str) -> dict[str, Any]:
         "date": results["date"],
         "columns": [
             {"name": "pixels a side" if is_image else "tokens"},
-            *({"name": name, "digits": 2, "join": " / "} for name in series),
+            *({"name": SPELLINGS.get(name, name), "digits": 2, "join": " / "} for name in series),
         ],
         "rows": rows,
     }

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,8 +204,9 @@ def measure_points(options: BenchmarkOptions, command: str) -> dict[str, Any]:
     Once a curve has ended by running out of memory or time, its larger sizes aren't tried.
 
     Returns:
-        `command`, `setting`, `device`, `machine`, `threads`, `versions`, `settings` (the options), `wall_seconds`, and
-        `points`: each with the fields of `Point`, what follows from them, and what `run_point` returned.
+        `command`, `setting`, `device`, `machine`, `threads`, `versions`, `date`, `settings` (the options),
+        `wall_seconds`, and `points`: each with the fields of `Point`, what follows from them, and what `run_point`
+        returned.
     """
     settings = flat(options) | {"options": options.config_fields}
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, fa_transformers {__version__}"
@@ -215,6 +217,7 @@ def measure_points(options: BenchmarkOptions, command: str) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {machine_gib():.0f} GiB",
         "threads": count_cores(),
         "versions": versions,
+        "date": date.today().isoformat(),
         "settings": {name: value for name, value in settings.items() if name not in ("output_dir", "picture")},
         "points": [],
     }

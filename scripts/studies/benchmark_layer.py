@@ -22,7 +22,7 @@ from fa_transformers import factorized_attention
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.files import count_cores
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
-from fa_transformers.options import OptionGroup, option
+from fa_transformers.options import OptionGroup, check_positive, option
 
 HEADS, WIDTH, HIDDEN, INTERMEDIATE = 12, 64, 768, 3072
 KERNEL_SIZE, WINDOW = 15, 32
@@ -36,6 +36,18 @@ class LayerOptions(OptionGroup):
     dtype: Literal["float32", "bfloat16"] = option("float32", "type of weights and tokens", group="layer", common=True)
     repeats: int = option(7, "timed calls of each part, after one that is not", group="layer", common=True)
     num_threads: int = option(count_cores(), "CPU threads", group="layer", common=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> LayerOptions:
+    """Return the options, checked."""
+    parser = script_parser("python scripts/studies/benchmark_layer.py", __doc__)
+    parser.add_options(LayerOptions, ("layer",), "measurement")
+    parsed = parser.parse(argv)
+    try:
+        check_positive(parsed[LayerOptions], "repeats", "num_threads")
+    except ValueError as error:
+        parsed.fail(str(error))
+    return parsed[LayerOptions]
 
 
 class LinearMaps(nn.Module):
@@ -104,9 +116,7 @@ def measure(length: int, dtype: torch.dtype, repeats: int) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = script_parser("python scripts/studies/benchmark_layer.py", __doc__)
-    parser.add_options(LayerOptions, ("layer",), "measurement")
-    options = parser.parse(argv)[LayerOptions]
+    options = parse(argv)
     torch.manual_seed(0)
     torch.set_num_threads(options.num_threads)
     rows = []

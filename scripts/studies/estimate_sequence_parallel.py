@@ -5,6 +5,9 @@ python scripts/studies/estimate_sequence_parallel.py    # the table of docs/sequ
 
 import json
 import math
+from collections.abc import Sequence
+
+from fa_transformers.commands.flags import script_parser
 
 WIDTH, HEADS, BYTES = 768, 12, 2  # BERT-base in bfloat16
 HEAD_WIDTH = WIDTH // HEADS
@@ -32,7 +35,8 @@ def seconds_of_layer(num_tokens: int, num_gpus: int) -> dict[str, dict[str, floa
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    script_parser("python scripts/studies/estimate_sequence_parallel.py", __doc__).parse(argv)
     print("| tokens | GPUs | way | computing, ms | exchange, ms | layer, ms |\n| --- | --- | --- | --- | --- | --- |")
     rows = []
     for num_tokens in (2**20, 2**24):

@@ -36,12 +36,17 @@ def show(number: float | None) -> str:
     return "out of memory" if number is None else f"{number:,.0f}"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parse(argv: Sequence[str] | None = None) -> tuple[Path, list[int]]:
+    """Return the model's folder and the lengths."""
     parser = script_parser("python scripts/studies/score_by_length.py FOLDER", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="model folder, as scripts/finetune.py leaves it")
     parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens (default: 512 2048 8192)")
     given = parser.parse(argv).given
-    folder, lengths = given["folder"], given.get("lengths", [512, 2048, 8192])
+    return given["folder"], given.get("lengths", [512, 2048, 8192])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    folder, lengths = parse(argv)
     torch.set_num_threads(count_cores())
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)

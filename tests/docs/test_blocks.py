@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib
+import json
+import re
 import shlex
 from pathlib import Path
 
@@ -16,15 +18,14 @@ from doc_blocks import (
     write_reader_files,
 )
 from hub_server import HubServer
-from repository import ROOT
+from repository import ROOT, load_script
 
-from fa_transformers import options
+from fa_transformers.commands import COMMANDS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [page for folder in ("tutorials", "concepts") for page in sorted((ROOT / "docs" / folder).glob("*.md"))]
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 SCRIPTS = {"finetune": "finetune", "distill": "distill", "convert_checkpoint": "convert", "push_to_hub": "push"}
-ALL_FLAGS = {f"--{name}" for group in vars(options).values() for name in getattr(group, "__dataclass_fields__", {})}
 
 
 def named(pages: list[Path]) -> list:
@@ -74,22 +75,27 @@ def test_a_note_says_how_a_block_is_tested_and_few_are_not_run():
     assert len(left_out) <= 5
 
 
-def check_flags(words: list[str]) -> str | None:
-    """What is wrong with a command of ours, parsed as it would be; None where nothing is, or it is not ours."""
-    script = next((word for word in words if word.startswith(("scripts/", "fa_transformers.commands."))), None)
+def check_command(words: list[str]) -> str | None:
+    """What is wrong with a command of the repository, whose flags its own parser reads; None where nothing is."""
+    script = next((word for word in words if re.match(r"scripts/.*\.py$|fa_transformers\.commands\.", word)), None)
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return None if words[1] in targets else f"make has no target {words[1]}"
     if words[0] == "fa-transformers":
         name, flags = words[1], words[2:]
     elif script is None:
         return None
     else:
         name, flags = Path(script).stem.split(".")[-1], words[words.index(script) + 1 :]
-        path = ROOT / script
-        if script.startswith("scripts/") and not path.is_file():
+        if script.startswith("scripts/") and not (ROOT / script).is_file():
             return f"there is no {script}"
-        if name not in SCRIPTS.keys() | SCRIPTS.values():
-            unknown = {flag for flag in flags if flag.startswith("--")} - ALL_FLAGS
-            return next((flag for flag in unknown if f'"{flag}"' not in path.read_text(encoding="utf-8")), None)
-    command = importlib.import_module(f"fa_transformers.commands.{SCRIPTS.get(name, name)}")
+    if name in COMMANDS or name in SCRIPTS:
+        command = importlib.import_module(f"fa_transformers.commands.{SCRIPTS.get(name, name)}")
+    else:
+        command = load_script(name)
+    if not hasattr(command, "parse"):
+        text = (ROOT / script).read_text(encoding="utf-8")
+        return next((flag for flag in flags if flag.startswith("--") and flag.strip("-") not in text), None)
     try:
         command.parse(flags)
     except SystemExit:
@@ -97,11 +103,26 @@ def check_flags(words: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", named(PAGES))
+@pytest.mark.parametrize("page", named([page for page in PAGES if any(b.language == "bash" for b in BLOCKS[page])]))
 def test_commands_of_shell_blocks_have_flags_that_exist(page):
     commands = [words for block in BLOCKS[page] if block.language == "bash" for words in block.commands]
-    wrong = [problem for words in commands if (problem := check_flags(words))]
+    wrong = [problem for words in commands if (problem := check_command(words))]
     assert not wrong
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda path: path.name)
+def test_commands_of_results_have_flags_that_exist(path):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    tables = [content] if "points" in content else content["tables"].values()
+    wrong = [problem for table in tables if (problem := check_command(shlex.split(table["command"])))]
+    assert not wrong
+
+
+def test_a_wrong_command_is_seen():
+    assert check_command(["fa-transformers", "finetune", "--learning_rat", "1"])
+    assert check_command(["python", "scripts/studies/baselines.py", "--max_length", "64"])
+    assert check_command(["python", "scripts/studies/nothing.py"])
+    assert check_command(["make", "nothing"])
 
 
 def test_outputs_are_compared_by_words_and_numbers():

@@ -51,10 +51,16 @@ class Block:
         return self.note.partition("not run, ")[2] or None
 
     @property
+    def script(self) -> str:
+        """The code of a shell block, with the flags that its note adds to the first command."""
+        _, _, added = self.note.partition("with ")
+        first, *others = re.split(r"(?<!\\)\n", self.code.rstrip())
+        return "\n".join([f"{first} {added}".rstrip(), *others])
+
+    @property
     def commands(self) -> list[list[str]]:
-        """The words of a shell block's commands."""
-        lines = self.code.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        """The words of a shell block's commands, as they are tested."""
+        return words_of(self.script)
 
 
 def read_blocks(page: Path) -> list[Block]:
@@ -74,6 +80,12 @@ def read_blocks(page: Path) -> list[Block]:
     return blocks
 
 
+def words_of(script: str) -> list[list[str]]:
+    """The words of each command of a shell script without loops and pipes."""
+    lines = script.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
 def run_python(block: Block, namespace: dict) -> str:
     """Run a block in the namespace that the page's blocks share, and return what it printed."""
     printed = io.StringIO()
@@ -84,12 +96,8 @@ def run_python(block: Block, namespace: dict) -> str:
 
 
 def run_shell(block: Block, folder: Path, environment: dict[str, str]) -> str:
-    """Run a block's commands, with the flags that its note adds to the first one, and return what they printed."""
-    script = block.code.rstrip()
-    _, _, added = block.note.partition("with ")
-    if added:
-        first, *others = re.split(r"(?<!\\)\n", script)
-        script = "\n".join([f"{first} {added}", *others])
+    """Run a block's commands and return what they printed."""
+    script = block.script
     done = subprocess.run(
         ["bash", "-euc", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
