@@ -1,4 +1,4 @@
-"""Command lines made from the dataclasses of `options`: one field, one flag. Only this file knows argparse.
+"""Command lines made from the dataclasses of `options`: one field, one flag.
 
 A command opts in to groups of fields; flags of the other groups are unknown to it. Nothing here imports torch, so that
 --help and a mistyped flag answer at once.
@@ -8,7 +8,8 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
@@ -211,6 +212,22 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
         else:
             shown.append(flag)
     return shlex.join([*shlex.split(program), *shown])
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """End the process in one line where a user's mistake was found; any other error keeps its traceback.
+
+    Mistakes are bad data, files and folders that aren't there or are in the way, and flags with which a message begins.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        from ..data.readers.tables import DataError  # loaded by now, if any data was read
+
+        if isinstance(error, DataError | FileExistsError | FileNotFoundError) or str(error).startswith("--"):
+            raise SystemExit(f"error: {error}") from error
+        raise
 
 
 def resuming(command: str) -> str:

@@ -104,7 +104,7 @@ def locate_checkpoint(name_or_path: str) -> Path:
     try:
         return _download(found)
     except (OSError, HFValidationError) as error:  # which need not say what was looked for
-        raise OSError(
+        raise FileNotFoundError(
             f"{name_or_path!r} is no folder here, and the Hub gave no such repository; correct the name. The Hub's "
             f"client said: {' '.join(str(error).split())}"
         ) from error

@@ -195,7 +195,7 @@ class FactorizedMixer(nn.Module):
     def add_local_terms_across_shards(
         self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout
     ) -> Tensor:
-        """Like `add_local_terms`, for tokens split over ranks: fetches the neighbours beyond this rank's ends first."""
+        """Add the local terms of tokens split over ranks; the neighbours beyond this rank's ends are fetched first."""
         shard = layout.shard
         if not self.reach:
             return mixed

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..charts import GRID, HIGHLIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
+from ..charts import HIGHLIGHT, MUTED, SUBTLE, chart_style, clear_frame, new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..metrics import BEST_METRICS
 from .contenders import Contender, score
 
-COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "chunks": MUTED["ModernBERT"], "words": MUTED["FNet"]}
+COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "passages": MUTED["ModernBERT"], "words": MUTED["FNet"]}
 
 
 def paired_difference(differences: Sequence[float]) -> dict[str, float | int] | None:
@@ -152,8 +152,8 @@ def render_report(summary: dict, command: str, data_name: str, budget: int, char
             if over == "folds"
             else "It tells what other documents could change, not what other seeds could."
         ),
-        "The softmax rows are the stock encoder exactly, with mean pooling; “mean of chunks” encodes a document in "
-        "chunks, of which the classifier reads the mean. No network drops attention weights in training.",
+        "The softmax rows are the stock encoder exactly, with mean pooling; “mean over passages” encodes a document in "
+        "passages, of which the classifier reads the mean. No network drops attention weights in training.",
     ]
     parts = [
         f"# Does length help on {data_name}?",
@@ -192,11 +192,7 @@ def plot(summary: dict, path: Path) -> None:
             axes.margins(x=0.15)
             axes.set_xlabel(metric.replace("_", " "))
             axes.set_title(f"{title} ({summary['num_documents'][name]:,})", loc="left", weight="bold", size=10)
-            axes.tick_params(which="both", length=0, labelcolor=SUBTLE)
-            axes.grid(color=GRID, linewidth=0.8)
-            axes.set_axisbelow(True)
-            for side in axes.spines.values():
-                side.set_visible(False)
+            clear_frame(axes)
         for label, row in zip(grid[0, 0].get_yticklabels(), rows, strict=True):
             label.set(color=COLOURS[row["kind"]], weight="bold" if row["kind"] == "factorized" else "normal")
         figure.supxlabel(
