@@ -130,10 +130,14 @@ class FactorizedMixer(nn.Module):
             nn.init.constant_(self.window_gate, math.log(INITIAL_GATE / (1.0 - INITIAL_GATE)))
 
     @property
-    def reach(self) -> int:
-        """The number of positions that the local terms look away along one axis; 0 without any."""
+    def reach(self) -> int | None:
+        """The number of positions that the local terms look away along one axis, 0 for a kernel of 1; None without any.
+
+        Where tokens come in pieces, a term that looks away 0 positions takes part as any other does.
+        """
         kernel_size = 0 if self.local_convolution is None else self.local_convolution.weight.shape[-1]
-        return max(self.window, kernel_size // 2)
+        has_any = self.window_gate is not None or self.local_convolution is not None
+        return max(self.window, kernel_size // 2) if has_any else None
 
     def forward(
         self,
@@ -172,7 +176,7 @@ class FactorizedMixer(nn.Module):
 
     def add_local_terms(self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
         """Mix the window into the factorized term and add the convolution."""
-        if self.window_gate is None and self.local_convolution is None:
+        if self.reach is None:
             return mixed
         mask, documents = layout.mask, layout.documents
         if mask is not None:
@@ -197,7 +201,7 @@ class FactorizedMixer(nn.Module):
     ) -> Tensor:
         """Like `add_local_terms`, for tokens split over ranks: fetches the neighbours beyond this rank's ends first."""
         shard = layout.shard
-        if not self.reach:
+        if self.reach is None:
             return mixed
         assert shard is not None
         columns, num_prefix = shard.columns, shard.own_prefix
@@ -231,7 +235,7 @@ class SoftmaxMixer(nn.Module):
     Runs torch's scaled dot-product attention, or written out (N×N memory) with attn_implementation="eager".
     """
 
-    reach = 0  # it has no local terms
+    reach = None  # it has no local terms
 
     def __init__(self, config):
         super().__init__()
