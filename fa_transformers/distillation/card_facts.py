@@ -35,8 +35,10 @@ def build_facts(
     name, revision = describe_source(teacher)
     base_model = job.card.base_model or name
     auto_class = find_auto_class_of(model)
+    family = "FA-BERT" if job.is_text else "FA-ViT"
     return ModelFacts(
         repo_id=job.card.hub_model_id or job.loop.output_dir.resolve().name,
+        title=f"{family} ({base_model.rsplit('/', 1)[-1]}) distilled from its softmax model",
         summary=f"{base_model} with factorized attention, distilled from the softmax model.",
         pipeline_tag=PIPELINE_TAGS.get(auto_class, "feature-extraction" if job.is_text else "image-feature-extraction"),
         auto_class=auto_class,

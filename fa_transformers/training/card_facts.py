@@ -1,12 +1,8 @@
 """The facts of a fine-tuned model's card, all from the run's options and figures."""
 
 import math
-from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
-from ..conversion.packaged import resolve_checkpoint
-from ..conversion.source import describe_folder, locate_encoder
+from ..conversion.source import CheckpointSource, describe_source
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.timing import describe_hardware, time_by_length, time_image
@@ -23,7 +19,7 @@ CARD_METRICS = {
 def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: dict[str, dict]) -> ModelFacts:
     """The facts of the model card of a fine-tuned model."""
     model, run, card = fitted.model, fitted.run, job.card
-    base_model, revision = describe_base_model(job.model.model_name_or_path, card.base_model)
+    base_model, revision = describe_base_model(fitted.source, card.base_model)
     side = fitted.image_size
     what = f"documents of up to {job.model.max_length:,} tokens" if job.is_text else f"images of {side} px a side"
     names = data.label_names or []
@@ -62,19 +58,14 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
     )
 
 
-def describe_base_model(model_name_or_path: str, base_model: str | None) -> tuple[str, str]:
-    """Hub name and revision of what a run started from; of a local folder, what `describe_folder` finds in it.
+def describe_base_model(source: CheckpointSource | None, base_model: str | None) -> tuple[str, str]:
+    """Return Hub name and revision of what a run started from; None is fresh weights.
 
     `base_model`: the name that the user states, which wins.
     """
-    if model_name_or_path == "none":
+    if source is None:
         return FROM_SCRATCH, FROM_SCRATCH
-    source = resolve_checkpoint(model_name_or_path)
-    if not Path(source).is_dir():
-        # The cache keeps each revision in a folder that is named by its commit.
-        cached = try_to_load_from_cache(source, "config.json")
-        return base_model or source, Path(cached).parent.name if isinstance(cached, str) else "not recorded"
-    name, revision = describe_folder(model_name_or_path, locate_encoder(source))
+    name, revision = describe_source(source)
     return base_model or name, revision
 
 

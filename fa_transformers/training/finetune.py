@@ -11,11 +11,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 
 from ..conversion.convert import load_factorized
-from ..conversion.packaged import resolve_checkpoint
-from ..conversion.source import locate_encoder
+from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
@@ -166,16 +165,16 @@ def _fit_at_low_resolution(job: FinetuneJob, data: LabelledData, accelerator: Ac
 class Built:
     """A model to train, its processor, and what follows from the two.
 
-    `num_tokens`: the longest document in tokens, or the patches of an image; `mixers_are_new`: a stock checkpoint had
-    no weights for them; `is_fresh`: all weights are new.
+    `num_tokens`: the longest document in tokens, or the patches of an image; `source`: the checkpoint, None where all
+    weights are new; `mixers_are_new`: the checkpoint is a stock one, which has no weights for them.
     """
 
     model: PreTrainedModel
     processor: Any
     num_tokens: int
     image_size: int | None
-    mixers_are_new: bool
-    is_fresh: bool
+    source: CheckpointSource | None = None
+    mixers_are_new: bool = False
 
 
 def build_model(job: FinetuneJob, data: LabelledData) -> Built:
@@ -191,21 +190,20 @@ def build_model(job: FinetuneJob, data: LabelledData) -> Built:
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": options.image_size} | overrides)
         processor = ViTImageProcessor(size=size, **data.image_statistics)
         num_patches = count_patches(options.image_size, config)
-        return Built(FAViTForImageClassification(config), processor, num_patches, options.image_size, False, True)
-    source = resolve_checkpoint(options.model_name_or_path)
-    folder = locate_encoder(source)
-    is_stock = not isinstance(AutoConfig.from_pretrained(folder), FactorizedConfig)
+        return Built(FAViTForImageClassification(config), processor, num_patches, options.image_size)
+    source = read_source(options.model_name_or_path)
+    is_stock = not isinstance(source.config, FactorizedConfig)
     if job.is_text:
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
         tokenizer.model_max_length = length
-        return Built(model, tokenizer, length, None, is_stock, False)
+        return Built(model, tokenizer, length, None, source, is_stock)
     model = load_factorized(source, "AutoModelForImageClassification", **overrides)
-    side = options.image_size or native_side(AutoImageProcessor.from_pretrained(source))
+    side = options.image_size or native_side(AutoImageProcessor.from_pretrained(source.model_folder))
     size = {"height": side, "width": side}
-    processor = AutoImageProcessor.from_pretrained(source, size=size, do_center_crop=False)
-    return Built(model, processor, count_patches(side, model.config), side, is_stock, False)
+    processor = AutoImageProcessor.from_pretrained(source.model_folder, size=size, do_center_crop=False)
+    return Built(model, processor, count_patches(side, model.config), side, source, is_stock)
 
 
 def native_side(processor: BaseImageProcessor) -> int:
@@ -235,7 +233,7 @@ def fit(job: FinetuneJob, data: LabelledData, accelerator: Accelerator, output_d
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, model, sampler, accelerator)
     steps = plan_steps(loop, sampler, output_dir)
-    head_rate = loop.head_learning_rate or loop.learning_rate * (1 if built.is_fresh else 10)
+    head_rate = loop.head_learning_rate or loop.learning_rate * (1 if built.source is None else 10)
     groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, built.mixers_are_new)
     if loop.sequence_parallel_size > 1:
         set_seed(loop.seed, device_specific=True)  # else every rank would drop the same places of its own tokens
@@ -257,7 +255,7 @@ def fit(job: FinetuneJob, data: LabelledData, accelerator: Accelerator, output_d
     model = gather_model(accelerator, trained)
     model.config.recovery = None
     accelerator.free_memory()
-    return Fitted(model, built.processor, built.image_size, scores, describe_run(state) | figures)
+    return Fitted(model, built.processor, built.image_size, built.source, scores, describe_run(state) | figures)
 
 
 def _announce(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..conversion.source import CheckpointSource
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, flat
 from .recipes import Task
 
@@ -33,11 +34,12 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One trained model with what was measured on it."""
+    """One trained model, the checkpoint that it started from (None: fresh weights), and what was measured on it."""
 
     model: PreTrainedModel
     processor: Any
     image_size: int | None
+    source: CheckpointSource | None
     scores: dict[str, Any]
     run: dict[str, Any]
 

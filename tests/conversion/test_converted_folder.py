@@ -235,8 +235,8 @@ def test_a_short_name_is_called_by_its_name_on_the_hub(minilm, tmp_path):
     again = convert_checkpoint(tmp_path / "fa", output_dir=tmp_path / "again", local_window=4)
     assert again.model.config.local_window == 4
     assert ModelFacts.load(tmp_path / "again" / "model_facts.json").base_model == facts.base_model
-    assert describe_base_model(str(tmp_path / "fa"), "me/mine") == ("me/mine", revision)
-    assert describe_base_model(str(tmp_path / "fa"), None) == (name, revision)
+    assert describe_base_model(read_source(tmp_path / "fa"), "me/mine") == ("me/mine", revision)
+    assert describe_base_model(read_source(tmp_path / "fa"), None) == (name, revision)
     (tmp_path / "fa" / "model_facts.json").write_text("{}")  # of another version
     assert describe_source(trained_from_it) == ("local/fa", f"sha256 {weights} of model.safetensors")
 

@@ -135,8 +135,16 @@ def test_images_are_distilled_and_probed_to_the_end(tmp_path):
         tmp_path, stock, image_size=16, image_folder=tmp_path / "photos", probe_folder=tmp_path / "probe"
     )
     left_out = ("train_file", "validation_file", "max_length", "local_window")
+    values |= dict(base_model="owner/stock", hub_model_id="owner/mine", license="mit", language="en")
     options = grouped({name: value for name, value in values.items() if name not in left_out})
     result = distill(task="images", **options)
+    facts = ModelFacts.load(tmp_path / "out" / "model_facts.json")
+    assert (facts.base_model, facts.repo_id, facts.license, facts.language) == (
+        "owner/stock",
+        "owner/mine",
+        "mit",
+        "en",
+    )
     assert type(result.model) is FAViTModel and result.receipt["pooling"] == "cls"
     assert result.similarity["same kinds"]["after"]["num_samples"] == 12
     assert result.downstream["classes"] == ["x", "y"] and result.downstream["num_pieces"] == 24

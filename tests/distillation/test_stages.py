@@ -27,6 +27,18 @@ def test_old_weights_and_mixers_have_rates_of_their_own_and_mixers_no_decay():
     assert sum(len(group["params"]) for group in groups) == len(list(student.parameters())) - 2
 
 
+def record_log(monkeypatch) -> list[tuple[str, int]]:
+    """Names and steps of what the trackers get from here on."""
+    logged: list[tuple[str, int]] = []
+    log = Accelerator.log
+    monkeypatch.setattr(
+        Accelerator,
+        "log",
+        lambda self, values, step, **options: logged.extend((name, step) for name in values) or log(self, values, step),
+    )
+    return logged
+
+
 def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_been(tmp_path, stock, monkeypatch):
     whole = distill(**run_options(tmp_path, stock, "whole"))
 
@@ -42,19 +54,17 @@ def test_a_run_that_was_cut_between_stages_goes_on_and_ends_as_if_it_had_not_bee
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
     AcceleratorState._reset_state(reset_partial_state=True)
+    logged = record_log(monkeypatch)
     resumed = distill(**run_options(tmp_path, stock, "cut", save_steps=2, resume_from_checkpoint="last"))
+    assert [row for row in logged if row[0].endswith("/loss")] == [
+        ("end_to_end/loss", step) for step in (9, 10, 11, 12)
+    ]
     assert resumed.similarity == whole.similarity
     assert [stage["after"] for stage in resumed.stages] == [stage["after"] for stage in whole.stages]
 
 
 def test_the_trackers_get_a_curve_of_each_stage_and_steps_that_never_go_back(tmp_path, stock, monkeypatch):
-    logged: list[tuple[str, int]] = []
-    log = Accelerator.log
-    monkeypatch.setattr(
-        Accelerator,
-        "log",
-        lambda self, values, step, **options: logged.extend((name, step) for name in values) or log(self, values, step),
-    )
+    logged = record_log(monkeypatch)
     distill(**run_options(tmp_path, stock))
     steps = {stage: [step for name, step in logged if name == f"{stage}/loss"] for stage in ("transfer", "end_to_end")}
     assert steps == {"transfer": list(range(1, 7)), "end_to_end": list(range(7, 13))}

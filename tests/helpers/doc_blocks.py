@@ -143,9 +143,9 @@ def write_reader_files(folder: Path) -> None:
         table.shard(2, number).to_parquet(folder / "shards" / f"{number}.parquet")
     for kind, colour in (("cats", (200, 120, 30)), ("dogs", (40, 90, 160))):
         (folder / "photos" / kind).mkdir(parents=True)
-        for number in range(10):
+        for number in range(100):
             image = Image.new("RGB", (96, 80), colour)
-            image.putpixel((number, number), (255, 255, 255))
+            image.putpixel((number % 96, number % 80), (255, 255, 255))
             image.save(folder / "photos" / kind / f"{number}.png")
 
 
