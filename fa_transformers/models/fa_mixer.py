@@ -187,11 +187,12 @@ class FactorizedMixer(nn.Module):
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
             segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
+            window = self.window
             if documents is not None:
-                segments = documents.document_ids[None] + 1
+                segments, window = documents.document_ids[None] + 1, documents.clip(window)
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
-            window = window_attention(grid_query, grid_key, grid_value, segments, self.window).flatten(2, -2)
-            local = local.lerp(window.to(mixed.dtype), gate)
+            near = window_attention(grid_query, grid_key, grid_value, segments, window).flatten(2, -2)
+            local = local.lerp(near.to(mixed.dtype), gate)
         if self.local_convolution is not None:
             local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
@@ -261,6 +262,8 @@ class SoftmaxMixer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             mask = mask | ~mask.any(dim=1, keepdim=True)  # a sample of padding alone attends to itself instead of NaN
+            # 0 · NaN is NaN: what padding holds must not meet the weights of zero that it gets.
+            key, value = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (key, value))
             mask = mask[:, None, None, :]
         if self.config._attn_implementation != "eager":
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
