@@ -26,6 +26,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.facts import DataFacts
 from ..files import write_json, write_text
+from ..redaction import redact
 
 FACTS_FILE = "model_facts.json"
 UNPUBLISHED = "unpublished"
@@ -200,8 +201,8 @@ class ModelFacts:
             raise FactError(f"{os.fspath(path)}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as a dictionary that JSON can hold, for `from_dict`."""
-        return dataclasses.asdict(self)
+        """Return the facts as a dictionary that JSON can hold, for `from_dict`; tokens of the Hub are hidden in it."""
+        return redact(dataclasses.asdict(self))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a facts file that `load` reads back; it appears by rename."""
@@ -209,7 +210,11 @@ class ModelFacts:
 
 
 def render_card(facts: ModelFacts) -> str:
-    """Return the model card: YAML metadata the Hub accepts, with `model-index` results, then Markdown."""
+    """Return the model card: YAML metadata the Hub accepts, with `model-index` results, then Markdown.
+
+    Tokens of the Hub are hidden in it.
+    """
+    facts = ModelFacts.from_dict(facts.to_dict())
     template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     return string.Template(template).substitute(
         metadata=_metadata(facts),

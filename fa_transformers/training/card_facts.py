@@ -6,6 +6,7 @@ from ..conversion.source import CheckpointSource, describe_source
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.timing import describe_hardware, time_by_length, time_image
+from ..redaction import without_local_paths
 from .job import FinetuneJob, Fitted
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
@@ -41,7 +42,7 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         trained_after=f"{run['steps']:,} steps, {run['train_tokens']:,} tokens of {data.facts.name}, "
         f"seed {job.loop.seed}.",
         data=[data.facts],
-        command=job.command,
+        command=without_local_paths(job.command),
         hardware=f"{describe_hardware(model.device)}; trained for {minutes:.1f} minutes",
         scores=[
             ScoreFacts(

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..conversion.source import CheckpointSource
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, flat
+from ..redaction import redact
 from .recipes import Task
 
 
@@ -82,4 +83,4 @@ def describe_call(function: str, values: Mapping[str, Any], options: Mapping[str
         if set_fields:
             listed = ", ".join(f"{key}={value!r}" for key, value in set_fields.items())
             given.append(f"{name}={type(group).__name__}({listed})")
-    return f"fa_transformers.{function}({', '.join(['rows', *given])})"
+    return redact(f"fa_transformers.{function}({', '.join(['rows', *given])})")

@@ -10,6 +10,7 @@ import torch
 from ..charts import new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..files import write_json, write_text
+from ..redaction import redact
 from ..tables import format_table
 from .checkpointing import TrainingState
 from .job import FinetuneJob, Fitted
@@ -20,7 +21,7 @@ TABLE_COLUMNS = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "s
 def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: dict[str, dict]) -> dict[str, Any]:
     """The content of `all_results.json` and of the JSON line: scores, those of the baselines, figures of the run."""
     kept = (*TABLE_COLUMNS, "loss")
-    return {
+    summary = {
         "task": job.task,
         "data": data.facts.name,
         "split": data.score_split,
@@ -33,6 +34,7 @@ def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: d
         "command": job.command,
         "output_dir": str(job.loop.output_dir),
     }
+    return redact(summary)
 
 
 def describe_run(state: TrainingState) -> dict:
