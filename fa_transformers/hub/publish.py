@@ -68,6 +68,7 @@ def publish(
 
     Raises:
         PublishError: model and processor do not fit together or do not fit `facts`; the model's outputs are not finite.
+        ValueError: a name of `extra_files` is not one of a file inside the folder.
         FileExistsError: the folder is not empty and `overwrite` is False.
         OSError: the folder cannot be written; nothing of it remains.
     """
@@ -82,8 +83,9 @@ def publish(
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         for name, content in (extra_files or {}).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(content)
+            path = self_check.path_inside(partial, name, "a name of `extra_files`")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in paths}
         test = _make_self_test(model, processor, auto_class) | {"files": files}

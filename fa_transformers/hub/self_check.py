@@ -18,7 +18,7 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -79,6 +79,30 @@ def compute_sha256(path: Path) -> str:
     # As `files.sha256_of`, which a program that must run without our package can't import.
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_inside(folder: Path, name: Any, where: str) -> Path:
+    """Return the path of what a file's entry names inside `folder`: a folder's own name for it, with "/" between parts.
+
+    Args:
+        where: the file and the entry, which begin the message.
+
+    Raises:
+        ValueError: the name is no text, is absolute, has "..", a drive, a backslash or ".git" in it, or leads out of
+            the folder by a link. Links of the Hub's cache are no such links: they lead to its store of contents.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"{where} is {name!r}; it must name something inside {folder}")
+    parts = PurePosixPath(name).parts
+    is_plain = not PurePosixPath(name).is_absolute() and not PureWindowsPath(name).drive and "\\" not in name
+    if not is_plain or ".." in parts or ".git" in (part.lower() for part in parts):
+        raise ValueError(f"{where} is {name!r}, which is not a plain path inside {folder}")
+    root = folder.resolve()
+    roots = [root, *([folder.absolute().parents[1] / "blobs"] if folder.absolute().parent.name == "snapshots" else [])]
+    path = folder / name
+    if not any(path.resolve().is_relative_to(inner.resolve()) for inner in roots):
+        raise ValueError(f"{where} is {name!r}, a link that leads out of {folder}; put a copy in its place")
+    return path
 
 
 def read_self_test(folder: Path) -> dict[str, Any]:

@@ -188,6 +188,13 @@ def test_what_does_not_fit_together_is_refused_by_name(model, vision_model, toke
     refused("`processor.model_max_length` is 96, but the model has 64 positions", model=short)
 
 
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a\\b", ".git/config", "C:x"])
+def test_extra_files_lie_inside_the_folder(model, tokenizer, tmp_path, name):
+    with pytest.raises(ValueError, match="a name of `extra_files` is"):
+        publish(model, tokenizer, make_facts(), tmp_path / "model", extra_files={"1_Extra/a.json": b"{}", name: b"x"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_whose_outputs_are_not_finite_is_refused(tokenizer, tmp_path):
     broken = FABertForSequenceClassification(make_config())
     torch.nn.init.constant_(broken.classifier.bias, float("nan"))
