@@ -31,6 +31,9 @@ MAX_SAMPLES = 256
 # Image files are decoded exactly; resizing may round differently in another version of Pillow by one level of 255,
 # which normalisation multiplies by about 4.
 PIXEL_TOLERANCE = 4 / 255
+# Of the largest output. Rounding in bfloat16, eight times over, stays below; whatever is above compares nothing.
+MAX_TOLERANCE = 0.5
+PADDING_MARK = 32_000
 
 
 class SelfTestError(ValueError):
@@ -109,7 +112,8 @@ def read_self_test(folder: Path) -> dict[str, Any]:
     """Read a folder's self-test and check that the files it lists are there and unaltered.
 
     Raises:
-        SelfTestError: the folder was not written by `publish`, or a file is missing or was altered.
+        SelfTestError: the folder was not written by `publish`, a file is missing or was altered, the test lists one
+            outside of the folder, or it would accept any outputs.
     """
     if not folder.is_dir():
         raise SelfTestError(f"{folder} is not a folder")
@@ -119,15 +123,45 @@ def read_self_test(folder: Path) -> dict[str, Any]:
         )
     try:
         self_test = json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))
-        files = dict(self_test["files"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        _check_content(self_test)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SelfTestError(f"{folder / SELF_TEST_FILE} is damaged ({error!r}); publish the model again") from error
-    for name, expected in files.items():
-        if not (folder / name).is_file():
+    for name, expected in self_test["files"].items():
+        try:
+            path = path_inside(folder, name, f"{folder / SELF_TEST_FILE}: a name of 'files'")
+        except ValueError as error:
+            raise SelfTestError(str(error)) from error
+        if not path.is_file():
             raise SelfTestError(f"{folder} has lost {name}; publish the model again")
-        if compute_sha256(folder / name) != expected:
-            raise SelfTestError(f"{folder / name} was altered after the model was published; publish the model again")
+        if compute_sha256(path) != expected:
+            raise SelfTestError(f"{path} was altered after the model was published; publish the model again")
     return self_test
+
+
+def _check_content(self_test: Any) -> None:
+    """Check the parts that decide how much the test is worth: files, tolerance, and the classes that load.
+
+    Raises:
+        ValueError, KeyError, TypeError or AttributeError: a part is missing or has a value that `publish` doesn't write.
+    """
+    if not isinstance(self_test["files"], dict) or not self_test["files"]:
+        raise ValueError(f"'files' must name the folder's files, got {self_test['files']!r:.80}")
+    for name in ("auto_class", "processor_class"):
+        if not self_test[name].startswith("Auto"):
+            raise ValueError(f"{name!r} must be an Auto class, got {self_test[name]!r}")
+    tolerance = self_test["tolerance"]
+    largest = largest_output(self_test["outputs"])
+    if isinstance(tolerance, bool) or not 0 <= tolerance <= MAX_TOLERANCE * largest:
+        raise ValueError(
+            f"'tolerance' is {tolerance!r}, must be between 0 and {MAX_TOLERANCE} of the largest output, {largest:.3g}"
+        )
+
+
+def largest_output(outputs: dict[str, Any]) -> float:
+    """Return the largest absolute value among the stored samples, those left out that mark padding: they are set to
+    the lowest value of their type, float16's or below."""
+    values = (abs(value) for output in outputs.values() for value in output["values"])
+    return max((value for value in values if value <= PADDING_MARK), default=0.0)
 
 
 def compare_samples(what: str, name: str, found: Tensor, expected: dict[str, Any], tolerance: float) -> float:
@@ -207,12 +241,19 @@ class _WithoutPackage(importlib.abc.MetaPathFinder):
         return None
 
 
+def _refuse_network(event: str, _arguments: tuple) -> None:
+    """An audit hook: the folder's code has no business on the network."""
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise PermissionError("the self-test runs offline, and the folder's code asked for the network")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load a published model in this process and compare its outputs.")
     parser.add_argument("source", help="folder, or OWNER/NAME with --revision")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub repository; without it, source is a folder")
     options = parser.parse_args()
     sys.meta_path.insert(0, _WithoutPackage())
+    sys.addaudithook(_refuse_network)
     transformers.logging.set_verbosity_error()
     try:
         result = check(options.source, options.revision)
