@@ -142,7 +142,7 @@ def _check_content(self_test: Any) -> None:
     """Check the parts that decide how much the test is worth: files, tolerance, and the classes that load.
 
     Raises:
-        ValueError, KeyError, TypeError or AttributeError: a part is missing or has a value that `publish` doesn't write.
+        ValueError, KeyError, TypeError, AttributeError: a part is missing, or is none that `publish` writes.
     """
     if not isinstance(self_test["files"], dict) or not self_test["files"]:
         raise ValueError(f"'files' must name the folder's files, got {self_test['files']!r:.80}")

@@ -11,7 +11,7 @@ from ..charts import new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..files import write_json, write_text
 from ..redaction import redact
-from ..tables import format_table
+from ..tables import format_table, one_line
 from .checkpointing import TrainingState
 from .job import FinetuneJob, Fitted
 
@@ -55,7 +55,7 @@ def print_results(results: dict) -> None:
     scored = {"this model": results["model"], **results["baselines"]}
     columns = [name for name in TABLE_COLUMNS if name in results["model"]]
     rows = [{"model": name, **scores} for name, scores in scored.items()]
-    print(f"\n{results['data']}, {results['split']} split, {results['num_examples']} examples:\n")
+    print(f"\n{one_line(results['data'])}, {results['split']} split, {results['num_examples']} examples:\n")
     print(format_table(rows, ["model", *columns]))
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
 
