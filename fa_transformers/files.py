@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .redaction import redact
+
 
 @contextmanager
 def written_by_rename(path: str | os.PathLike) -> Iterator[Path]:
@@ -40,9 +42,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` in UTF-8 to `path` by rename, as `written_by_rename` says."""
+    """Write `text` in UTF-8 to `path` by rename, as `written_by_rename` says; tokens of the Hub are hidden in it."""
     with written_by_rename(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(redact(text), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import sha256_of, write_text
 from ..models import ARCHITECTURES
+from ..redaction import environment_without_secrets
 from ..version import __version__
 from . import self_check
 from .card import FACTS_FILE, ModelFacts, render_card
@@ -68,6 +70,7 @@ def publish(
 
     Raises:
         PublishError: model and processor do not fit together or do not fit `facts`; the model's outputs are not finite.
+        ValueError: a name of `extra_files` is not one of a file inside the folder.
         FileExistsError: the folder is not empty and `overwrite` is False.
         OSError: the folder cannot be written; nothing of it remains.
     """
@@ -82,8 +85,9 @@ def publish(
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         for name, content in (extra_files or {}).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            (partial / name).write_bytes(content)
+            path = self_check.path_inside(partial, name, "a name of `extra_files`")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in paths}
         test = _make_self_test(model, processor, auto_class) | {"files": files}
@@ -110,6 +114,8 @@ def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
 def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
     """Load a published folder in a fresh process that cannot import this package, and compare with its self-test.
 
+    The folder's code runs there: offline, and without tokens, passwords and keys in its environment.
+
     Returns:
         `source`, `model_class`, `max_difference`, `tolerance` (of the outputs, absolute) and `files` (their number).
 
@@ -118,7 +124,7 @@ def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(folder).resolve()
     self_check.read_self_test(folder)
-    return check_in_fresh_process([str(folder)], {"HF_HUB_OFFLINE": "1"})
+    return check_in_fresh_process([str(folder)])
 
 
 def find_auto_class_of(model: Any) -> str:
@@ -244,19 +250,25 @@ def _rounding_tolerance(name: str, output: Tensor, exact: Tensor) -> float:
     return 8 * error + 16 * limits.eps * output.double()[computed].abs().max().item()
 
 
-def check_in_fresh_process(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def check_in_fresh_process(arguments: list[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run `self_check` as a program that cannot import this package, with caches of its own; return what it prints.
+
+    It runs offline, without secrets in its environment, and with an empty home folder, where logins are stored.
 
     Raises:
         SelfTestError: the check failed, with its message, or the model does not load.
     """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
-            **os.environ,
+            **environment_without_secrets(os.environ),
+            "HOME": scratch,
+            "PYTHONUSERBASE": site.getuserbase(),
+            "HF_HOME": scratch,
+            "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": f"{scratch}/modules",
             "HF_HUB_CACHE": f"{scratch}/hub",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **environment,
+            **(environment or {}),
         }
         command = [sys.executable, "-P", self_check.__file__, *arguments]
         finished = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)

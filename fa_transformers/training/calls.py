@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from ..options import UNSET, OptionGroup, flat
+from ..redaction import redact
 
 RESUME_CALL = "the same call with LoopOptions(..., resume_from_checkpoint='last')"
 """What a run that was called from Python prints after a stop by signal."""
@@ -73,4 +74,4 @@ def describe_call(
             shown = {key: str(value) if isinstance(value, Path) else value for key, value in set_fields.items()}
             listed = ", ".join(f"{key}={value!r}" for key, value in shown.items())
             given.append(f"{name}={type(group).__name__}({listed})")
-    return f"fa_transformers.{function}({', '.join(given)})"
+    return redact(f"fa_transformers.{function}({', '.join(given)})")

@@ -10,7 +10,8 @@ import torch
 from ..charts import new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..files import write_json, write_text
-from ..tables import format_table
+from ..redaction import redact
+from ..tables import format_table, one_line
 from .checkpointing import TrainingState
 from .job import FinetuneJob, Fitted
 
@@ -20,7 +21,7 @@ TABLE_COLUMNS = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "s
 def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: dict[str, dict]) -> dict[str, Any]:
     """The content of `all_results.json` and of the JSON line: scores, those of the baselines, figures of the run."""
     kept = (*TABLE_COLUMNS, "loss")
-    return {
+    summary = {
         "task": job.task,
         "data": data.facts.name,
         "split": data.score_split,
@@ -33,6 +34,7 @@ def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: d
         "command": job.command,
         "output_dir": str(job.loop.output_dir),
     }
+    return redact(summary)
 
 
 def describe_run(state: TrainingState) -> dict:
@@ -53,7 +55,7 @@ def print_results(results: dict) -> None:
     scored = {"this model": results["model"], **results["baselines"]}
     columns = [name for name in TABLE_COLUMNS if name in results["model"]]
     rows = [{"model": name, **scores} for name, scores in scored.items()]
-    print(f"\n{results['data']}, {results['split']} split, {results['num_examples']} examples:\n")
+    print(f"\n{one_line(results['data'])}, {results['split']} split, {results['num_examples']} examples:\n")
     print(format_table(rows, ["model", *columns]))
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
 
