@@ -164,12 +164,10 @@ def _names_in(path: Path) -> set[str]:
 def _check_free(folder: Path, names: list[str], removed: set[Path]) -> None:
     for name in names:
         target = folder / name
-        if (
-            target.is_dir()
-            and not target.is_symlink()
-            and not all(path in removed for path in target.rglob("*") if not path.is_dir())
-        ):
-            raise FileExistsError(f"{target} is a folder, where a file is to be; move it away")
+        if target.is_dir() and not target.is_symlink():
+            standing_files = {path for path in target.rglob("*") if not path.is_dir()}
+            if not standing_files <= removed or not any(path.is_relative_to(target) for path in removed):
+                raise FileExistsError(f"{target} is a folder, where a file is to be; move it away")
         for parent in list(target.relative_to(folder).parents)[:-1]:
             standing = folder / parent
             is_foreign = standing.exists() and not standing.is_dir() and standing not in removed
