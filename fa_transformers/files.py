@@ -57,6 +57,35 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def flush_folder(folder: str | os.PathLike) -> None:
+    """Flush to disk the names that a folder holds, so that what was renamed into it stays there after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder until its descriptor is closed, in forked processes too, or the process ends.
+
+    Returns:
+        False where the system or the file system has no such locks (`flock`).
+
+    Raises:
+        BlockingIOError: another descriptor has the lock.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits; the file is read piece by piece."""
     with open(path, "rb") as file:

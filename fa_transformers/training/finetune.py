@@ -35,7 +35,7 @@ from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .recipes import Task, recipe_of
-from .report import describe_run, summarise, write_report
+from .report import describe_run, draw_report, summarise, write_report
 from .setup import (
     count_replicas,
     gather_model,
@@ -135,10 +135,13 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         baselines |= score_baselines(data)
         summary = summarise(job, data, fitted, baselines)
         publish(fitted.model, fitted.processor, build_facts(job, data, fitted, baselines), output_dir, overwrite=True)
-        write_report(output_dir, summary, fitted.scores, data.label_names or [])
-        if job.card.push_to_hub:
-            repo_id = job.card.hub_model_id or output_dir.resolve().name
-            pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
+        write_report(output_dir, summary, fitted.scores)
+        try:
+            if job.card.push_to_hub:
+                repo_id = job.card.hub_model_id or output_dir.resolve().name
+                pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
+        finally:
+            draw_report(output_dir, fitted.scores, data.label_names or [])
     return FinetuneResult(fitted.scores, baselines, summary, output_dir, fitted.model, fitted.processor, pushed)
 
 

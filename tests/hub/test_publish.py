@@ -190,9 +190,9 @@ def test_what_does_not_fit_together_is_refused_by_name(model, vision_model, toke
     refused("`processor.model_max_length` is 96, but the model has 64 positions", model=short)
 
 
-@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a\\b", ".git/config", "C:x"])
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a\\b", ".git/config", "C:x", "../evil.pth"])
 def test_extra_files_lie_inside_the_folder(model, tokenizer, tmp_path, name):
-    with pytest.raises(ValueError, match="a name of `extra_files` is"):
+    with pytest.raises(PublishError, match="a name of `extra_files` is"):
         publish(model, tokenizer, make_facts(), tmp_path / "model", extra_files={"1_Extra/a.json": b"{}", name: b"x"})
     assert list(tmp_path.iterdir()) == []
 
@@ -427,3 +427,24 @@ def test_grey_models_get_a_grey_self_test_image(tmp_path):
     assert processor(images=Image.new("L", (8, 8)), return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
     folder = publish(grey_model, processor, vision_facts(), tmp_path / "model")
     assert json.loads((folder / "self_test.json").read_text())["inputs"]["pixel_values"]["shape"] == [1, 1, 32, 32]
+
+
+def test_every_published_file_can_be_read_by_whom_the_others_can_be(folder):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o666 & ~current_umask()}
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_publishing_into_the_working_directory_after_a_killed_run(model, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / ".publishing-dead" / "new").mkdir(parents=True)
+    (tmp_path / ".publishing-dead" / "new" / "model.safetensors").write_text("half")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    publish(model, tokenizer, make_facts(), ".")
+    assert Path.cwd() == tmp_path and not list(tmp_path.glob(".publishing-*"))
+    check_folder(".")
