@@ -4,7 +4,6 @@ This file needs nothing but the standard library, so that a command line answers
 is `UNSET` is a matter of tuning: the task's recipe fills it (`resolve`), and a value that was given wins.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -400,7 +399,7 @@ Group = TypeVar("Group", bound=OptionGroup)
 def resolve(options: Group, recipe: Mapping[str, Any]) -> Group:
     """Return the options with the recipe's values where a field is `UNSET`; names of other dataclasses are passed over.
 
-    A field that neither sets stays `UNSET`: `ValueError` names it where it is needed (`check_is_set`).
+    A field that neither sets stays `UNSET`.
     """
     filled = {part.name: recipe[part.name] for part in unset_fields(options) if part.name in recipe}
     return replace(options, **filled)
@@ -415,95 +414,3 @@ def flat(*groups: Any) -> dict[str, Any]:
     """Return the fields of several options objects by name, for trackers and settings files; never the Hub's token."""
     values = {part.name: getattr(options, part.name) for options in groups for part in fields(options)}
     return {name: value for name, value in values.items() if name != "hub_token"}
-
-
-def check_positive(options: Any, *names: str) -> None:
-    """Raise ValueError, naming the flag, where a value is not above 0; None and `UNSET` pass."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value is not UNSET and value <= 0:
-            raise ValueError(f"--{name} must be above 0, got {value}.")
-
-
-def check_not_negative(options: Any, *names: str) -> None:
-    """Raise ValueError, naming the flag, where a value is below 0; None and `UNSET` pass."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value is not UNSET and value < 0:
-            raise ValueError(f"--{name} must not be negative, got {value}.")
-
-
-def check_loop(loop: LoopOptions) -> None:
-    """Raise ValueError, naming the flag, for values that no training run can use; `loop` is resolved."""
-    positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    counted = ("sequence_parallel_size", "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout")
-    check_positive(loop, *positive, *counted, "head_learning_rate")
-    counts = ("short_epochs", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience")
-    amounts = ("max_tokens_per_batch", "max_grad_norm", "weight_decay", "num_threads", "warmup_steps", "seed")
-    check_not_negative(loop, *counts, *amounts, "dataloader_num_workers")
-    if not 0 <= loop.warmup_ratio < 1:
-        raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {loop.warmup_ratio}.")
-    if loop.max_steps == 0 or loop.max_steps < -1:
-        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {loop.max_steps}.")
-    if loop.resume_from_checkpoint and loop.overwrite_output_dir:
-        raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")
-
-
-def check_sources(data: DataOptions, *, is_text: bool) -> None:
-    """Raise ValueError, naming the flag, where two sources of data are named, or one of the other kind."""
-    sources = data.sources
-    if len(sources) > 1:
-        raise ValueError(f"--{sources[0]} and --{sources[1]} are two sources of data; give one.")
-    if (data.validation_file or data.test_file) and not data.train_file:
-        raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
-    if data.image_folder and is_text:
-        raise ValueError("--image_folder is for images, and --task for text, which --train_file names.")
-    if data.train_file and not is_text:
-        raise ValueError("--train_file is for text, and --task for images, which --image_folder names.")
-
-
-def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: CardOptions, *, is_text: bool) -> None:
-    """Raise ValueError, naming the flag, for values that no run can use or that contradict each other."""
-    check_loop(loop)
-    check_positive(model, "max_length", "image_size")
-    check_positive(data, "max_train_samples", "max_eval_samples", "preprocessing_num_workers")
-    check_not_negative(model, "freeze_layers")
-    if loop.short_epochs and (loop.short_length < 3 or not is_text):
-        raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
-    if loop.packing and (loop.max_tokens_per_batch == 0 or not is_text):
-        raise ValueError(
-            "--packing is for text and needs a --max_tokens_per_batch, the tokens that a batch is filled to."
-        )
-    if loop.sequence_parallel_size > 1 and loop.packing:
-        raise ValueError("--sequence_parallel_size shares out padded batches: leave out --packing.")
-    if loop.sequence_parallel_size > 1 and data.streaming:
-        raise ValueError("--sequence_parallel_size needs data that is not streamed: leave out --streaming.")
-    check_sources(data, is_text=is_text)
-    if data.streaming:
-        _check_streaming(data, loop, is_text)
-    if is_text and model.model_name_or_path == "none":
-        raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
-    if model.max_length and model.max_length < 3:
-        raise ValueError(f"--max_length must be at least 3 tokens, two of which are special, got {model.max_length}.")
-    if card.license != card.license.lower() or " " in card.license:
-        raise ValueError(f"--license must be as the Hub spells it, such as apache-2.0, got {card.license!r}.")
-    if not re.fullmatch(r"[\w.-]+", loop.output_dir.resolve().name):
-        raise ValueError(
-            f"--output_dir {loop.output_dir} must end in a name of letters, digits, '.', '-' and '_': the model card "
-            "and the Hub name the model by it."
-        )
-
-
-def _check_streaming(data: DataOptions, loop: LoopOptions, is_text: bool) -> None:
-    if not is_text or not (data.train_file or data.dataset_name):
-        raise ValueError("--streaming is for text from --train_file or --dataset_name.")
-    if data.train_file and not data.validation_file:
-        raise ValueError("--streaming needs a --validation_file, which is read whole and names the labels.")
-    if loop.max_steps < 1:
-        raise ValueError("--streaming needs --max_steps: nobody knows how many steps an epoch of a stream takes.")
-    if not loop.save_steps:
-        raise ValueError("--streaming needs --save_steps: a stream has no end of an epoch at which to save.")
-    if loop.short_epochs:
-        raise ValueError("--short_epochs is not for --streaming; leave it out.")
-    if data.max_train_samples:
-        raise ValueError("--max_train_samples is not for --streaming; leave it out.")

@@ -24,11 +24,12 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
+from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.data.sets.license_documents import load_license_documents
 from fa_transformers.files import count_cores
-from fa_transformers.options import OptionGroup, check_positive, option
+from fa_transformers.options import OptionGroup, option
 
 BERT_BASE, MINILM, VIT_SMALL = "bert-base", "minilm", "vit-small"
 VIT_SMALL_SIZES = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}

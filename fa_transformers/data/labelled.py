@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import datasets
 
-from ..options import CardOptions, DataOptions, check_sources
+from ..checks import check_sources
+from ..options import CardOptions, DataOptions
 from .facts import DataFacts
 from .readers.files import encode_columns, encode_dataset, load_text_files
 from .readers.images import collect_images, encode_images, load_image_folder

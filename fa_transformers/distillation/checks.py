@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..options import DataOptions, check_not_negative, check_positive, check_run
+from ..checks import check_not_negative, check_positive, check_run
+from ..options import DataOptions
 from ..training.checkpointing import CheckpointError, list_checkpoints, step_of
 from .job import DistillationJob
 from .pieces import SHORTEST_PIECE

@@ -14,9 +14,10 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from ..checks import check_positive
 from ..files import count_cores, write_text
 from ..models.configuration_fa import FactorizedConfig
-from ..options import UNSET, OptionGroup, check_positive, flat, option, resolve
+from ..options import UNSET, OptionGroup, flat, option, resolve
 from ..version import __version__
 from .benchmark import ENCODERS, LENGTH_STEP, MODES, NOT_TRIED, OK, PATCH_PX, Point, build_config, run_point
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from ..checks import check_loop, check_positive, check_sources
 from ..conversion.convert import load_factorized
 from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import LengthGroupedBatchSampler, make_loader
@@ -28,17 +29,7 @@ from ..distillation.pieces import UnlabelledData, build_image_pieces, build_text
 from ..distillation.student import load_teacher
 from ..distillation.unlabelled import read_images, read_text
 from ..hub.timing import describe_hardware, measure_forward
-from ..options import (
-    CardOptions,
-    DataOptions,
-    LoopOptions,
-    ModelOptions,
-    OptionGroup,
-    check_loop,
-    check_positive,
-    check_sources,
-    option,
-)
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, option
 from ..training.optimizer import build_optimizer
 from ..training.setup import make_accelerator
 

@@ -13,6 +13,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 
+from ..checks import check_run
 from ..conversion.convert import load_factorized
 from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import BatchSource
@@ -25,7 +26,7 @@ from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS, decide, load_metric
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check_run, flat, resolve
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts

@@ -17,20 +17,12 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from fa_transformers.checks import check_loop, check_positive, check_sources
 from fa_transformers.commands.flags import describe_command, script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
-from fa_transformers.options import (
-    CardOptions,
-    DataOptions,
-    LoopOptions,
-    check_loop,
-    check_positive,
-    check_sources,
-    flat,
-    resolve,
-)
+from fa_transformers.options import CardOptions, DataOptions, LoopOptions, flat, resolve
 from fa_transformers.studies import contenders_report as report
 from fa_transformers.studies.contenders import (
     RECIPE,

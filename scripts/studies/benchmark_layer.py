@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fa_transformers import factorized_attention
+from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.files import count_cores
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
-from fa_transformers.options import OptionGroup, check_positive, option
+from fa_transformers.options import OptionGroup, option
 
 HEADS, WIDTH, HIDDEN, INTERMEDIATE = 12, 64, 768, 3072
 KERNEL_SIZE, WINDOW = 15, 32

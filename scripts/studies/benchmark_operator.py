@@ -30,9 +30,10 @@ from fa_transformers.charts import (
     save_figure,
     scale_by_size,
 )
+from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import describe_command, script_parser
 from fa_transformers.files import write_json, write_text
-from fa_transformers.options import check_positive, resolve
+from fa_transformers.options import resolve
 from fa_transformers.studies.operator_timing import (
     HEADS,
     WIDTH,

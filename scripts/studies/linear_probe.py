@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.source import CheckpointSource, read_source
@@ -24,7 +25,7 @@ from fa_transformers.data.collators import ImageCollator
 from fa_transformers.data.examples import count_patches
 from fa_transformers.distillation.probing import DRAWS, LabelledPieces, embed_pieces, load_labelled_images, probe
 from fa_transformers.files import write_json
-from fa_transformers.options import UNSET, OptionGroup, check_positive, option
+from fa_transformers.options import UNSET, OptionGroup, option
 from fa_transformers.tables import format_table
 from fa_transformers.training.setup import choose_mixed_precision
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from fa_transformers.checks import check_loop
 from fa_transformers.commands.flags import describe_command, resuming, script_parser
-from fa_transformers.options import LoopOptions, check_loop, flat, resolve
+from fa_transformers.options import LoopOptions, flat, resolve
 from fa_transformers.studies import from_scratch
 from fa_transformers.studies.long_range_arena import (
     NUM_TOKENS,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from fa_transformers import load_factorized
+from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.data.batching import LengthGroupedBatchSampler
@@ -28,7 +29,7 @@ from fa_transformers.data.examples import TextExamples
 from fa_transformers.data.labelled import load_data
 from fa_transformers.data.tokenizing import tokenize_documents
 from fa_transformers.files import count_cores
-from fa_transformers.options import CardOptions, DataOptions, OptionGroup, check_positive, option
+from fa_transformers.options import CardOptions, DataOptions, OptionGroup, option
 
 WAYS = {
     "padded": {"group_by_length": False},

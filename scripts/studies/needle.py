@@ -28,10 +28,11 @@ from fa_transformers.charts import (
     save_figure,
     scale_by_size,
 )
+from fa_transformers.checks import check_loop, check_positive
 from fa_transformers.commands.flags import describe_command, resuming, script_parser
 from fa_transformers.data.collators import pad_batch
 from fa_transformers.data.sets import license_documents, needle
-from fa_transformers.options import LoopOptions, OptionGroup, check_loop, check_positive, flat, option, resolve
+from fa_transformers.options import LoopOptions, OptionGroup, flat, option, resolve
 from fa_transformers.studies import from_scratch
 from fa_transformers.training.loaders import build_loaders
 from fa_transformers.training.processes import report_lost_processes
