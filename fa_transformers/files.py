@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .redaction import redact
+
 
 @contextmanager
 def written_by_rename(path: str | os.PathLike) -> Iterator[Path]:
@@ -40,9 +42,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` in UTF-8 to `path` by rename, as `written_by_rename` says."""
+    """Write `text` in UTF-8 to `path` by rename, as `written_by_rename` says; tokens of the Hub are hidden in it."""
     with written_by_rename(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(redact(text), encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
@@ -53,6 +55,35 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         OSError: the file can't be written.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def flush_folder(folder: str | os.PathLike) -> None:
+    """Flush to disk the names that a folder holds, so that what was renamed into it stays there after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder until its descriptor is closed, in forked processes too, or the process ends.
+
+    Returns:
+        False where the system or the file system has no such locks (`flock`).
+
+    Raises:
+        BlockingIOError: another descriptor has the lock.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -1,6 +1,6 @@
 """Options of runs, as frozen dataclasses: one field is one flag, and its help text stands here alone.
 
-This file imports nothing but the standard library, so that a command line answers before torch is loaded. A field that
+This file needs nothing but the standard library, so that a command line answers before torch is loaded. A field that
 is `UNSET` is a matter of tuning: the task's recipe fills it (`resolve`), and a value that was given wins.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
+
+from .redaction import keep_secret
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Pooling = Literal["cls", "mean"]
@@ -35,12 +37,12 @@ UNSET: Any = _Unset()
 """The value of a field that the recipe of the task fills."""
 
 
-def option(default: Any, help: str, *, group: str, common: bool = False) -> Any:
+def option(default: Any, help: str, *, group: str, common: bool = False, is_secret: bool = False) -> Any:
     """Return a dataclass field that is a flag: its default, its help text, and the group that commands opt in to.
 
-    `common` flags are the ones that --help shows; --help-all shows every one.
+    `common` flags are the ones that --help shows; --help-all shows every one. A secret value is in no `repr`.
     """
-    return field(default=default, metadata={"help": help, "group": group, "common": common})
+    return field(default=default, metadata={"help": help, "group": group, "common": common}, repr=not is_secret)
 
 
 @dataclass(frozen=True)
@@ -381,8 +383,15 @@ class CardOptions(OptionGroup):
         None, "owner/name to upload to; unset = the folder's name under your account", group="hub name"
     )
     push_to_hub: bool = option(False, "upload the finished folder", group="push", common=True)
-    hub_token: str | None = option(None, "token for the upload; unset = the one you logged in with", group="push")
+    hub_token: str | None = option(
+        None, "token for the upload; unset = the one you logged in with", group="push", is_secret=True
+    )
     hub_private: bool = option(False, "create the Hub repository as private", group="push")
+
+    def __post_init__(self) -> None:
+        """From here on the token is hidden in all that this process writes."""
+        super().__post_init__()
+        keep_secret(self.hub_token)
 
 
 Group = TypeVar("Group", bound=OptionGroup)

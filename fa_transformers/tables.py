@@ -1,16 +1,36 @@
 """Plain-text tables and lines of scores, as commands print them."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LONGEST_CELL = 80
+# Control characters (terminals obey them), characters that turn the direction of what follows, and halves of pairs.
+_HARMFUL = ("Cc", "Cs")
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
+
+
+def one_line(text: str, limit: int = LONGEST_CELL) -> str:
+    """Return text from data as one line of at most `limit` characters, the last one "…" where it was cut.
+
+    Blanks and line ends of any kind become one blank; control characters and those that turn the direction of writing
+    are left out.
+    """
+    words = " ".join(text[: 4 * limit + 4].split())
+    kept = "".join(c for c in words if unicodedata.category(c) not in _HARMFUL and c not in _TURNING)
+    return kept if len(kept) <= limit and len(text) <= 4 * limit + 4 else kept[: limit - 1] + "…"
+
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Return an aligned text table of `columns`; numbers have three decimals, missing entries are "-"."""
+    """Return an aligned text table of `columns`; numbers have three decimals, missing entries are "-".
+
+    A text is shown as `one_line` of it.
+    """
 
     def show(value: object) -> str:
         if value is None:
             return "-"
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return f"{value:.3f}" if isinstance(value, float) else one_line(str(value))
 
     cells = [list(columns)] + [[show(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]

@@ -7,6 +7,8 @@ accelerate launch scripts/distill.py --task images --image_folder photos/     # 
 """
 
 from fa_transformers.commands.distill import main
+from fa_transformers.commands.flags import mistakes_in_one_line
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

@@ -7,6 +7,8 @@ accelerate launch scripts/finetune.py --train_file my.csv --model_name_or_path b
 """
 
 from fa_transformers.commands.finetune import main
+from fa_transformers.commands.flags import mistakes_in_one_line
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

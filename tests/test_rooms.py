@@ -9,7 +9,8 @@ from repository import ROOT, SCRIPTS
 PACKAGE = ROOT / "fa_transformers"
 # A room is a file or a folder of the package. It may import the rooms of earlier floors; rooms of one floor are apart.
 FLOORS = (
-    ("version", "options", "evaluation", "files", "tables"),
+    ("version", "redaction", "evaluation", "tables"),
+    ("options", "files"),
     ("charts",),
     ("models", "metrics"),
     ("attention_interface", "lora", "memory"),

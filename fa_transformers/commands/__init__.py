@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         usage = "usage: fa-transformers COMMAND [flags]"
         print(f"{usage}\n\ncommands:\n{listing}\n\nfa-transformers COMMAND --help says more.")
     elif name in COMMANDS:
-        importlib.import_module(f".{name}", __name__).main(words[1:])
+        from .flags import mistakes_in_one_line
+
+        with mistakes_in_one_line():
+            importlib.import_module(f".{name}", __name__).main(words[1:])
     else:
         guess = get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {guess[0]}?" if guess else f"it is one of {', '.join(COMMANDS)}"

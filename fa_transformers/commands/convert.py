@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
+from ..redaction import without_local_paths
 from .flags import FlagParser, describe_command, how_started
 
 
@@ -74,7 +75,7 @@ def convert(run: ConvertCommand) -> dict:
         positions=run.conversion.positions,
         image_size=run.conversion.image_size,
         auto_class=run.conversion.auto_class,
-        facts=facts | {"command": run.command},
+        facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,
     )
     print(conversion.table())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..distillation.recipes import GROUPS, Recipe, Task, recipe_of
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, resolve
-from .flags import FlagParser, describe_command, how_started
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
 
 if TYPE_CHECKING:
     from ..distillation.job import DistillationResult
@@ -28,7 +28,7 @@ class DistillCommand:
     @property
     def resume_command(self) -> str:
         """The command that goes on after a stop."""
-        return self.command.replace(" --overwrite_output_dir", "") + " --resume_from_checkpoint last"
+        return resuming(self.command)
 
 
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,4 +94,5 @@ def main(argv: Sequence[str] | None = None) -> "DistillationResult":
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

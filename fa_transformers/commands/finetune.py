@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from ..training.recipes import Task, recipe_of
-from .flags import FlagParser, describe_command, how_started, resuming
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -50,7 +50,7 @@ class FinetuneCommand:
 
 
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that follows from the flags that were typed."""
+    """Return the recipe that follows from the flags that were typed."""
     return recipe_of(
         given.get("task", "text-classification"),
         is_demo=not any(given.get(name) for name in DEMO_SOURCES),
@@ -113,4 +113,5 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

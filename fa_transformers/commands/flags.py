@@ -1,4 +1,4 @@
-"""Command lines made from the dataclasses of `options`: one field, one flag. Only this file knows argparse.
+"""Command lines made from the dataclasses of `options`: one field, one flag.
 
 A command opts in to groups of fields; flags of the other groups are unknown to it. Nothing here imports torch, so that
 --help and a mistyped flag answer at once.
@@ -8,13 +8,15 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from ..options import UNSET
+from ..redaction import keep_secret, redact
 
 Recipe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # What people type who come from other trainers, for "did you mean".
@@ -73,6 +75,7 @@ class FlagParser:
             self._parser.print_flags(self._recipe(given), every="--help-all" in wanted)
             raise SystemExit(0)
         given = self._parser.parse_exactly(flags)
+        sys.argv[:] = redact(sys.argv)  # which some trackers record
         options = {
             options_class: options_class(**{name: given[name] for name in names if name in given})
             for options_class, names in self._groups
@@ -146,6 +149,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_exactly(self, flags: Sequence[str]) -> dict[str, Any]:
         """Return the values that were typed, by name; an unknown flag is an error that names the nearest known one."""
         known, unknown = super().parse_known_args(list(flags))
+        keep_secret(getattr(known, "hub_token", None))
         if unknown:
             self.error(self._describe_unknown(unknown))
         given = vars(known)
@@ -165,7 +169,7 @@ class _Parser(argparse.ArgumentParser):
         return f"unknown flag {first}: {hint}"
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"usage: {self.usage}\n{self.prog}: error: {message}\n")
+        self.exit(2, redact(f"usage: {self.usage}\n{self.prog}: error: {message}\n"))
 
     def print_flags(self, recipe: Mapping[str, Any], every: bool) -> None:
         """Print the flags with their defaults; only the common ones unless `every`."""
@@ -201,16 +205,34 @@ def script_parser(program: str, documentation: str, recipe: Recipe | None = None
 
 
 def describe_command(program: str, flags: Sequence[str]) -> str:
-    """The command for a card or a message, with the value of --hub_token left out."""
+    """The command for a card or a message, with --hub_token left out and its value hidden wherever it stands."""
     shown, hide_next = [], False
     for flag in flags:
         if flag.split("=")[0] == "--hub_token":
             hide_next = "=" not in flag
+            keep_secret(flag.partition("=")[2])
         elif hide_next:
             hide_next = False
+            keep_secret(flag)
         else:
             shown.append(flag)
-    return shlex.join([*shlex.split(program), *shown])
+    return shlex.join(redact([*shlex.split(program), *shown]))
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """End the process in one line where a user's mistake was found; any other error keeps its traceback.
+
+    Mistakes are bad data, files and folders that aren't there or are in the way, and flags with which a message begins.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        from ..data.readers.tables import DataError  # loaded by now, if any data was read
+
+        if isinstance(error, DataError | FileExistsError | FileNotFoundError) or str(error).startswith("--"):
+            raise SystemExit(f"error: {error}") from error
+        raise
 
 
 def resuming(command: str) -> str:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..redaction import redact
 from .flags import FlagParser, how_started
 
 
@@ -15,7 +16,7 @@ class PushCommand:
     repo: str
     private: bool
     revision: str | None
-    token: str | None
+    token: str | None = field(repr=False)
 
 
 def parse(argv: Sequence[str] | None = None) -> PushCommand:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     try:
         result = push(run.folder, run.repo, private=run.private, revision=run.revision, token=run.token)
     except (FactError, SelfTestError, PushError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(redact(f"error: {error}")) from error
     print(json.dumps(result))
     return result
 

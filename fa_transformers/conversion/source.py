@@ -6,20 +6,23 @@ card all take the `CheckpointSource` that it returns, so that a run looks each n
 
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from ..files import sha256_of
 from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
+from ..hub.self_check import path_inside
 from .packaged import HUB_IDS, resolve_checkpoint
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -28,6 +31,7 @@ POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls",
 }  # fmt: skip
 WITHOUT_WEIGHTS = (".Pooling", ".Normalize")
+Content = TypeVar("Content", dict, list)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -75,6 +79,7 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointS
     Raises:
         ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
         OSError: there is no such folder or repository, or it has no configuration.
+        ValueError: a file of it is damaged, or names or links to one outside of the folder.
     """
     if isinstance(model_or_path, CheckpointSource):
         return model_or_path
@@ -86,6 +91,8 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointS
     name = os.fspath(model_or_path)
     folder = locate_checkpoint(name)
     model_folder = _find_encoder(folder)
+    for one in {folder, model_folder}:
+        check_links(one)
     config = AutoConfig.from_pretrained(model_folder)
     architecture = (config.architectures or [""])[0]
     return CheckpointSource(name, config, architecture, "auto", folder, model_folder)
@@ -104,7 +111,7 @@ def locate_checkpoint(name_or_path: str) -> Path:
     try:
         return _download(found)
     except (OSError, HFValidationError) as error:  # which need not say what was looked for
-        raise OSError(
+        raise FileNotFoundError(
             f"{name_or_path!r} is no folder here, and the Hub gave no such repository; correct the name. The Hub's "
             f"client said: {' '.join(str(error).split())}"
         ) from error
@@ -117,9 +124,56 @@ def _find_encoder(folder: Path) -> Path:
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
-    """Return the modules of a sentence-transformers model, with their "path" and "type"; [] for any other folder."""
+    """Return the modules of a sentence-transformers model, with their "path" and "type"; [] for any other folder.
+
+    Raises:
+        ValueError: the list is damaged, or a module lies outside of the folder; the message names file and entry.
+    """
     path = folder / MODULES_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    modules = read_json(path, list)
+    for number, module in enumerate(modules, start=1):
+        for key in ("path", "type"):
+            if not isinstance(module, dict) or not isinstance(module.get(key), str):
+                raise ValueError(f"{path}: module {number} must be an object with a text {key!r}, got {module!r:.80}")
+        path_inside(folder, module["path"], f'{path}: "path" of module {number}')
+    return modules
+
+
+def read_json(path: Path, kind: type[Content]) -> Content:
+    """Read a JSON file that holds a `kind`, dict or list.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8, too
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {content!r:.80}")
+    return content
+
+
+def check_links(folder: Path) -> None:
+    """Check that what a checkpoint's folder would have copied into ours comes from the folder itself.
+
+    Weights may be links to elsewhere: only tensors are read of them.
+
+    Raises:
+        ValueError: a file is a link that leads out of the folder, or the tokenizer names a file outside of it.
+    """
+    for path in [*sorted(folder.iterdir()), *sorted((folder / "additional_chat_templates").glob("*"))]:
+        if path.is_symlink() and path.exists() and path.name not in WEIGHT_FILES:
+            path_inside(folder, path.relative_to(folder).as_posix(), f"{folder}: the entry")
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file():
+        return
+    for key, value in read_json(settings, dict).items():
+        # Many checkpoints name a file of the machine that they were made on, which is not here.
+        if key.endswith("_file") and isinstance(value, str) and os.path.exists(folder / value):
+            path_inside(folder, value, f"{settings}: {key!r}")
 
 
 def read_pooling(folder: Path) -> str | None:
@@ -131,7 +185,7 @@ def read_pooling(folder: Path) -> str | None:
     for module in read_modules(folder):
         if not module["type"].endswith(".Pooling"):
             continue
-        settings = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / module["path"] / "config.json", dict)
         # Later versions write one name, or a list of those that they concatenate; earlier ones a switch for each.
         stated = settings.get("pooling_mode")
         if stated is None:
@@ -150,24 +204,40 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: a file is damaged, or the index names one outside of the folder; the message names the file.
     """
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = _files_of_index(index)
         elif (folder / name).is_file():
             files = [name]
         else:
             continue
         tensors: dict[str, Tensor] = {}
         for file in files:
-            tensors |= (
-                load_file(folder / file)
-                if file.endswith(".safetensors")
-                else torch.load(folder / file, map_location="cpu", weights_only=True)
-            )
+            tensors |= _read_tensor_file(folder / file)
         return tensors
     raise FileNotFoundError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}, whole or in parts.")
+
+
+def _files_of_index(index: Path) -> list[str]:
+    parts = read_json(index, dict).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise ValueError(f'{index}: "weight_map" must name the file of every tensor, got {parts!r:.80}')
+    for tensor, file in parts.items():
+        path_inside(index.parent, file, f'{index}: "weight_map" of {tensor!r}')
+    return sorted(set(parts.values()))
+
+
+def _read_tensor_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no file of weights: {reason}") from error
 
 
 def load_processor(source: CheckpointSource, main_input_name: str, **options: Any) -> Any:

@@ -183,7 +183,7 @@ class StreamedBatches:
         return int(self._counts[:, self._current, 0].sum())
 
     def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float:
-        """As `LengthGroupedBatchSampler.loss_weight`, for the batch in hand."""
+        """Return the weight of the batch in hand, defined as in `LengthGroupedBatchSampler.loss_weight`."""
         counts = self._counts[..., 0]
         return float(counts[process_index, self._current] * counts.numel() / counts.sum())
 

@@ -51,15 +51,16 @@ def tokenize_documents(
     for split, part in dataset.items():
         removed = [name for name in part.column_names if name != "label"]
         document_bytes = part.data.nbytes / max(1, part.data.num_rows)
-        result = part.map(
-            tokenize,
+        arguments = dict(
             batched=True,
             batch_size=min(128, max(1, int(TOKENIZED_BATCH_BYTES / document_bytes))),
             remove_columns=removed,
             num_proc=num_proc or choose_num_proc(int(document_bytes * len(part))),
-            load_from_cache_file=not overwrite_cache,
             desc=f"tokenizing {split}",
         )
+        result = part.map(tokenize, load_from_cache_file=not overwrite_cache, **arguments)
+        if len(result) != len(part):  # a file that was cut off
+            result = part.map(tokenize, load_from_cache_file=False, **arguments)
         full_length = result.with_format("numpy")["full_length"][:]
         if full_length.max() > max_length:
             too_long = full_length > max_length

@@ -10,6 +10,7 @@ from ..data.facts import DataFacts
 from ..hub.card import ModelFacts, ScoreFacts, SpeedFacts, describe_replacement
 from ..hub.publish import find_auto_class_of
 from ..hub.timing import time_by_length, time_image
+from ..redaction import without_local_paths
 from .job import DistillationJob
 
 VECTORS = {"mean": "the mean of the last hidden states", "cls": "the last hidden state of the first token"}
@@ -49,7 +50,7 @@ def build_facts(
         replaced=describe_replacement(model),
         trained_after=describe_training(receipt),
         data=data,
-        command=job.command,
+        command=without_local_paths(job.command),
         hardware=f"{receipt['hardware']}; distilled for {receipt['seconds'] / 60:.1f} minutes",
         scores=describe_similarity(receipt["similarity"], data) + describe_downstream(receipt["downstream"]),
         speed=time_student(job, model),

@@ -14,8 +14,8 @@ from ..data.examples import count_patches
 from ..hub.card import ModelFacts
 from ..hub.publish import publish
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, flat, resolve
+from ..training.calls import RESUME_CALL, describe_call, fill_options
 from ..training.checkpointing import choose_resume, prepare_output_dir
-from ..training.job import describe_call
 from ..training.setup import make_accelerator, start_trackers
 from .card_facts import build_facts
 from .checks import check_lengths, check_options, check_resumed, check_rows, check_unused
@@ -28,6 +28,15 @@ from .recipes import Recipe, Task, recipe_of
 from .stages import run_stages
 from .student import build_student, load_teacher
 from .unlabelled import Rows, read_images, read_text
+
+OPTIONS = {
+    "data": DataOptions,
+    "model": ModelOptions,
+    "loop": LoopOptions,
+    "distillation": DistillationOptions,
+    "card": CardOptions,
+}
+"""Arguments of `distill` that are options objects, with their classes."""
 
 
 def distill(
@@ -64,18 +73,15 @@ def distill(
 
     Raises:
         ValueError: an option can't be used, has no use here, or contradicts another one or the checkpoint.
+        TypeError: `rows`, an argument or an option is of the wrong type.
         DataError: a row, file or column can't be used, or there is too little data.
         CheckpointError: there is nothing to resume, or a checkpoint is damaged.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
     """
-    groups: dict[str, Any] = {
-        "data": data or DataOptions(),
-        "model": model or ModelOptions(),
-        "loop": loop or LoopOptions(),
-        "distillation": distillation or DistillationOptions(),
-        "card": card or CardOptions(),
-    }
-    job = resolve_job(task, recipe, groups, command, resume_command)
+    given = {"data": data, "model": model, "loop": loop, "distillation": distillation, "card": card}
+    groups = fill_options(given, OPTIONS)
+    call = describe_call("distill", {"task": task, "recipe": recipe}, groups, has_rows=rows is not None)
+    job = resolve_job(task, recipe, groups, command or call, resume_command or RESUME_CALL)
     check_options(job)
     check_rows(rows, job.data)
     return _run(job, rows)
@@ -85,8 +91,8 @@ def resolve_job(
     task: Task,
     recipe: Recipe,
     groups: Mapping[str, Any],
-    command: str | None = None,
-    resume_command: str | None = None,
+    command: str = "",
+    resume_command: str = "",
 ) -> DistillationJob:
     """Return the job with the recipe's values where an option was not given.
 
@@ -96,7 +102,6 @@ def resolve_job(
     Raises:
         ValueError: the task or the recipe is unknown, or an option was given that distillation does not read.
     """
-    call = describe_call("distill", {"task": task, "recipe": recipe}, groups)
     teacher = groups["distillation"].teacher_name_or_path or groups["model"].model_name_or_path or None
     values = recipe_of(task, recipe, teacher)
     for options in groups.values():
@@ -104,8 +109,8 @@ def resolve_job(
     return DistillationJob(
         task=task,
         **{name: resolve(options, values) for name, options in groups.items()},
-        command=command or call,
-        resume_command=resume_command or "the same call with LoopOptions(..., resume_from_checkpoint='last')",
+        command=command,
+        resume_command=resume_command,
     )
 
 

@@ -14,7 +14,7 @@ from .recipes import STAGES, Task
 class DistillationJob:
     """A distillation as it was asked for, every option resolved.
 
-    `command` is how it is repeated, for the receipt and the card; `resume_command` how it is gone on with after a stop.
+    `command` repeats it, for the receipt and the card; `resume_command` goes on with it after a stop.
     """
 
     task: Task

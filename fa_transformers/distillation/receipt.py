@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..hub.timing import describe_hardware
+from ..redaction import redact, without_local_paths
 from ..tables import format_table
 from .job import DistillationJob
 
@@ -30,9 +31,9 @@ def build_receipt(
 
     `similarity` and `downstream` are those of `DistillationResult`.
     """
-    return {
+    receipt = {
         "student": {name: getattr(model.config, name) for name in STUDENT_FIELDS},
-        "teacher": job.teacher,
+        "teacher": without_local_paths(job.teacher),
         "pooling": pooling,
         "parameters": model.num_parameters(),
         "tokens": sum(stage["train_tokens"] for stage in stages),
@@ -43,9 +44,10 @@ def build_receipt(
         "seed": job.loop.seed,
         "hardware": describe_hardware(model.device),
         "torch": torch.__version__,
-        "command": job.command,
-        "output_dir": str(job.loop.output_dir),
+        "command": without_local_paths(job.command),
+        "output_dir": without_local_paths(str(job.loop.output_dir.resolve())),
     }
+    return redact(receipt)
 
 
 def print_receipt(receipt: dict[str, Any]) -> None:

@@ -143,6 +143,9 @@ def _read_files(train_file: Path, validation_file: Path | None) -> datasets.Data
     endings = {path.suffix.lower() for path in files.values()}
     if len(endings) != 1 or not endings <= set(LOADERS):
         raise DataError(f"--train_file {train_file}: give one of {', '.join(LOADERS)}, the same for all files")
+    for split, path in files.items():
+        if not path.is_file() and not any(character in path.name for character in "*?["):  # else it is a pattern
+            raise DataError(f"--{split}_file {path}: there is no such file")
     kind, options = LOADERS[endings.pop()]
     return datasets.load_dataset(kind, data_files={name: str(path) for name, path in files.items()}, **options)
 

@@ -26,8 +26,14 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.facts import DataFacts
 from ..files import write_json, write_text
+from ..redaction import redact
+from ..tables import one_line
 
 FACTS_FILE = "model_facts.json"
+# In characters; longer text from data is cut in the card.
+LONGEST_NAME = 120
+LONGEST_SENTENCE = 4_000
+LONGEST_COMMAND = 10_000
 UNPUBLISHED = "unpublished"
 FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"
@@ -139,7 +145,9 @@ class ModelFacts:
             )
         if self.title is not None and "\n" in self.title:
             raise FactError(f"fact 'title' is {self.title!r}; give one line")
-        if not self.auto_class.startswith("AutoModel"):
+        if not re.fullmatch(r"[\w./-]+", self.revision):
+            raise FactError(f"fact 'revision' is {self.revision!r}; give a commit or tag, or {UNPUBLISHED!r}")
+        if not (self.auto_class.startswith("AutoModel") and self.auto_class.isidentifier()):
             raise FactError(f"fact 'auto_class' is {self.auto_class!r}; give the name of an Auto class of transformers")
         names = [data.name for data in self.data]
         for index, score in enumerate(self.scores):
@@ -200,8 +208,8 @@ class ModelFacts:
             raise FactError(f"{os.fspath(path)}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as a dictionary that JSON can hold, for `from_dict`."""
-        return dataclasses.asdict(self)
+        """Return the facts as a dictionary that JSON can hold, for `from_dict`; tokens of the Hub are hidden in it."""
+        return redact(dataclasses.asdict(self))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a facts file that `load` reads back; it appears by rename."""
@@ -209,26 +217,33 @@ class ModelFacts:
 
 
 def render_card(facts: ModelFacts) -> str:
-    """Return the model card: YAML metadata the Hub accepts, with `model-index` results, then Markdown."""
+    """Return the model card: YAML metadata the Hub accepts, with `model-index` results, then Markdown.
+
+    Tokens of the Hub are hidden in it. Text is shown as text: what is Markdown or HTML in it is escaped, and what is
+    longer than a card can bear is cut.
+    """
+    facts = ModelFacts.from_dict(facts.to_dict())
+    command = facts.command if len(facts.command) <= LONGEST_COMMAND else facts.command[:LONGEST_COMMAND] + " …"
     template = resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8")
     return string.Template(template).substitute(
         metadata=_metadata(facts),
-        title=facts.heading,
+        title=_plain(facts.heading, LONGEST_NAME),
         first_line=_first_line(facts),
-        base_model=facts.base_model,
-        base_model_revision=facts.base_model_revision,
-        replaced=facts.replaced,
-        trained_after=facts.trained_after,
+        base_model=_plain(facts.base_model),
+        base_model_revision=one_line(facts.base_model_revision, LONGEST_SENTENCE).replace("`", "'"),
+        replaced=_plain(facts.replaced),
+        trained_after=_plain(facts.trained_after),
         license=facts.license,
         pinning=_pinning(facts),
         snippet=_snippet(facts),
         scores=_score_table(facts.scores),
         wins=_wins(facts.speed),
         speed=_speed_table(facts.speed),
-        hardware=facts.hardware,
+        hardware=_plain(facts.hardware),
         data="\n".join(_data_line(data) for data in facts.data),
-        command=facts.command,
-        limits="\n".join(f"- {limit}" for limit in facts.limits),
+        command=command,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0)),
+        limits="\n".join(f"- {_plain(limit)}" for limit in facts.limits),
     )
 
 
@@ -317,19 +332,20 @@ def _metadata(facts: ModelFacts) -> str:
         tags=["factorized-attention", "linear-attention", "long-context", "custom_code"],
         base_model=None if facts.base_model == FROM_SCRATCH else facts.base_model,
         datasets=hub_ids or None,
-        model_name=facts.heading,
+        model_name=one_line(facts.heading, LONGEST_NAME),
         eval_results=[_eval_result(score, facts) for score in facts.scores],
     ).to_yaml()
 
 
 def _eval_result(score: ScoreFacts, facts: ModelFacts) -> EvalResult:
     data = next(data for data in facts.data if data.name == score.dataset)
+    name = one_line(data.name, LONGEST_NAME) or "dataset"
     return EvalResult(
         task_type=facts.pipeline_tag,
-        dataset_type=data.hub_id or re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-"),
-        dataset_name=data.name,
-        dataset_split=score.split,
-        metric_type=score.metric,
+        dataset_type=data.hub_id or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "dataset",
+        dataset_name=name,
+        dataset_split=one_line(score.split, LONGEST_NAME) or "split",
+        metric_type=one_line(score.metric, LONGEST_NAME) or "metric",
         metric_value=score.value,
     )
 
@@ -338,9 +354,9 @@ def _first_line(facts: ModelFacts) -> str:
     if facts.trained_after == UNTRAINED:
         return (
             "**Converted and not trained since: expect it to be worse than its base model until it is fine-tuned.** "
-            + facts.summary
+            + _plain(facts.summary)
         )
-    return facts.summary
+    return _plain(facts.summary)
 
 
 def _pinning(facts: ModelFacts) -> str:
@@ -368,21 +384,29 @@ def _snippet(facts: ModelFacts) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    def escape(cell: str) -> str:
-        return cell.replace("|", "\\|").replace("\n", " ")
-
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(escape(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return _plain(text, LONGEST_NAME).replace("|", "\\|")
+
+
+def _plain(text: str, limit: int | None = None) -> str:
+    """Text as one line that Markdown shows as it is: no heading, list, link, code, picture or HTML is made of it."""
+    line = one_line(text, limit or LONGEST_SENTENCE)
+    line = re.sub(r"([\\`*\[\]])", r"\\\1", line).replace("<", "&lt;")
+    return re.sub(r"^(\d{1,9})([.)])|^([#>+=~|_-])", lambda found: f"{found[1] or ''}\\{found[2] or found[3]}", line)
 
 
 def _score_table(scores: list[ScoreFacts]) -> str:
     baselines = list(dict.fromkeys(name for score in scores for name in score.baselines))
     rows = [
-        [score.dataset, score.split, score.metric, f"**{score.value:.4g}**"]
+        [*map(_cell, (score.dataset, score.split, score.metric)), f"**{score.value:.4g}**"]
         + [f"{score.baselines[name]:.4g}" if name in score.baselines else "not measured" for name in baselines]
         for score in scores
     ]
-    return _table(["data", "split", "metric", "this model", *baselines], rows)
+    return _table(["data", "split", "metric", "this model", *map(_cell, baselines)], rows)
 
 
 def _speed_table(speed: list[SpeedFacts]) -> str:
@@ -410,8 +434,13 @@ def _wins(speed: list[SpeedFacts]) -> str:
 
 
 def _data_line(data: DataFacts) -> str:
-    where = f" ([{data.hub_id}](https://huggingface.co/datasets/{data.hub_id}))" if data.hub_id else ""
-    return f"- **{data.name}**{where}, licence {data.license}. {data.attribution}"
+    where = ""
+    if data.hub_id:
+        is_id = _HUB_ID.fullmatch(data.hub_id)
+        link = f"[{data.hub_id}](https://huggingface.co/datasets/{data.hub_id})"
+        where = f" ({link if is_id else _plain(data.hub_id, LONGEST_NAME)})"
+    name, license = _plain(data.name, LONGEST_NAME), _plain(data.license, LONGEST_NAME)
+    return f"- **{name}**{where}, licence {license}. {_plain(data.attribution)}"
 
 
 def main(arguments: list[str] | None = None) -> None:

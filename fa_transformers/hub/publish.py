@@ -6,12 +6,11 @@ import io
 import json
 import os
 import platform
-import shutil
+import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import sha256_of, write_text
 from ..models import ARCHITECTURES
+from ..redaction import environment_without_secrets
 from ..version import __version__
 from . import self_check
 from .card import FACTS_FILE, ModelFacts, render_card
+from .placing import holds_only_leftovers, placed_in
 from .self_check import SELF_TEST_FILE, SelfTestError
 
 CARD_FILE = "README.md"
@@ -53,7 +54,9 @@ def publish(
 
     It holds the weights, the configuration with its complete `auto_map`, the model's code files, the tokenizer or
     image processor, the model card (`README.md`) with its facts (`model_facts.json`), and `self_test.json`: a small
-    input, the outputs of `model` for it, and the SHA-256 of every file. It appears by rename, complete or not at all.
+    input, the outputs of `model` for it, and the SHA-256 of every file. It is written to a folder inside `folder` and
+    moved from there file by file, `self_test.json` last: a folder that has it is complete. `folder` itself is never
+    renamed: it may be a mount point or the working directory.
 
     Args:
         model: an FA model, not wrapped.
@@ -67,9 +70,10 @@ def publish(
         The folder's path.
 
     Raises:
-        PublishError: model and processor do not fit together or do not fit `facts`; the model's outputs are not finite.
+        PublishError: model and processor do not fit together or do not fit `facts`; the model's outputs are not finite;
+            a name of `extra_files` is no path inside the folder.
         FileExistsError: the folder is not empty and `overwrite` is False.
-        OSError: the folder cannot be written; nothing of it remains.
+        OSError: the folder cannot be written; what it held before remains.
     """
     auto_class = find_auto_class_of(model)
     _check_processor(model, processor)
@@ -78,7 +82,12 @@ def publish(
             f"`facts.auto_class` is {facts.auto_class!r}, but {type(model).__name__} loads with {auto_class!r}"
         )
     folder = check_target(folder, overwrite)
-    with _written_beside(folder) as partial:
+    for name in extra_files or {}:
+        try:
+            self_check.path_inside(folder, name, "a name of `extra_files`")
+        except ValueError as error:
+            raise PublishError(str(error)) from error
+    with placed_in(folder, SELF_TEST_FILE, {FACTS_FILE, CARD_FILE}) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         for name, content in (extra_files or {}).items():
@@ -90,6 +99,7 @@ def publish(
         write_text(partial / SELF_TEST_FILE, json.dumps(test, indent=1, allow_nan=False) + "\n")
         facts.save(partial / FACTS_FILE)
         write_text(partial / CARD_FILE, render_card(facts))
+        _share_mode(partial)
     return folder
 
 
@@ -102,13 +112,15 @@ def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} is a file; choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if folder.is_dir() and not holds_only_leftovers(folder) and not overwrite:
         raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass overwrite=True")
     return folder
 
 
 def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
     """Load a published folder in a fresh process that cannot import this package, and compare with its self-test.
+
+    The folder's code runs there: offline, and without tokens, passwords and keys in its environment.
 
     Returns:
         `source`, `model_class`, `max_difference`, `tolerance` (of the outputs, absolute) and `files` (their number).
@@ -118,7 +130,7 @@ def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(folder).resolve()
     self_check.read_self_test(folder)
-    return check_in_fresh_process([str(folder)], {"HF_HUB_OFFLINE": "1"})
+    return check_in_fresh_process([str(folder)])
 
 
 def find_auto_class_of(model: Any) -> str:
@@ -162,34 +174,15 @@ def _check_processor(model: PreTrainedModel, processor: Any) -> None:
         )
 
 
-@contextmanager
-def _written_beside(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place when the block ends, and vanishes when the block fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.is_dir() and any(folder.iterdir()):
-            _replace_published(folder, partial)
-        else:
-            partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace_published(folder: Path, partial: Path) -> None:
-    previous = folder.with_name(f".{folder.name}.previous-{os.getpid()}")
-    ours = {SELF_TEST_FILE, FACTS_FILE, CARD_FILE}
-    if (folder / SELF_TEST_FILE).is_file():
-        files = json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))["files"]
-        ours.update(name.split("/")[0] for name in files)
-    folder.rename(previous)
-    partial.rename(folder)
-    for path in previous.iterdir():
-        if path.name not in ours and not (folder / path.name).exists():
-            path.rename(folder / path.name)
-    shutil.rmtree(previous)
+def _share_mode(folder: Path) -> None:
+    """Give every file the mode of a new one: safetensors' files could be read by their owner alone."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _make_self_test(model: PreTrainedModel, processor: Any, auto_class: str) -> dict[str, Any]:
@@ -244,19 +237,25 @@ def _rounding_tolerance(name: str, output: Tensor, exact: Tensor) -> float:
     return 8 * error + 16 * limits.eps * output.double()[computed].abs().max().item()
 
 
-def check_in_fresh_process(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+def check_in_fresh_process(arguments: list[str], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run `self_check` as a program that cannot import this package, with caches of its own; return what it prints.
+
+    It runs offline, without secrets in its environment, and with an empty home folder, where logins are stored.
 
     Raises:
         SelfTestError: the check failed, with its message, or the model does not load.
     """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
-            **os.environ,
+            **environment_without_secrets(os.environ),
+            "HOME": scratch,
+            "PYTHONUSERBASE": site.getuserbase(),
+            "HF_HOME": scratch,
+            "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": f"{scratch}/modules",
             "HF_HUB_CACHE": f"{scratch}/hub",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            **environment,
+            **(environment or {}),
         }
         command = [sys.executable, "-P", self_check.__file__, *arguments]
         finished = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)

@@ -1,19 +1,25 @@
 """A published model folder's way to the Hub: checked, uploaded, loaded back, and pinned in its card."""
 
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
+from ..redaction import keep_secret, redact
 from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
 from .publish import CARD_FILE, check_folder, check_in_fresh_process
-from .self_check import SELF_TEST_FILE, read_self_test
+from .self_check import SELF_TEST_FILE, path_inside, read_self_test
+
+# Every file that the Hub keeps outside its store of large ones is smaller.
+MAX_IN_MEMORY = 64 * 2**20
 
 
 class PushError(RuntimeError):
@@ -32,7 +38,8 @@ def push(
 
     Weights and code are one commit; the card, whose loading snippet names that commit, is a second one. Files that are
     already there are not sent again, so a failed push goes on where it stopped, and pushing twice changes nothing.
-    Only the files that `publish` wrote are sent.
+    Only the files that `publish` wrote are sent, with the content that the check read. The folder's code runs in the
+    check, offline and without the token.
 
     Args:
         folder: what `publish` wrote.
@@ -51,7 +58,9 @@ def push(
         PushError: the Hub refused or could not be reached; the message names the step. Or the upload, loaded back,
             differs.
     """
+    keep_secret(token)
     folder = Path(folder).resolve()
+    self_test = (folder / SELF_TEST_FILE).read_bytes() if (folder / SELF_TEST_FILE).is_file() else b""
     check_folder(folder)
     facts = ModelFacts.load(folder / FACTS_FILE)
     if (folder / CARD_FILE).read_text(encoding="utf-8") != render_card(facts):
@@ -59,7 +68,8 @@ def push(
             f"{folder / CARD_FILE} is not what {FACTS_FILE} says; edit the facts and run "
             f"`python -m fa_transformers.hub.card {folder / FACTS_FILE} {folder / CARD_FILE}`"
         )
-    names = [*read_self_test(folder)["files"], SELF_TEST_FILE]
+    files = read_self_test(folder)["files"]
+    names = [*files, SELF_TEST_FILE]
     branch = revision or "main"
     api = HfApi(token=token)
     with _push_step("creating the repository", repo_id):
@@ -71,16 +81,40 @@ def push(
         with _push_step(f"creating the branch {branch}", repo_id):
             api.create_branch(repo_id, branch=branch, exist_ok=True)
     with _push_step("uploading the files", repo_id):
-        operations = [CommitOperationAdd(name, folder / name) for name in names]
+        operations = [_checked_file(folder, name, sha256) for name, sha256 in files.items()]
+        operations.append(_checked_file(folder, SELF_TEST_FILE, hashlib.sha256(self_test).hexdigest()))
         message = f"Weights and code of {facts.heading}"
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch).oid
     with _push_step("loading the upload back", repo_id):
-        environment = {"HF_HUB_OFFLINE": "0"} | ({"HF_TOKEN": token} if token else {})
-        result = check_in_fresh_process([repo_id, "--revision", commit], environment)
+        result = _check_upload(repo_id, commit, token)
     with _push_step("uploading the model card", repo_id):
         commit = _pinned_commit(api, repo_id, commit, names)
         card_commit = _commit_card(api, replace(facts, repo_id=repo_id, revision=commit), branch)
     return result | {"repo_id": repo_id, "branch": branch, "commit": commit, "card_commit": card_commit}
+
+
+def _checked_file(folder: Path, name: str, sha256: str) -> CommitOperationAdd:
+    """The upload of one file, of exactly the content that the check read.
+
+    The Hub compares what it receives of a large file with the checksum that it was announced with, which is taken
+    here; it does not of a small one, which is therefore read once and sent from memory.
+
+    Raises:
+        ValueError: the file was altered since the check.
+    """
+    path = path_inside(folder, name, f"{folder / SELF_TEST_FILE}: a name of 'files'")
+    is_large = path.stat().st_size > MAX_IN_MEMORY
+    operation = CommitOperationAdd(name, path if is_large else path.read_bytes())
+    if operation.upload_info.sha256.hex() != sha256:
+        raise ValueError(f"{path} was altered after it was checked")
+    return operation
+
+
+def _check_upload(repo_id: str, commit: str, token: str | None) -> dict[str, Any]:
+    """Download the commit here, then load it in a fresh process, offline: its code never sees the token."""
+    with tempfile.TemporaryDirectory() as cache:
+        snapshot_download(repo_id, revision=commit, cache_dir=cache, token=token)
+        return check_in_fresh_process([repo_id, "--revision", commit], {"HF_HUB_CACHE": cache})
 
 
 @contextmanager
@@ -91,7 +125,7 @@ def _push_step(step: str, repo_id: str) -> Iterator[None]:
     except Exception as error:
         causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
         raise PushError(
-            f"{step} failed for {repo_id}: {' '.join(': '.join(causes).split())}\n"
+            f"{step} failed for {repo_id}: {redact(' '.join(': '.join(causes).split()))}\n"
             "What was sent is kept. Mend the cause and run the same command again: it goes on from there."
         ) from error
 

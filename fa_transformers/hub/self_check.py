@@ -18,7 +18,7 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ MAX_SAMPLES = 256
 # Image files are decoded exactly; resizing may round differently in another version of Pillow by one level of 255,
 # which normalisation multiplies by about 4.
 PIXEL_TOLERANCE = 4 / 255
+# Of the largest output. Rounding in bfloat16, eight times over, stays below; whatever is above compares nothing.
+MAX_TOLERANCE = 0.5
+PADDING_MARK = 32_000
 
 
 class SelfTestError(ValueError):
@@ -81,11 +84,36 @@ def compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def path_inside(folder: Path, name: Any, where: str) -> Path:
+    """Return the path of what a file's entry names inside `folder`: a folder's own name for it, with "/" between parts.
+
+    Args:
+        where: the file and the entry, which begin the message.
+
+    Raises:
+        ValueError: the name is no text, is absolute, has "..", a drive, a backslash or ".git" in it, or leads out of
+            the folder by a link. Links of the Hub's cache are no such links: they lead to its store of contents.
+    """
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"{where} is {name!r}; it must name something inside {folder}")
+    parts = PurePosixPath(name).parts
+    is_plain = not PurePosixPath(name).is_absolute() and not PureWindowsPath(name).drive and "\\" not in name
+    if not is_plain or ".." in parts or ".git" in (part.lower() for part in parts):
+        raise ValueError(f"{where} is {name!r}, which is not a plain path inside {folder}")
+    root = folder.resolve()
+    roots = [root, *([folder.absolute().parents[1] / "blobs"] if folder.absolute().parent.name == "snapshots" else [])]
+    path = folder / name
+    if not any(path.resolve().is_relative_to(inner.resolve()) for inner in roots):
+        raise ValueError(f"{where} is {name!r}, a link that leads out of {folder}; put a copy in its place")
+    return path
+
+
 def read_self_test(folder: Path) -> dict[str, Any]:
     """Read a folder's self-test and check that the files it lists are there and unaltered.
 
     Raises:
-        SelfTestError: the folder was not written by `publish`, or a file is missing or was altered.
+        SelfTestError: the folder was not written by `publish`, a file is missing or was altered, the test lists one
+            outside of the folder, or it would accept any outputs.
     """
     if not folder.is_dir():
         raise SelfTestError(f"{folder} is not a folder")
@@ -95,15 +123,45 @@ def read_self_test(folder: Path) -> dict[str, Any]:
         )
     try:
         self_test = json.loads((folder / SELF_TEST_FILE).read_text(encoding="utf-8"))
-        files = dict(self_test["files"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        _check_content(self_test)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SelfTestError(f"{folder / SELF_TEST_FILE} is damaged ({error!r}); publish the model again") from error
-    for name, expected in files.items():
-        if not (folder / name).is_file():
+    for name, expected in self_test["files"].items():
+        try:
+            path = path_inside(folder, name, f"{folder / SELF_TEST_FILE}: a name of 'files'")
+        except ValueError as error:
+            raise SelfTestError(str(error)) from error
+        if not path.is_file():
             raise SelfTestError(f"{folder} has lost {name}; publish the model again")
-        if compute_sha256(folder / name) != expected:
-            raise SelfTestError(f"{folder / name} was altered after the model was published; publish the model again")
+        if compute_sha256(path) != expected:
+            raise SelfTestError(f"{path} was altered after the model was published; publish the model again")
     return self_test
+
+
+def _check_content(self_test: Any) -> None:
+    """Check the parts that decide how much the test is worth: files, tolerance, and the classes that load.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: a part is missing, or is none that `publish` writes.
+    """
+    if not isinstance(self_test["files"], dict) or not self_test["files"]:
+        raise ValueError(f"'files' must name the folder's files, got {self_test['files']!r:.80}")
+    for name in ("auto_class", "processor_class"):
+        if not self_test[name].startswith("Auto"):
+            raise ValueError(f"{name!r} must be an Auto class, got {self_test[name]!r}")
+    tolerance = self_test["tolerance"]
+    largest = largest_output(self_test["outputs"])
+    if isinstance(tolerance, bool) or not 0 <= tolerance <= MAX_TOLERANCE * largest:
+        raise ValueError(
+            f"'tolerance' is {tolerance!r}, must be between 0 and {MAX_TOLERANCE} of the largest output, {largest:.3g}"
+        )
+
+
+def largest_output(outputs: dict[str, Any]) -> float:
+    """Return the largest absolute value among the stored samples, those left out that mark padding: they are set to
+    the lowest value of their type, float16's or below."""
+    values = (abs(value) for output in outputs.values() for value in output["values"])
+    return max((value for value in values if value <= PADDING_MARK), default=0.0)
 
 
 def compare_samples(what: str, name: str, found: Tensor, expected: dict[str, Any], tolerance: float) -> float:
@@ -183,12 +241,19 @@ class _WithoutPackage(importlib.abc.MetaPathFinder):
         return None
 
 
+def _refuse_network(event: str, _arguments: tuple) -> None:
+    """An audit hook: the folder's code has no business on the network."""
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise PermissionError("the self-test runs offline, and the folder's code asked for the network")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load a published model in this process and compare its outputs.")
     parser.add_argument("source", help="folder, or OWNER/NAME with --revision")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub repository; without it, source is a folder")
     options = parser.parse_args()
     sys.meta_path.insert(0, _WithoutPackage())
+    sys.addaudithook(_refuse_network)
     transformers.logging.set_verbosity_error()
     try:
         result = check(options.source, options.revision)

@@ -5,6 +5,9 @@ import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
+MATRIX_MAX_CLASSES = 100
+"""Classes up to which the confusion matrix is made: it has as many entries as their square."""
+NUM_CONFUSED_PAIRS = 100
 DESCRIPTION = "Scores of a single-label classifier, computed with scikit-learn; needs no network."
 INPUTS = """
 Args:
@@ -19,7 +22,9 @@ class ClassificationMetric(evaluate.Metric):
 
     `compute(predictions, references, label_names)` returns `accuracy`, `macro_f1` (mean over the classes that occur in
     the references or the predictions), `micro_f1` (equal to accuracy here), `per_class` (rows of label, precision,
-    recall, f1, support; a ratio with nothing in its denominator is 0) and `confusion_matrix` (rows are true classes).
+    recall, f1, support; a ratio with nothing in its denominator is 0). Up to `MATRIX_MAX_CLASSES` classes it also has
+    `confusion_matrix` (rows are true classes), beyond them `most_confused`: up to `NUM_CONFUSED_PAIRS` rows of true,
+    predicted, count, the most frequent errors first. Memory and time are linear in examples and classes.
 
     Raises:
         ValueError: there are no examples, or an index is not below the number of label names.
@@ -49,5 +54,21 @@ class ClassificationMetric(evaluate.Metric):
                 {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
                 for name, p, r, f, s in zip(label_names, *columns, strict=True)
             ],
-            "confusion_matrix": confusion_matrix(references, predictions, labels=classes).tolist(),
+            **_describe_errors(predictions, references, label_names),
         }
+
+
+def _describe_errors(predictions: np.ndarray, references: np.ndarray, label_names: list[str]) -> dict:
+    num_classes = len(label_names)
+    if num_classes <= MATRIX_MAX_CLASSES:
+        matrix = confusion_matrix(references, predictions, labels=np.arange(num_classes))
+        return {"confusion_matrix": matrix.tolist()}
+    wrong = predictions != references
+    # One number for each pair: unique over rows of two columns is slower by far.
+    pairs, counts = np.unique(references[wrong] * num_classes + predictions[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:NUM_CONFUSED_PAIRS]
+    rows = [
+        (label_names[pair // num_classes], label_names[pair % num_classes], int(counts[index]))
+        for index, pair in zip(order, pairs[order], strict=True)
+    ]
+    return {"most_confused": [dict(zip(("true", "predicted", "count"), row, strict=True)) for row in rows]}

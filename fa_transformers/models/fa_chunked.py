@@ -87,7 +87,7 @@ def run_layer_in_chunks(
     shard, mask = layout.shard, layout.mask
     columns = 1 if layout.grid is None else layout.grid[1]
     num_prefix = layout.num_prefix(hidden_states.shape[1])
-    halo = attention.mixer.reach * columns
+    halo = None if attention.mixer.reach is None else attention.mixer.reach * columns
     attend = _gather(hidden_states, layout, attention, normalize)
     before = following = hidden_states[:, :0]  # neighbours of a chunk that the layer's output has overwritten
     first = 0  # position that the mask starts at
@@ -96,7 +96,8 @@ def run_layer_in_chunks(
         before, following = tokens[:, :num_before], tokens[:, tokens.shape[1] - num_after :]
         first = -num_before
         mask = None if shard.mask is None else shard.mask[:, shard.start - num_before : shard.stop + num_after]
-    for chunk, reach in _cut(hidden_states.shape[1], num_prefix, columns, halo, layout):
+    for chunk, has_local_terms in _cut(hidden_states.shape[1], num_prefix, columns, halo, layout):
+        reach = halo if has_local_terms and halo else 0
         own, after = hidden_states[:, chunk], hidden_states[:, chunk.stop : chunk.stop + reach]
         if reach:
             after = torch.cat((after, following), dim=1)[:, :reach]
@@ -105,7 +106,7 @@ def run_layer_in_chunks(
         inputs = normalize(extended)
         query = attention.project(attention.query, inputs)
         mixed = attend(query)
-        if reach and own.shape[1]:
+        if has_local_terms and own.shape[1]:
             span = slice(chunk.start - inside.start - first, chunk.stop + after.shape[1] - first)
             grid = None if layout.grid is None else (inputs.shape[1] // columns, columns)
             near = Layout(None if mask is None else mask[:, span], grid)
@@ -115,14 +116,14 @@ def run_layer_in_chunks(
     return hidden_states
 
 
-def _cut(num_tokens: int, num_prefix: int, columns: int, halo: int, layout: Layout) -> list[tuple[slice, int]]:
-    """Return the chunks of a layer's tokens, and how many neighbours on each side the local terms of each reach."""
+def _cut(num_tokens: int, num_prefix: int, columns: int, halo: int | None, layout: Layout) -> list[tuple[slice, bool]]:
+    """Return the chunks of a layer's tokens, and for each whether local terms add to it; `halo` is None without any."""
     assert layout.chunk_size is not None
-    if not halo:
-        return [(chunk, 0) for chunk in slices(0, num_tokens, layout.chunk_size)]
-    prefix = [(slice(0, num_prefix), 0)] if num_prefix else []
+    if halo is None:
+        return [(chunk, False) for chunk in slices(0, num_tokens, layout.chunk_size)]
+    prefix = [(slice(0, num_prefix), False)] if num_prefix else []
     rows_at_once = max(1, layout.chunk_size // columns) * columns
-    return prefix + [(rows, halo) for rows in slices(num_prefix, num_tokens, rows_at_once)]
+    return prefix + [(rows, True) for rows in slices(num_prefix, num_tokens, rows_at_once)]
 
 
 def _gather(

@@ -9,6 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fa_context import without_autocast
+
+FEWEST_BFLOAT16_CHANNELS = 32
+"""Channels below which a convolution in bfloat16 runs in float32 on CPUs: torch 2.13's own may never end with fewer
+than 20 and a wide kernel."""
+
+SMALLEST_TEXT_TILE, SMALLEST_IMAGE_TILE = 16, 8
+"""Positions of a window's tile along an axis, at least: smaller ones are mostly surroundings."""
+
 
 class LocalConvolution(nn.Module):
     """Depthwise convolution over neighbouring values, zero-initialised: [B, H, *grid, D] -> [B, H, *grid, D]."""
@@ -29,10 +38,23 @@ class LocalConvolution(nn.Module):
         if self.spatial_rank == 1:
             tokens, weight = tokens[:, None], weight[:, :, None]
         # Channels come last in memory and stay there: convolving along one axis as conv1d would transpose by copying.
-        padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-        mixed = F.conv2d(tokens.movedim(-1, 1), weight, padding=padding, groups=len(weight)).movedim(1, -1)
+        mixed = _depthwise(tokens.movedim(-1, 1), weight).movedim(1, -1)
         mixed = mixed[:, 0] if self.spatial_rank == 1 else mixed
         return mixed.unflatten(-1, (heads, width)).movedim(-2, 1)
+
+
+def _depthwise(channels: Tensor, weight: Tensor) -> Tensor:
+    """Convolve each channel with its own kernel, reading zeros outside: [B, C, rows, columns], weight [C, 1, *]."""
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    dtype = channels.dtype
+    if channels.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    if not (channels.device.type == "cpu" and dtype == torch.bfloat16 and len(weight) < FEWEST_BFLOAT16_CHANNELS):
+        return F.conv2d(channels, weight, padding=padding, groups=len(weight))
+    # What the products would round to bfloat16 is rounded first, so that only sums are more exact.
+    with without_autocast("cpu"):
+        channels, weight = (tensor.to(dtype).float() for tensor in (channels, weight))
+        return F.conv2d(channels, weight, padding=padding, groups=len(weight)).to(dtype)
 
 
 def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor | None, window: int) -> Tensor:
@@ -45,25 +67,40 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
         query, key, value: [B, H, *grid, D], with one axis for text and two for images.
         segments: [B, *grid], 0 (or False) at padding, another number for each document; None: one segment. A padded
             position attends to itself: the output is its own value, zero as `FactorizedMixer` fills padding.
-        window: steps, at least 1.
+        window: steps, at least 1. In eager mode, one that reaches beyond a whole axis costs what the axis costs.
+
+    Keys and values that aren't finite count as zero, so that no segment's output depends on another's NaN, nor on that
+    of padding. What they mean for their own segment the factorized term of the mixer says: it is NaN there.
 
     Returns:
         [B, H, *grid, D].
     """
     if segments is None:
         segments = query.new_ones(query.shape[0], *query.shape[2:-1], dtype=torch.int32)
+    key, value = (tensor.nan_to_num(0.0, 0.0, 0.0) for tensor in (key, value))
     if query.dim() == 4:
-        return _text_window(query, key, value, segments, window)
-    return _image_window(query, key, value, segments, window)
+        return _text_window(query, key, value, segments, _clip(window, query.shape[2], SMALLEST_TEXT_TILE))
+    windows = [_clip(window, size, SMALLEST_IMAGE_TILE) for size in query.shape[2:-1]]
+    return _image_window(query, key, value, segments, windows)
+
+
+def _clip(window: int, size: int, smallest_tile: int) -> int:
+    """Return a window as long as an axis of `size` positions needs, or as the smallest tile takes anyway.
+
+    Not in graphs, which may serve other sizes.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return window
+    return min(window, max(size, smallest_tile))
 
 
 def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
     """Attend in tiles of one row that holds all samples, told apart by their segments; keys are a view of that row.
 
-    Values must be finite: 0 · NaN would carry a NaN over to a neighbouring segment.
+    Keys and values must be finite: 0 · NaN would carry a NaN over to a neighbouring segment.
     """
     batch, heads, length, width = query.shape
-    tile = max(window, 16)
+    tile = max(window, SMALLEST_TEXT_TILE)
     count = (batch * length + tile - 1) // tile
     missing = count * tile - batch * length
     if batch > 1:  # samples become segments of one row
@@ -97,26 +134,27 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
     return mixed.unflatten(0, (batch, length)).transpose(1, 2)
 
 
-def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int) -> Tensor:
-    """Attend in square tiles, each with copies of the `window` positions around it."""
+def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, windows: list[int]) -> Tensor:
+    """Attend in tiles, each with copies of the positions around it: as many as each axis' window has."""
     batch, heads, *grid, width = query.shape
-    rank, tile = len(grid), max(window, 8)  # a smaller tile is mostly surroundings
+    rank, tile = len(grid), [max(window, SMALLEST_IMAGE_TILE) for window in windows]
     # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
-    tiles = [(size + tile - 1) // tile for size in grid]
-    tiled_shape = [length for count in tiles for length in (count, tile)]
+    tiles = [(size + length - 1) // length for size, length in zip(grid, tile, strict=True)]
+    tiled_shape = [length for pair in zip(tiles, tile, strict=True) for length in pair]
 
     def cut(tensor: Tensor, first_axis: int) -> Tensor:
         """Cut the grid axes into tiles, padding the last: [..., *grid, ...] -> [..., tiles, tile, tiles, tile, ...]."""
-        padding = [amount for axis in reversed(range(rank)) for amount in (0, tiles[axis] * tile - grid[axis])]
+        padding = [amount for axis in reversed(range(rank)) for amount in (0, tiles[axis] * tile[axis] - grid[axis])]
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - rank) + padding)
         return tensor.reshape(*tensor.shape[:first_axis], *tiled_shape, *tensor.shape[first_axis + rank :])
 
     def with_neighbours(tensor: Tensor, first_axis: int) -> Tensor:
         """Extend every tile by its neighbours' nearest positions on each axis: tile -> tile + 2 · window."""
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - first_axis - 2 * rank) + [0, 0, 1, 1] * rank)
-        for axis, count in zip(range(first_axis, first_axis + 2 * rank, 2), tiles, strict=True):
+        axes = range(first_axis, first_axis + 2 * rank, 2)
+        for axis, count, length, window in zip(axes, tiles, tile, windows, strict=True):
             before, itself, after = (tensor.narrow(axis, start, count) for start in range(3))
-            parts = before.narrow(axis + 1, tile - window, window), itself, after.narrow(axis + 1, 0, window)
+            parts = before.narrow(axis + 1, length - window, window), itself, after.narrow(axis + 1, 0, window)
             tensor = torch.cat(parts, dim=axis + 1)
         return tensor
 
@@ -128,14 +166,15 @@ def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, w
 
     query_segments = tiles_first(cut(segments, 1)[:, None, ..., None])  # [B · tiles, 1, query positions, 1]
     key_segments = tiles_first(with_neighbours(cut(segments, 1), 1)[:, None, ..., None]).transpose(2, 3)
-    near, itself = _band(tile, window, rank, query.device)
+    near, itself = _band(tile, windows, query.device)
     # Every query may see itself, real or not, so that no row is empty; padded values are zero.
     allowed = (near & (query_segments == key_segments) & (key_segments != 0)) | itself
     query, key, value = cut(query, 2), with_neighbours(cut(key, 2), 2), with_neighbours(cut(value, 2), 2)
     mixed = _masked_attention(tiles_first(query), tiles_first(key), tiles_first(value), allowed)
-    mixed = mixed.unflatten(2, [tile] * rank).unflatten(0, [batch, *tiles])
+    mixed = mixed.unflatten(2, tile).unflatten(0, [batch, *tiles])
     order = [0, 1 + rank, *(axis for i in range(rank) for axis in (1 + i, 2 + rank + i)), 2 + 2 * rank]
-    mixed = mixed.permute(order).reshape(batch, heads, *(count * tile for count in tiles), width)
+    whole = [count * length for count, length in zip(tiles, tile, strict=True)]
+    mixed = mixed.permute(order).reshape(batch, heads, *whole, width)
     for axis, size in enumerate(grid):
         mixed = mixed.narrow(2 + axis, 0, size)
     return mixed
@@ -147,15 +186,15 @@ def _masked_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor
     if not (query.device.type == "cpu" and is_half and torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
     # Written out, forward and backward take 0.4 × the time: torch 2.13's fused backward is slow in bfloat16 on CPU.
-    bias = torch.where(allowed, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores = scores.masked_fill(~allowed, torch.finfo(query.dtype).min)
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
-def _band(tile: int, window: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _band(tile: list[int], windows: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return two masks [tile, tile with surroundings]: positions within the window, and the position itself."""
-    offset = torch.arange(-window, tile + window, device=device) - torch.arange(tile, device=device)[:, None]
-    near, same = offset.abs() <= window, offset == 0
-    if rank == 2:
-        near, same = (torch.kron(axis.byte(), axis.byte()).bool() for axis in (near, same))
-    return near, same
+    near = same = torch.ones(1, 1, dtype=torch.uint8, device=device)
+    for length, window in zip(tile, windows, strict=True):
+        offset = torch.arange(-window, length + window, device=device) - torch.arange(length, device=device)[:, None]
+        near, same = torch.kron(near, (offset.abs() <= window).byte()), torch.kron(same, (offset == 0).byte())
+    return near.bool(), same.bool()

@@ -130,10 +130,14 @@ class FactorizedMixer(nn.Module):
             nn.init.constant_(self.window_gate, math.log(INITIAL_GATE / (1.0 - INITIAL_GATE)))
 
     @property
-    def reach(self) -> int:
-        """The number of positions that the local terms look away along one axis; 0 without any."""
+    def reach(self) -> int | None:
+        """The number of positions that the local terms look away along one axis, 0 for a kernel of 1; None without any.
+
+        Where tokens come in pieces, a term that looks away 0 positions takes part as any other does.
+        """
         kernel_size = 0 if self.local_convolution is None else self.local_convolution.weight.shape[-1]
-        return max(self.window, kernel_size // 2)
+        has_any = self.window_gate is not None or self.local_convolution is not None
+        return max(self.window, kernel_size // 2) if has_any else None
 
     def forward(
         self,
@@ -172,7 +176,7 @@ class FactorizedMixer(nn.Module):
 
     def add_local_terms(self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
         """Mix the window into the factorized term and add the convolution."""
-        if self.window_gate is None and self.local_convolution is None:
+        if self.reach is None:
             return mixed
         mask, documents = layout.mask, layout.documents
         if mask is not None:
@@ -183,11 +187,12 @@ class FactorizedMixer(nn.Module):
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
             segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
+            window = self.window
             if documents is not None:
-                segments = documents.document_ids[None] + 1
+                segments, window = documents.document_ids[None] + 1, documents.clip(window)
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
-            window = window_attention(grid_query, grid_key, grid_value, segments, self.window).flatten(2, -2)
-            local = local.lerp(window.to(mixed.dtype), gate)
+            near = window_attention(grid_query, grid_key, grid_value, segments, window).flatten(2, -2)
+            local = local.lerp(near.to(mixed.dtype), gate)
         if self.local_convolution is not None:
             local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
@@ -195,9 +200,9 @@ class FactorizedMixer(nn.Module):
     def add_local_terms_across_shards(
         self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout
     ) -> Tensor:
-        """Like `add_local_terms`, for tokens split over ranks: fetches the neighbours beyond this rank's ends first."""
+        """Add the local terms of tokens split over ranks; the neighbours beyond this rank's ends are fetched first."""
         shard = layout.shard
-        if not self.reach:
+        if self.reach is None:
             return mixed
         assert shard is not None
         columns, num_prefix = shard.columns, shard.own_prefix
@@ -231,7 +236,7 @@ class SoftmaxMixer(nn.Module):
     Runs torch's scaled dot-product attention, or written out (N×N memory) with attn_implementation="eager".
     """
 
-    reach = 0  # it has no local terms
+    reach = None  # it has no local terms
 
     def __init__(self, config):
         super().__init__()
@@ -257,6 +262,8 @@ class SoftmaxMixer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             mask = mask | ~mask.any(dim=1, keepdim=True)  # a sample of padding alone attends to itself instead of NaN
+            # 0 · NaN is NaN: what padding holds must not meet the weights of zero that it gets.
+            key, value = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (key, value))
             mask = mask[:, None, None, :]
         if self.config._attn_implementation != "eager":
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)

@@ -8,6 +8,7 @@ Shape letters: T tokens of all documents, H heads, Dk and Dv widths of a head, R
 """
 
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,6 +60,19 @@ class PackedDocuments:
     def to(self, device: Any) -> "PackedDocuments":
         """Return the documents with their tables on another device."""
         return PackedDocuments(self.cu_seqlens.to(device), self.num_tokens)
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of tokens of the longest document; graphs can't read it."""
+        return int(self.lengths.max())
+
+    def clip(self, window: int) -> int:
+        """Return a window as long as the longest document needs, or as a tile; as it is in graphs."""
+        is_readable = not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not self.lengths.is_meta
+        # Some document has the mean length or more: a window as short needs no look, which GPUs would wait for.
+        if not is_readable or window * self.num_documents <= self.num_tokens:
+            return window
+        return min(window, max(self.longest, TILE))
 
     def spaced(self, gap: int) -> "SpacedRows":
         """Return rows with `gap` empty ones between documents."""

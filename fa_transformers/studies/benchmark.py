@@ -103,7 +103,7 @@ class Point:
         dtype: name of a torch dtype.
         repeats: most passes that are timed after the first.
         time_limit_s: the first pass is killed after so many seconds; later ones that would not end by then are not run.
-        memory_limit_gib: bound on the process's own memory, on the CPU. 0 is without.
+        memory_limit_gib: bound on the process's own memory, on the CPU; 0 = no limit.
         options: config fields of FA models.
         chunk_size: tokens per chunk of an FA model's forward pass; None passes no such argument.
         is_compiled: run under torch.compile(fullgraph=True, dynamic=True), compiled with another size beforehand.
@@ -147,7 +147,7 @@ class Point:
 
 
 def build_config(point: Point):
-    """The config of the point's model: equal width, depth, vocabulary and activation for all, no dropout."""
+    """Build the config of the point's model: equal width, depth, vocabulary and activation for all, no dropout."""
     fields = {
         "num_hidden_layers": point.layers_run,
         "hidden_size": point.hidden_size,
@@ -174,14 +174,14 @@ def build_config(point: Point):
 
 
 def build_model(point: Point) -> PreTrainedModel:
-    """The point's model with random weights, in its mode, on its device, in its dtype."""
+    """Build the point's model with random weights, in its mode, on its device, in its dtype."""
     attention = {"attn_implementation": point.encoder.attention} if point.encoder.attention else {}
     model = AutoModel.from_config(build_config(point), **attention)
     return model.to(point.device, getattr(torch, point.dtype)).train(point.mode == "training")
 
 
 def build_inputs(point: Point, size: int) -> dict[str, Any]:
-    """One text of `size` tokens or one image of `size` pixels a side, all of it real."""
+    """Make one text of `size` tokens or one image of `size` pixels a side, without padding."""
     if point.encoder.kind == "text":
         # Not id 0, which Longformer takes for padding.
         inputs: dict[str, Any] = {"input_ids": torch.randint(1, point.vocab_size, (1, size)).to(point.device)}
@@ -193,7 +193,7 @@ def build_inputs(point: Point, size: int) -> dict[str, Any]:
 
 
 class MemoryMeter:
-    """Peak bytes of the process above what it held when the meter was made: resident on the CPU, allocated on CUDA."""
+    """Reads the peak bytes of the process above those when the meter was made, resident or on CUDA allocated."""
 
     def __init__(self, device: str):
         self.is_cuda = torch.device(device).type == "cuda"
@@ -287,7 +287,7 @@ def _measure_in_child(point: Point, sender: Connection) -> None:
 
 
 def run_point(point: Point) -> dict:
-    """Measure the point in a process of its own: `status`, and what `measure_point` returns or a `message`.
+    """Measure the point in a process of its own; returns its `status`, and what `measure_point` gives or a `message`.
 
     Each process imports the top of the main script once more: what is imported there and not here costs at every point.
     """

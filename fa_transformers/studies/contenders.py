@@ -1,11 +1,11 @@
-"""Whether length helps on a given set of documents: contenders that read a part or all of each, trained alike.
+"""Contenders that read a part or all of each document, trained alike: they tell whether length helps on a data set.
 
 Every network sees the same number of tokens, with the same optimiser, head and pooling (mean over tokens), and is
 chosen by the same validation rows. The stock checkpoint runs as an FA model whose layers all keep softmax attention:
 that is the stock encoder exactly, with the head of ours. Attention dropout is off for all: factorized layers have no
 weights to drop, and it would double a softmax step on a CPU (5.7 s against 2.7 s for 8 x 512 tokens).
 
-Shape letters: B documents, K chunks of all of them, N tokens, C hidden width, L labels.
+Shape letters: B documents, K passages of all of them, N tokens, C hidden width, L labels.
 """
 
 import re
@@ -69,10 +69,10 @@ class ContenderOptions(OptionGroup):
         (512, 2048), "tokens that the factorized rows read", group="contenders", common=True
     )
     stock_length: int = option(
-        512, "tokens that the stock checkpoint reads, and those of a chunk", group="contenders", common=True
+        512, "tokens that the stock checkpoint reads, and those of a passage", group="contenders", common=True
     )
-    chunks_per_document: int = option(
-        4, "first chunks of a document to train on; all are scored", group="contenders", common=True
+    passages_per_document: int = option(
+        4, "first passages of a document to train on; all are scored", group="contenders", common=True
     )
     token_budget: int = option(1_200_000, "tokens that every network is trained on", group="comparison", common=True)
     seeds: tuple[int, ...] = option((0,), "seeds of head, order and dropout", group="comparison", common=True)
@@ -116,7 +116,7 @@ class Contender:
     """
 
     name: str
-    kind: Literal["words", "softmax", "chunks", "factorized"]
+    kind: Literal["words", "softmax", "passages", "factorized"]
     max_length: int | None
     checkpoint: str | None = None
 
@@ -135,7 +135,7 @@ def list_contenders(options: ContenderOptions, problem_type: str) -> list[Conten
     ]
     networks = [
         Contender(f"softmax, first {first:,}", "softmax", first, stock),
-        Contender("softmax, mean of chunks", "chunks", None, stock),
+        Contender("softmax, mean over passages", "passages", None, stock),
     ]
     if options.fa_model:
         networks += [
@@ -178,52 +178,52 @@ def cut_texts(
     return dataset.map(cut, batched=True, batch_size=64, desc=f"first {max_length} tokens")
 
 
-class ChunkExamples(TokenizedRows):
-    """Documents of one split as chunks of `chunk_length` tokens, each between the tokenizer's special tokens.
+class PassageExamples(TokenizedRows):
+    """Documents of one split as passages of `passage_length` tokens, each between the tokenizer's special tokens.
 
-    `max_chunks` keeps only so many of a document, the first ones; None keeps all. `lengths` in tokens.
+    `max_passages` keeps only so many of a document, the first ones; None keeps all. `lengths` in tokens.
     """
 
     def __init__(
         self,
         part: datasets.Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        chunk_length: int,
-        max_chunks: int | None = None,
+        passage_length: int,
+        max_passages: int | None = None,
     ):
         def cut(batch: dict[str, list]) -> dict[str, list]:
             encoded = tokenizer(
-                batch["text"], truncation=True, max_length=chunk_length, return_overflowing_tokens=True, verbose=False
+                batch["text"], truncation=True, max_length=passage_length, return_overflowing_tokens=True, verbose=False
             )
-            chunks: list[list[list[int]]] = [[] for _ in batch["text"]]
+            passages: list[list[list[int]]] = [[] for _ in batch["text"]]
             for document, tokens in zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True):
-                if max_chunks is None or len(chunks[document]) < max_chunks:
-                    chunks[document].append(tokens)
-            return {"chunks": chunks, "length": [sum(map(len, document)) for document in chunks]}
+                if max_passages is None or len(passages[document]) < max_passages:
+                    passages[document].append(tokens)
+            return {"passages": passages, "length": [sum(map(len, document)) for document in passages]}
 
         kept = part.select_columns(["text", "label"])
-        rows = kept.map(cut, batched=True, batch_size=64, remove_columns="text", desc="cutting into chunks")
+        rows = kept.map(cut, batched=True, batch_size=64, remove_columns="text", desc="cutting into passages")
         super().__init__(rows)
 
 
-class ChunkCollator:
-    """Make a batch of documents: their chunks as rows, padded to the longest, and the document of each row."""
+class PassageCollator:
+    """Make a batch of documents: their passages as rows, padded to the longest, and the document of each row."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: LabelledData):
         self.tokenizer, self.data = tokenizer, data
 
     def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
-        chunks = [{"input_ids": tokens} for example in examples for tokens in example["chunks"]]
-        counts = torch.tensor([len(example["chunks"]) for example in examples])
+        passages = [{"input_ids": tokens} for example in examples for tokens in example["passages"]]
+        counts = torch.tensor([len(example["passages"]) for example in examples])
         labels = label_tensor([row["label"] for row in examples], self.data.problem_type, self.data.num_labels)
-        batch = dict(self.tokenizer.pad(chunks, return_tensors="pt"))
+        batch = dict(self.tokenizer.pad(passages, return_tensors="pt"))
         return batch | {"documents": torch.arange(len(counts)).repeat_interleave(counts), "labels": labels}
 
 
-class ChunkMean(nn.Module):
-    """Classify a document by the mean of its chunks' embeddings, each the mean of the chunk's hidden states.
+class PassageMean(nn.Module):
+    """Classify a document by the mean of its passages' embeddings, each the mean of the passage's hidden states.
 
-    logits = classifier(1/K Σ_k mean_n encoder(chunk k)_n)
+    logits = classifier(1/K Σ_k mean_n encoder(passage k)_n)
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -233,10 +233,10 @@ class ChunkMean(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, documents: Tensor, labels: Tensor, **options: Tensor
     ) -> SequenceClassifierOutput:
-        """Chunks int [K, N] and the document of each, int [K], in order; `labels` of B documents; logits [B, L]."""
+        """Passages int [K, N] and the document of each, int [K], in order; `labels` of B documents; logits [B, L]."""
         encoded = self.model.base_model(input_ids, attention_mask, **options).last_hidden_state
-        chunks = mean_over_real(encoded, attention_mask.bool())
-        total = chunks.new_zeros(len(labels), chunks.shape[1]).index_add(0, documents, chunks)
+        passages = mean_over_real(encoded, attention_mask.bool())
+        total = passages.new_zeros(len(labels), passages.shape[1]).index_add(0, documents, passages)
         counts = torch.bincount(documents, minlength=len(labels))[:, None].to(total.dtype)
         logits = self.model.classifier(self.model.dropout(total / counts))
         return SequenceClassifierOutput(loss=classification_loss(self.model.config, logits, labels), logits=logits)
@@ -367,20 +367,20 @@ def build_inputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[nn.Module, dict, Callable]:
-    """Build what is trained, the model or `ChunkMean` around it, with the examples of each split and their collator."""
+    """Build the module to train, a model or `PassageMean` around it, the examples of each split and their collator."""
     options = job.contenders
-    if contender.kind != "chunks":
+    if contender.kind != "passages":
         length = contender.max_length or options.stock_length
         task = "text-classification"
         examples, collate = build_examples(data, tokenizer, length, task, job.data, ModelOptions(), job.loop)
         return model, examples, collate
-    chunks = {
-        split: ChunkExamples(
-            part, tokenizer, options.stock_length, options.chunks_per_document if split == "train" else None
+    passages = {
+        split: PassageExamples(
+            part, tokenizer, options.stock_length, options.passages_per_document if split == "train" else None
         )
         for split, part in data.dataset.items()
     }
-    return ChunkMean(model), chunks, ChunkCollator(tokenizer, data)
+    return PassageMean(model), passages, PassageCollator(tokenizer, data)
 
 
 def list_cells(contenders: Sequence[Contender], seeds: Sequence[int], num_folds: int) -> Iterator[tuple]:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..charts import GRID, HIGHLIGHT, MUTED, SUBTLE, chart_style, new_figure, save_figure
+from ..charts import HIGHLIGHT, MUTED, SUBTLE, chart_style, clear_frame, new_figure, save_figure
 from ..data.labelled import LabelledData
 from ..metrics import BEST_METRICS
 from .contenders import Contender, score
 
-COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "chunks": MUTED["ModernBERT"], "words": MUTED["FNet"]}
+COLOURS = {"factorized": HIGHLIGHT, "softmax": MUTED["BERT"], "passages": MUTED["ModernBERT"], "words": MUTED["FNet"]}
 
 
 def paired_difference(differences: Sequence[float]) -> dict[str, float | int] | None:
-    """Mean, standard error and 95 % t interval of differences between two contenders on the same folds or documents.
+    """Return mean, standard error and 95 % t interval of two contenders' differences on the same folds or documents.
 
     mean ± t(0.975, n - 1) · s / sqrt(n), with s the standard deviation of the n differences; None for n < 2.
     """
@@ -37,13 +37,13 @@ def summarise(
     lengths: Sequence[np.ndarray],
     long_threshold: int,
 ) -> dict[str, Any]:
-    """Scores of every contender on all documents and on the long ones, beside the first network.
+    """Return the scores of every contender on all documents and on the long ones, beside the first network.
 
     Differences to it are paired: over folds, or with one split and one label per document over documents, whose right
     answers count 1; seeds are averaged first.
 
     Args:
-        cells: what `run_cell` gave for each (contender, seed, fold).
+        cells: the results of `run_cell` for each (contender, seed, fold).
         lengths: tokens of each scored document, for each fold.
         long_threshold: documents of more tokens are the long ones.
     """
@@ -98,7 +98,7 @@ def _paired_values(
     chosen: Sequence[np.ndarray],
     metric: str,
 ) -> list[float]:
-    """One value for each fold or, of a single split, for each document; the mean over seeds. Empty where undefined."""
+    """The value of each fold or, of a single split, of each document, mean over seeds; empty where undefined."""
     if len(folds) > 1:
         by_fold: dict[int, list[float]] = {}
         for (_, fold), scores in scored.items():
@@ -119,7 +119,7 @@ def show_difference(difference: dict | None) -> str:
 
 
 def render_table(summary: dict) -> str:
-    """Markdown: a row per contender; differences with their standard error."""
+    """Return a Markdown table: a row per contender, differences with their standard error."""
     metric, counts = summary["metric"], summary["num_documents"]
     long_name = f"> {summary['long_threshold']:,} tokens"
     columns = ["model"]
@@ -140,7 +140,7 @@ def render_table(summary: dict) -> str:
 
 
 def render_report(summary: dict, command: str, data_name: str, budget: int, chart: Path) -> str:
-    """The whole of report.md."""
+    """Return the whole of report.md: the command, the chart, the table and what it says."""
     over = summary["paired_over"]
     notes = [
         f"Every network was trained on about {budget:,} tokens, with the same optimiser and head; the best of its "
@@ -152,8 +152,8 @@ def render_report(summary: dict, command: str, data_name: str, budget: int, char
             if over == "folds"
             else "It tells what other documents could change, not what other seeds could."
         ),
-        "The softmax rows are the stock encoder exactly, with mean pooling; “mean of chunks” encodes a document in "
-        "chunks, of which the classifier reads the mean. No network drops attention weights in training.",
+        "The softmax rows are the stock encoder exactly, with mean pooling; “mean over passages” encodes a document in "
+        "passages, of which the classifier reads the mean. No network drops attention weights in training.",
     ]
     parts = [
         f"# Does length help on {data_name}?",
@@ -192,11 +192,7 @@ def plot(summary: dict, path: Path) -> None:
             axes.margins(x=0.15)
             axes.set_xlabel(metric.replace("_", " "))
             axes.set_title(f"{title} ({summary['num_documents'][name]:,})", loc="left", weight="bold", size=10)
-            axes.tick_params(which="both", length=0, labelcolor=SUBTLE)
-            axes.grid(color=GRID, linewidth=0.8)
-            axes.set_axisbelow(True)
-            for side in axes.spines.values():
-                side.set_visible(False)
+            clear_frame(axes)
         for label, row in zip(grid[0, 0].get_yticklabels(), rows, strict=True):
             label.set(color=COLOURS[row["kind"]], weight="bold" if row["kind"] == "factorized" else "normal")
         figure.supxlabel(

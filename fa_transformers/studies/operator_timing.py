@@ -103,7 +103,7 @@ def attend_triton(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def or_out_of_memory(measure: Callable[..., float], *arguments: Any, **options: Any) -> float | None:
-    """Return what `measure` gives for the arguments, or None where the device has too little memory for it."""
+    """Return the figure of `measure` for the arguments, or None where the device has too little memory for it."""
     try:
         return measure(*arguments, **options)
     except torch.OutOfMemoryError:

@@ -127,7 +127,7 @@ def measure_here(name: str, num_tokens: int, options: dict[str, Any], device: st
 
 
 def measure(name: str, num_tokens: int, options: dict[str, Any], device: str) -> int | None:
-    """Return what `measure_here` gives in a fresh process; None where that ran out of memory.
+    """Return the bytes of `measure_here` in a fresh process; None where that ran out of memory.
 
     Raises:
         RuntimeError: the process failed in another way.

@@ -1,5 +1,6 @@
 """Scores of what needs no training of ours, on the split that a model is scored on."""
 
+import logging
 import statistics
 from collections import Counter
 
@@ -7,6 +8,11 @@ from ..data.collators import label_tensor
 from ..data.labelled import LabelledData
 from ..data.word_counts import tfidf_baseline
 from ..metrics import load_metric
+
+logger = logging.getLogger(__name__)
+
+TFIDF_MAX_CLASSES = 100
+"""Classes up to which TF-IDF is scored: it fits 50,000 weights for each of them, one class after the other."""
 
 
 def constant_scores(data: LabelledData) -> dict:
@@ -31,13 +37,17 @@ def score_baselines(data: LabelledData) -> dict[str, dict]:
     """Scores of what needs no network: a constant answer, and for single-label text TF-IDF + logistic regression.
 
     A stream is never in memory as a whole, so its constant answer comes from the validation rows, and TF-IDF is left
-    out.
+    out. So it is above `TFIDF_MAX_CLASSES` classes, and where it fails, with a warning.
     """
     part = "training" if data.stream is None else "validation"
     constant = f"mean of the {part} labels" if data.problem_type == "regression" else "majority class"
     if data.stream is not None:
         return {constant: constant_scores(data)}
     scores = {constant: constant_scores(data)}
-    if data.problem_type == "single_label_classification" and "text" in data.dataset["train"].column_names:
-        scores["TF-IDF + logistic regression"] = tfidf_baseline(data.dataset, data.score_split)
+    is_text = "text" in data.dataset["train"].column_names
+    if data.problem_type == "single_label_classification" and is_text and data.num_labels <= TFIDF_MAX_CLASSES:
+        try:
+            scores["TF-IDF + logistic regression"] = tfidf_baseline(data.dataset, data.score_split)
+        except Exception as error:  # whatever it is: the trained model is complete without the comparison
+            logger.warning("TF-IDF + logistic regression was not scored: %s: %s", type(error).__name__, error)
     return scores

@@ -6,6 +6,8 @@ from ..conversion.source import CheckpointSource, describe_source
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.timing import describe_hardware, time_by_length, time_image
+from ..redaction import without_local_paths
+from ..tables import one_line
 from .job import FinetuneJob, Fitted
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
@@ -24,7 +26,11 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
     what = f"documents of up to {job.model.max_length:,} tokens" if job.is_text else f"images of {side} px a side"
     names = data.label_names or []
     number = "any" if data.problem_type == "multi_label_classification" else "one"
-    answer = f"{number} of {len(names)} labels: {', '.join(names[:20])}" if names else "one number"
+    answer = (
+        f"{number} of {len(names)} labels: {', '.join(map(one_line, names[:20]))}{', …' if len(names) > 20 else ''}"
+        if names
+        else "one number"
+    )
     minutes = run["train_seconds"] / 60
     lengths = (min(512, job.model.max_length), job.model.max_length) if job.is_text else ()
     speed = time_by_length(model, lengths) if job.is_text else [time_image(model, side or 0)]
@@ -38,10 +44,10 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         base_model=base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{run['steps']:,} steps, {run['train_tokens']:,} tokens of {data.facts.name}, "
+        trained_after=f"{run['steps']:,} steps, {run['train_tokens']:,} tokens of {one_line(data.facts.name)}, "
         f"seed {job.loop.seed}.",
         data=[data.facts],
-        command=job.command,
+        command=without_local_paths(job.command),
         hardware=f"{describe_hardware(model.device)}; trained for {minutes:.1f} minutes",
         scores=[
             ScoreFacts(

@@ -24,7 +24,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..files import write_json
+from ..files import flush_folder, write_json
+from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
@@ -111,14 +112,13 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / ".write_probe"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        probe_placing(output_dir)  # what the model needs at the end
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
     for leftover in [*output_dir.glob(".checkpoint-*.tmp"), *output_dir.glob("*/.checkpoint-*.tmp")]:
         shutil.rmtree(leftover)
-    entries = sorted(entry.name for entry in output_dir.iterdir() if entry.name != LAUNCH_FILE)
+    names = sorted(entry.name for entry in output_dir.iterdir())
+    entries = [name for name in names if name != LAUNCH_FILE and not name.startswith(PREFIX)]
     if entries and not resume and not overwrite:
         raise FileExistsError(
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
@@ -277,7 +277,7 @@ def _complete(temporary: Path, target: Path, state: TrainingState) -> None:
     if (damage := find_damage(temporary)) is not None:
         raise CheckpointError(f"what was written does not read back: {damage}")
     temporary.rename(target)
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
 
 
 def resume_run(accelerator: Accelerator, resume_from: str, output_dir: Path, settings: dict) -> TrainingState:
@@ -438,15 +438,7 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(folder)
 
 
 def _free_space(folder: Path) -> str:

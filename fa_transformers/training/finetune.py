@@ -27,14 +27,15 @@ from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check_run, flat, resolve
 from .baselines import score_baselines
+from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
-from .job import FinetuneJob, FinetuneResult, Fitted, describe_call
+from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .recipes import Task, recipe_of
-from .report import describe_run, summarise, write_report
+from .report import describe_run, draw_report, summarise, write_report
 from .setup import (
     count_replicas,
     gather_model,
@@ -50,6 +51,8 @@ SMALL_FAVIT = dict(
     initializer_range=0.1,
 )  # fmt: skip
 LOW_RESOLUTION_PX = 224
+OPTIONS = {"data": DataOptions, "model": ModelOptions, "loop": LoopOptions, "card": CardOptions}
+"""Arguments of `finetune` that are options objects, with their classes."""
 
 
 def finetune(
@@ -83,28 +86,22 @@ def finetune(
 
     Raises:
         ValueError: an option can't be used or contradicts another one; the message names its flag.
+        TypeError: `rows`, an argument or an option is of the wrong type.
         DataError: a row, column or label can't be used.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
     """
-    data, model, loop, card = (
-        data or DataOptions(),
-        model or ModelOptions(),
-        loop or LoopOptions(),
-        card or CardOptions(),
-    )
-    groups = {"data": data, "model": model, "loop": loop, "card": card}
-    call = describe_call("finetune", {"task": task}, groups)
+    given = fill_options({"data": data, "model": model, "loop": loop, "card": card}, OPTIONS)
+    call = describe_call("finetune", {"task": task}, given, has_rows=rows is not None)
+    data, model, loop, card = given["data"], given["model"], given["loop"], given["card"]
     is_demo = rows is None and data.is_demo
     if full_recipe and not is_demo:
         named = f"--{data.sources[0]}" if data.sources else "`rows`"
         raise ValueError(f"--full_recipe is of the built-in demo data; {named} has its own flags.")
-    given = model.model_name_or_path or None
-    recipe = recipe_of(task, is_demo=is_demo, model_name_or_path=given, full=full_recipe)
+    recipe = recipe_of(task, is_demo=is_demo, model_name_or_path=model.model_name_or_path or None, full=full_recipe)
     data, model = resolve(data, recipe), resolve(model, recipe)
     loop, card = resolve(loop, recipe), resolve(card, recipe)
     check_run(data, model, loop, card, is_text=task == "text-classification")
-    resume_call = "the same call with LoopOptions(..., resume_from_checkpoint='last')"
-    job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or resume_call)
+    job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or RESUME_CALL)
     return _run(job, rows)
 
 
@@ -116,8 +113,10 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     count_replicas(job.loop, accelerator)  # which refuses a group of processes that does not come out even
     job = replace(job, loop=_with_resume(job.loop))
     output_dir = job.loop.output_dir
+    # First: a mistyped checkpoint or file must not cost the checkpoints that are overwritten.
+    name = job.model.model_name_or_path
+    source = None if name == "none" else read_source(name)
     with accelerator.main_process_first():
-        # First: a mistyped file must not cost the checkpoints that are overwritten.
         canvas = CANVAS | {"seed": job.loop.seed}
         data = load_data(job.task, job.data, job.card, job.loop.seed, canvas, rows)
         if accelerator.is_main_process:
@@ -125,10 +124,10 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
             prepare_output_dir(output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
     config = flat(job.data, job.model, job.loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, job.loop.report_to, "finetune", config)
-    fitted = fit(job, data, accelerator, output_dir)
+    fitted = fit(job, source, data, accelerator, output_dir)
     baselines: dict[str, dict] = {}
     if data.is_demo and not job.is_text:
-        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = _fit_at_low_resolution(job, data, accelerator).scores
+        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = _fit_at_low_resolution(job, source, data, accelerator).scores
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     summary: dict[str, Any] = {}
     pushed = None
@@ -136,10 +135,13 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         baselines |= score_baselines(data)
         summary = summarise(job, data, fitted, baselines)
         publish(fitted.model, fitted.processor, build_facts(job, data, fitted, baselines), output_dir, overwrite=True)
-        write_report(output_dir, summary, fitted.scores, data.label_names or [])
-        if job.card.push_to_hub:
-            repo_id = job.card.hub_model_id or output_dir.resolve().name
-            pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
+        write_report(output_dir, summary, fitted.scores)
+        try:
+            if job.card.push_to_hub:
+                repo_id = job.card.hub_model_id or output_dir.resolve().name
+                pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
+        finally:
+            draw_report(output_dir, fitted.scores, data.label_names or [])
     return FinetuneResult(fitted.scores, baselines, summary, output_dir, fitted.model, fitted.processor, pushed)
 
 
@@ -148,7 +150,9 @@ def _with_resume(loop: LoopOptions) -> LoopOptions:
     return replace(loop, resume_from_checkpoint=choose_resume(loop.resume_from_checkpoint, loop.output_dir))
 
 
-def _fit_at_low_resolution(job: FinetuneJob, data: LabelledData, accelerator: Accelerator) -> Fitted:
+def _fit_at_low_resolution(
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+) -> Fitted:
     """The demo's comparison: the same architecture and steps on small images."""
     accelerator.print(f"The same architecture, as many steps, on the images at {LOW_RESOLUTION_PX} px:")
     folder = job.loop.output_dir / f"at_{LOW_RESOLUTION_PX}_px"
@@ -158,7 +162,7 @@ def _fit_at_low_resolution(job: FinetuneJob, data: LabelledData, accelerator: Ac
         model=replace(job.model, image_size=LOW_RESOLUTION_PX),
         loop=replace(job.loop, resume_from_checkpoint=resume),
     )
-    return fit(small, data, accelerator, folder)
+    return fit(small, source, data, accelerator, folder)
 
 
 @dataclass(frozen=True)
@@ -177,11 +181,14 @@ class Built:
     mixers_are_new: bool = False
 
 
-def build_model(job: FinetuneJob, data: LabelledData) -> Built:
-    """Build the model with a head for the data's labels, and its tokenizer or image processor."""
+def build_model(job: FinetuneJob, source: CheckpointSource | None, data: LabelledData) -> Built:
+    """Build the model with a head for the data's labels, and its tokenizer or image processor.
+
+    `source` None starts from new weights, which are for images.
+    """
     options = job.model
     overrides = data.config_fields | options.config_fields
-    if options.model_name_or_path == "none":
+    if source is None:
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 
         if options.image_size is None:
@@ -191,7 +198,6 @@ def build_model(job: FinetuneJob, data: LabelledData) -> Built:
         processor = ViTImageProcessor(size=size, **data.image_statistics)
         num_patches = count_patches(options.image_size, config)
         return Built(FAViTForImageClassification(config), processor, num_patches, options.image_size)
-    source = read_source(options.model_name_or_path)
     is_stock = not isinstance(source.config, FactorizedConfig)
     if job.is_text:
         length = options.max_length
@@ -219,11 +225,17 @@ def native_side(processor: BaseImageProcessor) -> int:
     return sides.pop()
 
 
-def fit(job: FinetuneJob, data: LabelledData, accelerator: Accelerator, output_dir: Path) -> Fitted:
-    """Build, train and score one model."""
+def fit(
+    job: FinetuneJob,
+    source: CheckpointSource | None,
+    data: LabelledData,
+    accelerator: Accelerator,
+    output_dir: Path,
+) -> Fitted:
+    """Build, train and score one model, which starts from `source`, or without one from new weights."""
     loop = job.loop
     set_seed(loop.seed)
-    built = build_model(job, data)
+    built = build_model(job, source, data)
     model = built.model
     freeze_bottom_layers(model, job.model.freeze_layers)
     if job.model.gradient_checkpointing:

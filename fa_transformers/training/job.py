@@ -1,6 +1,5 @@
 """The request of a fine-tuning run, and its result."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..conversion.source import CheckpointSource
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, flat
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
 from .recipes import Task
 
 
@@ -16,7 +15,7 @@ from .recipes import Task
 class FinetuneJob:
     """A fine-tuning run as it was asked for, every option resolved.
 
-    `command` is how it is repeated, for the card; `resume_command` how it is gone on with after a stop.
+    `command` repeats it, for the card; `resume_command` goes on with it after a stop.
     """
 
     task: Task
@@ -66,20 +65,3 @@ class FinetuneResult:
     model: PreTrainedModel
     processor: Any
     pushed: dict[str, Any] | None = None
-
-
-def describe_call(function: str, values: Mapping[str, Any], options: Mapping[str, OptionGroup]) -> str:
-    """Return a call of this package's `function` as a line of Python, for a card; never with a token.
-
-    Args:
-        function: its name.
-        values: arguments that are shown as they are, by name.
-        options: arguments of which the fields are shown that differ from their defaults, by name.
-    """
-    given = [f"{name}={value!r}" for name, value in values.items()]
-    for name, group in options.items():
-        set_fields = {key: value for key, value in flat(group).items() if value != getattr(type(group)(), key)}
-        if set_fields:
-            listed = ", ".join(f"{key}={value!r}" for key, value in set_fields.items())
-            given.append(f"{name}={type(group).__name__}({listed})")
-    return f"fa_transformers.{function}({', '.join(['rows', *given])})"

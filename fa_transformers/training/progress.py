@@ -30,7 +30,7 @@ COLLECTIVES: dict[DeviceType, tuple[str, ...]] = {
     DeviceType.CPU: ("gloo:",),
     DeviceType.CUDA: ("ncclDevKernel", "ncclKernel"),
 }
-"""How the profiler's names of communication between processes begin, where it takes its time.
+"""Beginnings of the profiler's names of communication between processes, where it takes its time.
 
 NCCL's ranges on the CPU and its annotations on the GPU cover the same time as its kernels.
 """
@@ -206,7 +206,7 @@ class ProgressMeter:
 
     @property
     def values(self) -> dict[str, float | None]:
-        """For the tracker; what has no value here is left out."""
+        """Return the figures of the last steps for the tracker; one without a value here is left out."""
         memory, flops = peak_memory(self.accelerator.device), self.flops_per_second
         values = {
             "loss": self.state.mean_loss,
@@ -220,7 +220,7 @@ class ProgressMeter:
         return {name: value for name, value in values.items() if value is not None}
 
     def figures(self) -> dict:
-        """For the report, beside the state's: split of a step, memory of the process that takes most, operations.
+        """Return the report's figures: split of a step, memory of the process that takes most, operations per second.
 
         All processes must call this. A figure that can't be had here is None.
         """
@@ -244,9 +244,10 @@ class ProgressMeter:
 
 
 class StepProfiler:
-    """With `is_on`, a profiler's trace of `PROFILED_STEPS` optimiser steps in `folder`/rank-R.json, one file for each
-    process, for Perfetto or chrome://tracing; a run of fewer steps than it takes leaves fewer or none. For a `with`
-    block, with a call of `finish_step` after each step.
+    """Writes, if `is_on`, a profiler's trace of `PROFILED_STEPS` optimiser steps to `folder`/rank-R.json.
+
+    Each process writes one file, for Perfetto or chrome://tracing; a run of fewer steps than it takes leaves fewer or
+    none. For a `with` block, with a call of `finish_step` after each step.
 
     `figures` then holds "communication_ms_per_step": the milliseconds in which collective operations of this process
     were under way. They overlap with the backward pass and include the wait for slower processes, so they are no part

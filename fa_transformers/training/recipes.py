@@ -26,9 +26,8 @@ TASKS: dict[str, dict[str, Any]] = {
         model_name_or_path="none",
     ),
 }  # fmt: skip
-PRETRAINED_IMAGES: dict[str, Any] = dict(
-    learning_rate=1e-4, image_size=None
-)  # None: as the checkpoint's processor says
+# An image size of None is the one that the checkpoint's processor states.
+PRETRAINED_IMAGES: dict[str, Any] = dict(learning_rate=1e-4, image_size=None)
 DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
         max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,

@@ -16,6 +16,7 @@ from ..files import count_cores
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions
+from ..redaction import redact
 from .processes import meet_after_restart
 
 
@@ -125,4 +126,4 @@ def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: 
         raise ValueError(f"--report_to {report_to}: that tracker is not installed; install it, or use none.")
     plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
     plain.pop("hub_token", None)
-    accelerator.init_trackers(name, config=plain)
+    accelerator.init_trackers(name, config=redact(plain))

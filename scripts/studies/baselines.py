@@ -1,4 +1,4 @@
-"""Does length help on your documents? Truncation, chunk-and-mean and FA models at equal tokens, beside word counts.
+"""Does length help on your documents? Truncation, mean over passages and FA models at equal tokens, beside word counts.
 
 python scripts/studies/baselines.py                                                  # licence documents
 python scripts/studies/baselines.py --fa_model outputs/fa-minilm --fa_lengths 512 2048 --seeds 0 1
@@ -51,7 +51,7 @@ PROGRAM = "python scripts/studies/baselines.py"
 SETTINGS = (
     "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "text_column_name",
     "label_column_name", "label_separator", "problem_type", "max_train_samples", "max_eval_samples", "group_column",
-    "folds", "model_name_or_path", "fa_model", "stock_length", "chunks_per_document", "token_budget", "learning_rate",
+    "folds", "model_name_or_path", "fa_model", "stock_length", "passages_per_document", "token_budget", "learning_rate",
     "head_learning_rate", "max_tokens_per_batch", "per_device_train_batch_size", "mixed_precision",
 )  # fmt: skip
 
@@ -85,7 +85,7 @@ def check(job: ContenderJob) -> None:
     options = job.contenders
     check_loop(job.loop)
     check_sources(job.data, is_text=True)
-    check_positive(options, "chunks_per_document", "token_budget")
+    check_positive(options, "passages_per_document", "token_budget")
     for name, lengths in (("stock_length", [options.stock_length]), ("fa_lengths", options.fa_lengths)):
         if min(lengths, default=3) < 3:
             raise ValueError(f"--{name} must be at least 3 tokens, two of which are special, got {min(lengths)}.")

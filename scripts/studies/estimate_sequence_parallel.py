@@ -19,7 +19,7 @@ LATENCY = 10e-6  # seconds per message
 
 
 def seconds_of_layer(num_tokens: int, num_gpus: int) -> dict[str, dict[str, float]]:
-    """Computing, exchanging and both in seconds, forward, for each way of sharing a document."""
+    """Return the seconds of computing, of exchanging and of both, forward, for each way of sharing a document."""
     own, link, hops = num_tokens / num_gpus, LINKS[num_gpus], num_gpus - 1
     linear = 24 * own * WIDTH**2 / FLOPS  # the four projections and the feed-forward part
     factorized = linear + max(4 * own * WIDTH * HEAD_WIDTH / FLOPS, PASSES * own * WIDTH * 4 / MEMORY)

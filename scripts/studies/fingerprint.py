@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes, in the order of the names."""
+    """Return the SHA-256 over names and bytes, in the order of the names."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         total.update(name.encode())
@@ -44,7 +44,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def build(config_class, model_class, options: dict):
-    """A tiny model in evaluation mode with every parameter drawn."""
+    """Build a tiny model in evaluation mode with every parameter drawn."""
     default = config_class()
     config = config_class(**{name: value for name, value in (SIZES | options).items() if hasattr(default, name)})
     model = model_class(config).eval()
@@ -72,7 +72,7 @@ def total_of(output) -> Tensor:
 
 
 def fingerprint_model(model, auto_class: str) -> dict[str, str]:
-    """Sums of outputs and gradients in evaluation, and of gradients in training with dropout."""
+    """Return the sums of outputs and gradients in evaluation, and of gradients in training with dropout."""
     inputs = make_inputs(model, auto_class)
     sums = {}
     for mode in ("eval", "train"):
@@ -104,7 +104,7 @@ def fingerprint_block() -> str:
 
 
 def fingerprint_training() -> dict:
-    """`scripts/finetune.py` for 20 steps on generated documents, with everything that a layer can have."""
+    """Run `scripts/finetune.py` for 20 steps on generated documents, with everything that a layer can have."""
     with tempfile.TemporaryDirectory() as scratch:
         rows = [f'"{" ".join(f"word{(i * k) % 97}" for k in range(3, 20 + i % 40))}",{"ab"[i % 2]}' for i in range(160)]
         Path(scratch, "train.csv").write_text("\n".join(["text,label", *rows]))

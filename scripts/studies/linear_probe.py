@@ -1,4 +1,4 @@
-"""How well frozen image embeddings tell classes apart: a softmax model beside its factorized one, at several sizes.
+"""Tell how well frozen image embeddings separate classes: a softmax model beside its factorized one, at several sizes.
 
 python scripts/studies/linear_probe.py --image_folder stamps/ --teacher dinov2-small --student outputs/distilled
 

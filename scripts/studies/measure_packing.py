@@ -4,8 +4,8 @@ python scripts/studies/measure_packing.py                    # a whole epoch eac
 python scripts/studies/measure_packing.py --max_steps 8      # 8 batches each way, spread over the epoch
 
 All three have the same tokens per step, padding included: --max_tokens_per_batch. A step is forward, backward and AdamW
-of a MiniLM classifier in float32. The ways take turns, so that a busy machine slows all of them down. Of a part of an
-epoch, its time is that of the measured real tokens times their share. Ends with one line of JSON.
+of a MiniLM classifier in float32. The ways take turns, so that a busy machine slows all of them down. Where only
+some batches are measured, the time of an epoch is that of their real tokens, scaled to all. Ends with one line of JSON.
 """
 
 import json

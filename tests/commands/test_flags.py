@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 import pytest
 import transformers
+from accelerate.state import AcceleratorState
 from repository import ROOT, SCRIPTS
 
 from fa_transformers import commands
-from fa_transformers.commands.flags import FlagParser, describe_command, script_parser
+from fa_transformers.commands.flags import FlagParser, describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.options import UNSET, LoopOptions, OptionGroup, Scheduler, option, resolve
 
 TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks
@@ -175,3 +176,19 @@ def test_the_console_command_names_its_commands_and_what_was_meant(capsys):
     with pytest.raises(SystemExit) as ended:
         commands.main(["finetune", "--help"])
     assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("command", ["finetune", "distill"])
+def test_a_file_that_is_not_there_ends_the_command_in_one_line(command, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the settings of an earlier call
+    flags = ["--train_file", str(tmp_path / "nix.csv"), "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
+    with pytest.raises(SystemExit, match=r"^error: .*nix\.csv: there is no such file$"):
+        commands.main([command, *flags, "--use_cpu"])
+
+
+def test_only_mistakes_lose_their_traceback():
+    with pytest.raises(SystemExit, match="^error: --seed is wrong"), mistakes_in_one_line():
+        raise ValueError("--seed is wrong")
+    for fault in (ValueError("shapes differ"), RuntimeError("a bug"), KeyError("x"), PermissionError("disk")):
+        with pytest.raises(type(fault)), mistakes_in_one_line():
+            raise fault

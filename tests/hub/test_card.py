@@ -4,6 +4,7 @@ its facts say, and the command-line generator writes it whole or not at all.
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -149,6 +150,60 @@ def test_the_card_states_every_fact():
         assert sentence in card
     assert "$" not in card
     assert "not on the Hub yet" in card
+
+
+FORGED = "sea\n\n# Injected heading\n\n<img src=x> [a](javascript:b) ![c](d) `e` **f** \x1b[31m \u202e|g"
+
+
+def test_text_from_data_is_text_in_the_card_and_never_markdown():
+    data = DataFacts(name=FORGED, license=FORGED, attribution=FORGED, hub_id=FORGED)
+    score = ScoreFacts(dataset=FORGED, split=FORGED, metric=FORGED, value=0.5, baselines={FORGED: 0.5})
+    plain = make_facts(
+        data=[DataFacts(name="sea", license="x", attribution="y")],
+        scores=[ScoreFacts(dataset="sea", split="test", metric="m", value=0.5, baselines={"b": 0.5})],
+    )
+    fields = ("summary", "base_model_revision", "replaced", "trained_after", "hardware")
+    card = render_card(make_facts(data=[data], scores=[score], limits=[FORGED], **dict.fromkeys(fields, FORGED)))
+    body, expected = (text.split("\n---\n", 1)[1] for text in (card, render_card(plain)))
+    headings, wanted = ([line for line in text.splitlines() if line.startswith("#")] for text in (body, expected))
+    assert headings[1:] == wanted[1:] and headings[0].startswith("# FA-BERT")
+    shown = re.sub(r"revision `[^`\n]*`", "", body)  # code shows what it holds
+    for markup in ("<img", "](javascript", "](d)", "**f**", "\x1b", "\u202e"):
+        assert not re.search(r"(?<!\\)" + re.escape(markup), shown), markup
+    rows = [line for line in body.splitlines() if line.startswith("| sea")]
+    assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 6
+
+
+@pytest.mark.parametrize("text", ["# x", "- x", "1. x", "2) x", "> x", "+ x", "=== x", "~~~ x", "| x"])
+def test_a_summary_begins_no_heading_list_or_quotation(text):
+    line = render_card(make_facts(summary=text)).split("\n---\n", 1)[1].splitlines()[3]
+    assert line.replace("\\", "", 1) == text and "\\" in line
+
+
+@pytest.mark.parametrize("command", ["x --data_name '```'", "x '\n````\n# heading\n'", "plain"])
+def test_no_command_ends_its_own_fence(command):
+    card = render_card(make_facts(command=command))
+    fence = card.split("## How it was made\n\n")[1].split("bash\n")[0]
+    assert set(fence) == {"`"} and fence not in command
+    assert card.split(f"{fence}bash\n")[1].split(f"\n{fence}\n")[0] == command
+
+
+@pytest.mark.parametrize("name", ["数据", "---", "a: b\n---\nc", "'\"", "x" * 10_000, FORGED])
+def test_front_matter_is_valid_for_any_name_of_data(name, tmp_path):
+    data = DataFacts(name=name, license="mit", attribution="Somebody")
+    score = ScoreFacts(dataset=name, split="test", metric="accuracy", value=0.5, baselines={"b": 0.5})
+    (tmp_path / "README.md").write_text(render_card(make_facts(data=[data], scores=[score])))
+    content = ModelCard.load(tmp_path / "README.md")
+    result = content.data.eval_results[0]
+    assert re.fullmatch(r"[a-z0-9-]+", result.dataset_type) and 0 < len(result.dataset_name) <= 120
+    assert content.data.license == "apache-2.0" and len(content.content) < 10_000
+
+
+def test_what_would_be_code_in_the_snippet_is_refused():
+    with pytest.raises(FactError, match="'revision'"):
+        make_facts(revision='a"; import os; "')
+    with pytest.raises(FactError, match="'auto_class'"):
+        make_facts(auto_class="AutoModel\nimport os")
 
 
 def test_the_speed_sentence_admits_losses_and_counts_running_out_of_memory():

@@ -4,6 +4,7 @@ local server that speaks its API to the real client) survives failures, verifies
 
 import hashlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -28,7 +29,8 @@ from fa_transformers import (
 )
 from fa_transformers.hub.card import UNPUBLISHED, ModelFacts, render_card
 from fa_transformers.hub.publish import PublishError, check_folder, publish
-from fa_transformers.hub.self_check import SelfTestError, compute_sha256, prepare_inputs
+from fa_transformers.hub.push import _checked_file
+from fa_transformers.hub.self_check import SelfTestError, compute_sha256, prepare_inputs, read_self_test
 
 CODE_FILES = {path.name for path in (ROOT / "fa_transformers" / "models").glob("*.py")} - {"__init__.py"}
 
@@ -188,6 +190,13 @@ def test_what_does_not_fit_together_is_refused_by_name(model, vision_model, toke
     refused("`processor.model_max_length` is 96, but the model has 64 positions", model=short)
 
 
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "a/../../x", "a\\b", ".git/config", "C:x", "../evil.pth"])
+def test_extra_files_lie_inside_the_folder(model, tokenizer, tmp_path, name):
+    with pytest.raises(PublishError, match="a name of `extra_files` is"):
+        publish(model, tokenizer, make_facts(), tmp_path / "model", extra_files={"1_Extra/a.json": b"{}", name: b"x"})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_whose_outputs_are_not_finite_is_refused(tokenizer, tmp_path):
     broken = FABertForSequenceClassification(make_config())
     torch.nn.init.constant_(broken.classifier.bias, float("nan"))
@@ -212,6 +221,75 @@ def test_damage_is_found_and_named(folder):
         check_folder(folder)
     with pytest.raises(SelfTestError, match="is not a folder"):
         check_folder(folder / "nowhere")
+
+
+def change_self_test(folder: Path, **changes) -> None:
+    path = folder / "self_test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["{outside}", "../private", ".git/config", "a/../../private", "link"])
+def test_a_self_test_lists_no_file_outside_of_the_folder(folder, tmp_path, name):
+    private = tmp_path / "private"
+    private.write_bytes(b"private")
+    (folder / "link").symlink_to(private)
+    listed = name.format(outside=private)
+    digest = hashlib.sha256(b"private").hexdigest()
+    change_self_test(folder, files=json.loads((folder / "self_test.json").read_text())["files"] | {listed: digest})
+    with pytest.raises(SelfTestError, match="self_test.json: a name of 'files' is"):
+        read_self_test(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {}}, "'files' must name"),
+        ({"files": []}, "'files' must name"),
+        ({"files": [["config.json", "0"]]}, "'files' must name"),
+        ({"tolerance": math.inf}, "'tolerance' is inf"),
+        ({"tolerance": math.nan}, "'tolerance' is nan"),
+        ({"tolerance": -1}, "'tolerance' is -1"),
+        ({"tolerance": 1e3}, "'tolerance' is 1000"),
+        ({"tolerance": True}, "'tolerance' is True"),
+        ({"tolerance": None}, "damaged"),
+        ({"auto_class": "pipeline"}, "must be an Auto class"),
+        ({"outputs": 3}, "damaged"),
+    ],
+)
+def test_a_self_test_that_would_pass_anything_is_refused(folder, changes, message):
+    change_self_test(folder, **changes)
+    with pytest.raises(SelfTestError, match=message):
+        read_self_test(folder)
+
+
+def test_a_file_that_changes_between_check_and_upload_is_not_sent(folder):
+    files = read_self_test(folder)["files"]
+    assert _checked_file(folder, "config.json", files["config.json"]).path_in_repo == "config.json"
+    for name in ("config.json", "model.safetensors"):
+        with open(folder / name, "ab") as file:
+            file.write(b" ")
+        with pytest.raises(ValueError, match=f"{name} was altered after it was checked"):
+            _checked_file(folder, name, files[name])
+
+
+@pytest.mark.slow
+def test_the_folders_code_runs_without_secrets_logins_and_network(folder, monkeypatch):
+    """Code that looks for them, as the folder of a stranger could bring it, and writes down what it saw."""
+    monkeypatch.setenv("HF_TOKEN", "hf_planted0secret0value")
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
+    seen = folder.parent / "seen.json"
+    with open(folder / "configuration_fa_bert.py", "a", encoding="utf-8") as file:
+        file.write(
+            "\nimport json, os, socket\nfrom pathlib import Path\nfrom huggingface_hub import get_token\n"
+            "try:\n    socket.create_connection(('127.0.0.1', 9)); network = 'open'\n"
+            "except PermissionError:\n    network = 'refused'\n"
+            f"Path({str(seen)!r}).write_text(json.dumps([dict(os.environ), get_token(), str(Path.home()), network]))\n"
+        )
+    add_to_manifest(folder, "configuration_fa_bert.py")
+    check_folder(folder)
+    environment, token, home, network = json.loads(seen.read_text())
+    assert not {"HF_TOKEN", "WANDB_API_KEY"} & set(environment) and "planted" not in str(environment)
+    assert token is None and network == "refused" and home != str(Path.home())
 
 
 @pytest.mark.slow
@@ -349,3 +427,24 @@ def test_grey_models_get_a_grey_self_test_image(tmp_path):
     assert processor(images=Image.new("L", (8, 8)), return_tensors="pt")["pixel_values"].shape == (1, 1, 32, 32)
     folder = publish(grey_model, processor, vision_facts(), tmp_path / "model")
     assert json.loads((folder / "self_test.json").read_text())["inputs"]["pixel_values"]["shape"] == [1, 1, 32, 32]
+
+
+def test_every_published_file_can_be_read_by_whom_the_others_can_be(folder):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o666 & ~current_umask()}
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_publishing_into_the_working_directory_after_a_killed_run(model, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / ".publishing-dead" / "new").mkdir(parents=True)
+    (tmp_path / ".publishing-dead" / "new" / "model.safetensors").write_text("half")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    publish(model, tokenizer, make_facts(), ".")
+    assert Path.cwd() == tmp_path and not list(tmp_path.glob(".publishing-*"))
+    check_folder(".")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import evaluate
@@ -15,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 
 import fa_transformers.metrics
 from fa_transformers.metrics import PROBLEM_METRICS, decide, load_metric
+from fa_transformers.metrics.classification import MATRIX_MAX_CLASSES
 
 NAMES = ["ant", "bee", "cat", "dog"]
 WORKER = HELPERS / "evaluate_in_processes.py"
@@ -151,3 +153,30 @@ def test_two_real_processes_score_every_example_once(problem_type, reports_of_tw
     else:
         assert scores["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
         assert scores["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(references, predictions, average="macro"))
+
+
+@pytest.mark.parametrize("num_classes", [101, 1_000, 100_000])
+def test_many_classes_are_scored_without_a_matrix_of_their_square(num_classes):
+    predictions, references = random_classes(200)
+    # The last class is confused with the first most often.
+    predictions[:50], references[:50] = 0, num_classes - 1
+    names = [f"class {index}" for index in range(num_classes)]
+    tracemalloc.start()
+    scores = load_metric("single_label_classification").compute(
+        predictions=predictions, references=references, label_names=names
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20 * 16 + 2000 * num_classes
+    assert "confusion_matrix" not in scores
+    assert scores["most_confused"][0] == {"true": names[-1], "predicted": names[0], "count": 50}
+    assert sum(row["count"] for row in scores["most_confused"]) == np.sum(predictions != references)
+    assert len(scores["per_class"]) == num_classes
+    occurring = sklearn_metrics.f1_score(references, predictions, average="macro")
+    assert scores["macro_f1"] == occurring
+
+
+def test_up_to_a_hundred_classes_keep_their_matrix():
+    names = [str(index) for index in range(MATRIX_MAX_CLASSES)]
+    scores = load_metric("single_label_classification").compute(predictions=[99], references=[3], label_names=names)
+    assert scores["confusion_matrix"][3][99] == 1 and "most_confused" not in scores

@@ -42,6 +42,7 @@ TEXT_OPTIONS = {
     "cls": {},
     "mean": {"classifier_pooling": "mean", "attention_normalization": "scaling", "key_feature_size": 20},
     "local": LOCAL,
+    "kernel of 1": {"local_kernel_size": 1, "classifier_pooling": "mean"},
     "wide halo": {"local_window": 9, "classifier_pooling": "mean"},
     "softmax": {"softmax_layers": [0], "position_embedding_type": "periodic"},
 }
@@ -145,7 +146,7 @@ def gradient_of_inputs(rank, size, group) -> float:
 def inference(rank, size, group) -> float:
     """At once and in chunks of several sizes."""
     errors = []
-    for options in (LOCAL, TEXT_OPTIONS["wide halo"], ALL_OPTIONS):
+    for options in (LOCAL, TEXT_OPTIONS["kernel of 1"], TEXT_OPTIONS["wide halo"], ALL_OPTIONS):
         text = build(FABertConfig, FABertModel, **options).double()
         image = build(FAViTConfig, FAViTModel, **options, num_register_tokens=2).double()
         ids, mask = (text_batch(22, 3, 5)[name] for name in ("input_ids", "attention_mask"))
@@ -268,6 +269,7 @@ EXACT_CHECKS = {
     "checkpointed": partial(compare_text, LOCAL, is_checkpointed=True),
     "images cls": partial(compare_images, {}),
     "images local": partial(compare_images, LOCAL),
+    "images kernel of 1": partial(compare_images, TEXT_OPTIONS["kernel of 1"]),
     "images softmax": partial(compare_images, {"softmax_layers": [0], **LOCAL}),
     "a loss of each rank's own tokens": share_of_a_loss,
     "gradient of inputs": gradient_of_inputs,

@@ -103,9 +103,9 @@ def test_more_tokens_than_the_stock_checkpoint_has_positions_are_refused(tiny_be
         contenders.check_stock_length(replace(options, stock_length=CHUNK + 1))
 
 
-def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert):
+def test_passage_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert):
     job, data = job_of(tiny_bert), make_data(make_texts(90))
-    contender = Contender("chunks", "chunks", None, str(tiny_bert))
+    contender = Contender("passages", "passages", None, str(tiny_bert))
     model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
     network, examples, collate = contenders.build_inputs(job, contender, data, model.double().eval(), tokenizer)
     rows = [examples["test"][index] for index in (0, 7, 28)]
@@ -120,21 +120,21 @@ def test_chunk_mean_is_the_classified_mean_of_the_stock_encoders_means(tiny_bert
             torch.testing.assert_close(logits, expected, rtol=0.0, atol=2.0**-40)
 
 
-def test_chunks_cut_training_documents_only(tiny_bert):
-    job, data = job_of(tiny_bert, "--chunks_per_document", "2"), make_data(make_texts(90))
-    contender = Contender("chunks", "chunks", None, str(tiny_bert))
+def test_passages_cut_training_documents_only(tiny_bert):
+    job, data = job_of(tiny_bert, "--passages_per_document", "2"), make_data(make_texts(90))
+    contender = Contender("passages", "passages", None, str(tiny_bert))
     model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
     _, examples, _ = contenders.build_inputs(job, contender, data, model, tokenizer)
-    counts = {split: [len(row["chunks"]) for row in part] for split, part in examples.items()}
+    counts = {split: [len(row["passages"]) for row in part] for split, part in examples.items()}
     assert max(counts["train"]) == 2 and max(counts["validation"]) == max(counts["test"]) == 6
-    # Each chunk costs its two special tokens, and counts in the budget with them.
+    # Each passage costs its two special tokens, and counts in the budget with them.
     words = sum(len(text.split()) for text in data.dataset["test"]["text"])
     assert sum(examples["test"].lengths) == words + 2 * sum(counts["test"])
 
 
 def test_predictions_keep_the_order_of_the_documents(tiny_bert):
     job, data = job_of(tiny_bert, "--per_device_eval_batch_size", "4"), make_data(make_texts(90))
-    contender = Contender("chunks", "chunks", None, str(tiny_bert))
+    contender = Contender("passages", "passages", None, str(tiny_bert))
     model, tokenizer, _ = contenders.build_network(job.contenders, contender, data)
     network, examples, collate = contenders.build_inputs(job, contender, data, model, tokenizer)
     predictions, loss = contenders.predict(network, examples["test"], collate, data, job.loop, torch.device("cpu"))
@@ -278,7 +278,7 @@ def test_folds_pair_differences_over_folds_and_seeds(flags):
     results = run([*flags, "--folds", "3", "--group_column", "author", "--seeds", "0", "1", "--fa_lengths", "32"])
     assert results["paired_over"] == "folds" and results["num_documents"]["all"] == 60
     runs = {row["kind"]: row["runs"] for row in results["rows"]}
-    assert runs == {"softmax": 6, "chunks": 6, "factorized": 6, "words": 3}
+    assert runs == {"softmax": 6, "passages": 6, "factorized": 6, "words": 3}
     assert all(row["all_difference"]["count"] == 3 for row in results["rows"][1:])
 
 

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from tiny_models import make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 import fa_transformers as fa
-from fa_transformers.training.job import describe_call
+from fa_transformers.training.calls import describe_call, fill_options
 
 WORDS = ["red", "blue", "green", "one", "two", "three"]
 
@@ -95,5 +96,48 @@ def test_a_second_call_says_that_the_folder_is_used_and_goes_on_when_asked(tiny_
 
 def test_a_call_is_described_by_what_was_given_and_without_the_token():
     given = dict(data=fa.DataOptions(), loop=fa.LoopOptions(seed=1), card=fa.CardOptions(hub_token="hf_secret"))
-    line = describe_call("finetune", {"task": "text-classification"}, given)
+    line = describe_call("finetune", {"task": "text-classification"}, given, has_rows=True)
     assert line == "fa_transformers.finetune(rows, task='text-classification', loop=LoopOptions(seed=1))"
+
+
+def test_a_described_call_without_rows_can_be_typed_again():
+    given = {"data": fa.DataOptions(train_file="a.csv"), "loop": fa.LoopOptions(output_dir="mine")}
+    line = describe_call("finetune", {}, given, has_rows=False)
+    assert line == "fa_transformers.finetune(data=DataOptions(train_file='a.csv'), loop=LoopOptions(output_dir='mine'))"
+    names = {name: getattr(fa, name) for name in ("DataOptions", "LoopOptions")}
+    assert eval(line.replace("fa_transformers.finetune", "dict"), names) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"data": {"text": ["red"]}}, TypeError, r"`data` must be DataOptions\(\.\.\.\), got dict. Rows are the first"),
+        ({"model": "minilm"}, TypeError, "`model` must be ModelOptions"),
+        ({"loop": fa.LoopOptions(max_steps="3")}, TypeError, "--max_steps must be of type int, got '3', which is str"),
+        ({"loop": fa.LoopOptions(use_cpu="no")}, TypeError, "--use_cpu must be of type bool"),
+        ({"loop": fa.LoopOptions(seed=True)}, TypeError, "--seed must be of type int, got True"),
+        (
+            {"loop": fa.LoopOptions(lr_scheduler_type="lin")},
+            ValueError,
+            "--lr_scheduler_type must be one of linear, .*'lin'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("function", [fa.finetune, fa.distill])
+def test_arguments_and_options_of_another_type_are_named(function, given, error, message):
+    with pytest.raises(error, match=message):
+        function(**given)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_fractions_are_options_as_well():
+    loop = fa.LoopOptions(max_steps=np.int64(3), learning_rate=1, weight_decay=np.float32(0.5), output_dir="mine")
+    assert fill_options({"loop": loop}, {"loop": fa.LoopOptions}) == {"loop": loop}
+
+
+def test_a_mistyped_checkpoint_does_not_cost_the_run_that_is_overwritten(tiny_bert):
+    result = fa.finetune(columns(30), **options(tiny_bert))
+    before = sorted(result.output_dir.rglob("*"))
+    again = options(tiny_bert, overwrite_output_dir=True)
+    with pytest.raises(FileNotFoundError, match="'no/such/folder' is no folder here"):
+        fa.finetune(columns(30), **again | {"model": fa.ModelOptions(model_name_or_path="no/such/folder")})
+    assert before and sorted(result.output_dir.rglob("*")) == before

@@ -9,9 +9,10 @@ Documents stay in memory-mapped files: in memory are labels, row numbers, and a 
 
 import hashlib
 import logging
-import os
+import shutil
+import tempfile
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -167,38 +168,83 @@ def _rows_of(part: datasets.Dataset, options: ReadingOptions) -> Iterable[Row]:
 
 
 def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | None) -> Table:
-    """Check every document and write it, a chunk at a time, to a file in a folder that is named by their content."""
+    """Check every document and write it, a chunk at a time, to a file in a folder that is named by their content.
+
+    The cache may be shared by processes of several machines and containers. Each writes a file of a random name, and
+    a file that is already there is used when it holds these documents, and else replaced.
+    """
     root = Path(cache_dir) if cache_dir else Path(datasets.config.HF_CACHE_HOME) / "fa_transformers"
     root = root / "files"
     root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f"{os.getpid()}.tmp"
+    labels: list[Any] = []
+    numbers = array("q")
+    documents = _checked(source, unit, rows, labels, numbers)
+    scratch = Path(tempfile.mkdtemp(suffix=".tmp", dir=root))
+    try:
+        temporary = scratch / "documents.arrow"
+        digest = _write_documents(documents, temporary)
+        if not numbers:
+            raise DataError(f"{source}: there are no rows")
+        stored = root / digest[:32] / "documents.arrow"
+        stored.parent.mkdir(exist_ok=True)
+        if not _holds(stored, digest, len(numbers)):
+            temporary.replace(stored)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    texts = datasets.Dataset.from_file(str(stored))
+    if not _holds(stored, digest, len(numbers)) or len(texts) != len(numbers):
+        raise DataError(
+            f"{source}: {stored} does not hold the documents that were written to it: another program writes there, or "
+            "the disk is faulty. Set HF_HOME to another folder"
+        )
+    return Table(source, texts, labels, unit, numbers)
+
+
+def _checked(source: str, unit: str, rows: Iterable[Row], labels: list, numbers: array) -> Iterator[bytes]:
+    """Yield each row's document in UTF-8, and note its label and number."""
+    for number, text, label in rows:
+        document = check_text(text, f"{source}, {unit} {number}")
+        labels.append(label)
+        numbers.append(number)
+        yield document
+
+
+def _write_documents(documents: Iterable[bytes], path: Path) -> str:
+    """Write documents as a column "text" of an Arrow stream, a chunk at a time; return the SHA-256 of their content."""
     schema = pyarrow.schema([("text", pyarrow.string())])
-    digest, labels, numbers = hashlib.sha256(), [], array("q")
+    digest = hashlib.sha256()
     chunk: list[bytes] = []
     chunk_bytes = 0
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+        for document in documents:
+            _add_document(digest, document)
+            if chunk and chunk_bytes + len(document) > STORED_CHUNK_BYTES:
+                writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
+                chunk, chunk_bytes = [], 0
+            chunk.append(document)
+            chunk_bytes += len(document)
+        writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
+    return digest.hexdigest()
+
+
+def _add_document(digest: Any, document: bytes) -> None:
+    digest.update(len(document).to_bytes(8, "little"))
+    digest.update(document)
+
+
+def _holds(path: Path, expected: str, num_rows: int) -> bool:
+    """True where an Arrow stream is whole and holds `num_rows` documents whose content has the SHA-256 `expected`."""
+    digest = hashlib.sha256()
+    found = 0
     try:
-        with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-            for number, text, label in rows:
-                document = check_text(text, f"{source}, {unit} {number}")
-                digest.update(len(document).to_bytes(8, "little"))
-                digest.update(document)
-                labels.append(label)
-                numbers.append(number)
-                if chunk and chunk_bytes + len(document) > STORED_CHUNK_BYTES:
-                    writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
-                    chunk, chunk_bytes = [], 0
-                chunk.append(document)
-                chunk_bytes += len(document)
-            if not chunk:
-                raise DataError(f"{source}: there are no rows")
-            writer.write_batch(pyarrow.record_batch([pyarrow.array(chunk, pyarrow.string())], schema))
-        stored = root / digest.hexdigest()[:32] / "documents.arrow"
-        stored.parent.mkdir(exist_ok=True)
-        if not stored.exists():
-            temporary.rename(stored)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Table(source, datasets.Dataset.from_file(str(stored)), labels, unit, numbers)
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+            for batch in batches:
+                found += len(batch)
+                for text in batch.column("text").cast(pyarrow.binary()):
+                    _add_document(digest, text.as_py())
+    except (OSError, LookupError, ValueError, TypeError, AttributeError):  # pyarrow's errors are ValueErrors
+        return False
+    return found == num_rows and digest.hexdigest() == expected
 
 
 def check_text(text: Any, where: str) -> bytes:

@@ -36,7 +36,7 @@ SHORTEST_DOCSTRING = 80
 LARGEST_FILE = 2**20
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 GENERATED = re.compile(rb"automatically generated|auto-?generated|do not edit", re.I)
-"""Such files repeat what others say."""
+"""Words of generated files, which repeat what others say."""
 
 LICENSE_PACKAGES = ("licensedcode", "license_expression")
 NO_PROSE = re.compile(r"licen[sc]e|copying|notice|authors|third.?party|requirements|(^|\W)tests?\W|conftest", re.I)
