@@ -69,8 +69,8 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
             position attends to itself: the output is its own value, zero as `FactorizedMixer` fills padding.
         window: steps, at least 1. In eager mode, one that reaches beyond a whole axis costs what the axis costs.
 
-    Keys and values with a number that isn't finite count as zero, so that no segment's output depends on another's NaN, nor on that
-    of padding. What they mean for their own segment the factorized term of the mixer says: it is NaN there.
+    A key or value with a number that isn't finite counts as zero, so that no segment's output depends on another's
+    NaN, nor on that of padding. Its own segment learns of it by the factorized term of the mixer, which is NaN there.
 
     Returns:
         [B, H, *grid, D].
