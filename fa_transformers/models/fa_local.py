@@ -69,15 +69,16 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
             position attends to itself: the output is its own value, zero as `FactorizedMixer` fills padding.
         window: steps, at least 1. In eager mode, one that reaches beyond a whole axis costs what the axis costs.
 
-    Keys and values that aren't finite count as zero, so that no segment's output depends on another's NaN, nor on that
-    of padding. What they mean for their own segment the factorized term of the mixer says: it is NaN there.
+    A key or value with a number that isn't finite counts as zero, so that no segment's output depends on another's
+    NaN, nor on that of padding. Its own segment learns of it by the factorized term of the mixer, which is NaN there.
 
     Returns:
         [B, H, *grid, D].
     """
     if segments is None:
         segments = query.new_ones(query.shape[0], *query.shape[2:-1], dtype=torch.int32)
-    key, value = (tensor.nan_to_num(0.0, 0.0, 0.0) for tensor in (key, value))
+    # Whole vectors: gradients then need no more than a mask of the positions.
+    key, value = (tensor.masked_fill(~tensor.isfinite().all(dim=-1, keepdim=True), 0.0) for tensor in (key, value))
     if query.dim() == 4:
         return _text_window(query, key, value, segments, _clip(window, query.shape[2], SMALLEST_TEXT_TILE))
     windows = [_clip(window, size, SMALLEST_IMAGE_TILE) for size in query.shape[2:-1]]
