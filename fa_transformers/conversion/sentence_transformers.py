@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.self_check import path_inside
-from .source import MODULES_FILE, CheckpointSource, read_json, read_modules
+from .json_file import read_json
+from .source import MODULES_FILE, CheckpointSource, read_modules
 
 SENTENCE_FILE = "sentence_bert_config.json"
 

@@ -4,13 +4,12 @@
 card all take the `CheckpointSource` that it returns, so that a run looks each name up once.
 """
 
-import json
 import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -18,11 +17,13 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from ..files import sha256_of
 from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
 from ..hub.self_check import path_inside
+from .config_file import read_config
+from .json_file import read_json
 from .packaged import HUB_IDS, resolve_checkpoint
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -31,7 +32,6 @@ POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean", "mean": "mean", "pooling_mode_cls_token": "cls", "cls": "cls",
 }  # fmt: skip
 WITHOUT_WEIGHTS = (".Pooling", ".Normalize")
-Content = TypeVar("Content", dict, list)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -93,7 +93,7 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointS
     model_folder = _find_encoder(folder)
     for one in {folder, model_folder}:
         check_links(one)
-    config = AutoConfig.from_pretrained(model_folder)
+    config = read_config(model_folder)
     architecture = (config.architectures or [""])[0]
     return CheckpointSource(name, config, architecture, "auto", folder, model_folder)
 
@@ -139,21 +139,6 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{path}: module {number} must be an object with a text {key!r}, got {module!r:.80}")
         path_inside(folder, module["path"], f'{path}: "path" of module {number}')
     return modules
-
-
-def read_json(path: Path, kind: type[Content]) -> Content:
-    """Read a JSON file that holds a `kind`, dict or list.
-
-    Raises:
-        ValueError: it is no JSON, or holds something else; the message names the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8, too
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {content!r:.80}")
-    return content
 
 
 def check_links(folder: Path) -> None:

@@ -133,3 +133,40 @@ def test_the_hubs_cache_links_to_its_own_contents_alone(tmp_path):
     (snapshot / "other").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="leads out of"):
         path_inside(snapshot, "other", "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id2label", ["a"]),
+        ("auto_map", 7),
+        ("dtype", "evil"),
+        ("dtype", "os"),
+        ("architectures", [1]),
+        ("architectures", "BertModel"),
+        ("num_hidden_layers", 10**9),
+        ("key_feature_size", 10**9),
+        ("check_fields", 1),
+        ("to_dict", 1),
+        ("hidden_size", "wide"),
+        ("num_hidden_layers", None),
+    ],
+)
+def test_a_broken_field_of_a_configuration_is_named_beside_its_file(field, value, model):
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert_refused(model, rf"config\.json: .*'{field}'")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": ' + "[" * 3000 + "]" * 3000 + "}", "\xff"])
+def test_a_configuration_that_is_no_object_is_named(content, model):
+    (model / "config.json").write_bytes(content.encode("latin-1"))
+    assert_refused(model, r"config\.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_cut_off_are_named(name, model):
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").unlink()
+    (model / name).write_bytes(weights[:-100])
+    assert_refused(model, rf"{name} is damaged or no file of weights")

@@ -5,12 +5,13 @@ If brightness, histogram or the downscaled picture told the label, the compariso
 
 import io
 import logging
+import tracemalloc
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -282,3 +283,31 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[274] = 6
     Image.fromarray(NOISE).save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(np.asarray(open_image(tmp_path / "turned.png")), np.rot90(NOISE, -1))
+
+
+def test_text_beside_the_pixels_that_is_too_long_is_named_by_its_file(tmp_path, monkeypatch):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "many words " * 20, zip=True)
+    path = tmp_path / "a.png"
+    Image.new("L", (4, 4)).save(path, pnginfo=text)
+    open_image(path)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 50)
+    with pytest.raises(DataError, match=r"a\.png: the image is broken or truncated \(Decompressed data too large"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_all_16_bit_values_are_scaled_as_one_by_one(mode):
+    values = np.arange(65536).reshape(256, 256)
+    image = Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32))
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(convert_image(image, 1)), np.round(values * (255 / 65535)).astype(np.uint8))
+
+
+def test_a_16_bit_image_is_converted_in_little_memory():
+    image = Image.fromarray(np.zeros((3000, 3000), np.uint16))
+    tracemalloc.start()
+    convert_image(image, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 3000 * 3000, "8 bytes a pixel would be one array of int64"

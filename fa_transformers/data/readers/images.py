@@ -1,6 +1,8 @@
 """A user's own images: a folder, a loaded data set or rows in Python, checked, and brought to what a model wants."""
 
 import logging
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,18 +187,27 @@ def convert_image(image: Image.Image, num_channels: int = 3) -> Image.Image:
             "the image has floating-point pixels (mode F), whose range isn't known: save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > LARGEST_16_BIT:
             raise DataError(
                 f"the image has integer pixels from {values.min()} to {values.max()}, outside 0 to {LARGEST_16_BIT}: "
                 "save it with 8 or 16 bits"
             )
-        image = Image.fromarray(np.round(values * (255 / LARGEST_16_BIT)).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(values))
     if image.mode in MODES_WITH_ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     return image.convert(target)
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Integers from 0 to 65535 scaled to 0 to 255, some rows at a time: numpy's indices take 8 bytes a pixel."""
+    scaled = np.round(np.arange(LARGEST_16_BIT + 1) * (255 / LARGEST_16_BIT)).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 64):
+        result[start : start + 64] = scaled[values[start : start + 64]]
+    return result
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -219,7 +230,10 @@ def open_image(path: str | Path) -> Image.Image:
             f"{path}: no image that Pillow can read, or a broken one: remove it, copy it again or "
             "convert it to PNG or JPEG"
         ) from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except DataError:
+        raise
+    # Pillow's own limits, such as that on texts beside the pixels, are ValueErrors.
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: the image is broken or truncated ({error}): remove it or copy it again") from error
 
 

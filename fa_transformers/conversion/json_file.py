@@ -1,0 +1,22 @@
+"""JSON files of a checkpoint that somebody else made."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+Content = TypeVar("Content", dict, list)
+
+
+def read_json(path: Path, kind: type[Content]) -> Content:
+    """Read a JSON file that holds a `kind`, dict or list.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8, too
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a JSON {kind.__name__}, got {content!r:.80}")
+    return content
