@@ -15,6 +15,7 @@ from ..hub.card import ModelFacts
 from ..hub.publish import publish
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, flat, resolve
 from ..training.checkpointing import choose_resume, prepare_output_dir
+from ..training.folder_lock import released
 from ..training.job import describe_call
 from ..training.setup import make_accelerator, start_trackers
 from .card_facts import build_facts
@@ -78,7 +79,8 @@ def distill(
     job = resolve_job(task, recipe, groups, command, resume_command)
     check_options(job)
     check_rows(rows, job.data)
-    return _run(job, rows)
+    with released(job.loop.output_dir):
+        return _run(job, rows)
 
 
 def resolve_job(

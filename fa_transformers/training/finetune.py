@@ -29,12 +29,15 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check
 from .baselines import score_baselines
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
+from .folder_lock import released
+from .data_digests import digest_data
 from .job import FinetuneJob, FinetuneResult, Fitted, describe_call
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .recipes import Task, recipe_of
 from .report import describe_run, draw_report, summarise, write_report
+from .processes import run_together
 from .setup import (
     count_replicas,
     gather_model,
@@ -105,7 +108,8 @@ def finetune(
     check_run(data, model, loop, card, is_text=task == "text-classification")
     resume_call = "the same call with LoopOptions(..., resume_from_checkpoint='last')"
     job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or resume_call)
-    return _run(job, rows)
+    with released(loop.output_dir):
+        return _run(job, rows)
 
 
 def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
@@ -253,6 +257,7 @@ def fit(job: FinetuneJob, data: LabelledData, accelerator: Accelerator, output_d
             max_steps=steps,
             output_dir=output_dir,
             resume_command=job.resume_command,
+            data_digests=run_together(lambda: digest_data(data) if accelerator.is_main_process else {})[0],
         )
         scores = evaluate(trained, loaders[data.score_split], accelerator, data)
     model = gather_model(accelerator, trained)
