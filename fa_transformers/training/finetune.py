@@ -29,15 +29,15 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, check
 from .baselines import score_baselines
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
-from .folder_lock import released
 from .data_digests import digest_data
+from .folder_lock import released
 from .job import FinetuneJob, FinetuneResult, Fitted, describe_call
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
+from .processes import run_together
 from .recipes import Task, recipe_of
 from .report import describe_run, draw_report, summarise, write_report
-from .processes import run_together
 from .setup import (
     count_replicas,
     gather_model,
