@@ -16,6 +16,7 @@ from ..hub.publish import publish
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, flat, resolve
 from ..training.calls import RESUME_CALL, describe_call, fill_options
 from ..training.checkpointing import choose_resume, prepare_output_dir
+from ..training.folder_lock import released
 from ..training.setup import make_accelerator, start_trackers
 from .card_facts import build_facts
 from .checks import check_lengths, check_options, check_resumed, check_rows, check_unused
@@ -84,7 +85,8 @@ def distill(
     job = resolve_job(task, recipe, groups, command or call, resume_command or RESUME_CALL)
     check_options(job)
     check_rows(rows, job.data)
-    return _run(job, rows)
+    with released(job.loop.output_dir):
+        return _run(job, rows)
 
 
 def resolve_job(

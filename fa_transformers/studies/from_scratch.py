@@ -18,6 +18,7 @@ from ..files import write_json
 from ..hub.timing import describe_hardware
 from ..options import LoopOptions
 from ..training.checkpointing import TrainingState, choose_resume, prepare_output_dir
+from ..training.folder_lock import unlock_folder
 from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_parameters
@@ -152,4 +153,5 @@ def finish_study(
     if accelerator.is_main_process:
         write_json(loop.output_dir / "results.json", results)
         print(json.dumps(results))
+        unlock_folder(loop.output_dir)
     return results

@@ -27,6 +27,7 @@ from torch import nn
 from ..files import flush_folder, write_json
 from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
+from .folder_lock import FolderInUse, lock_folder, unlock_folder
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
 
@@ -104,22 +105,28 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     """Make sure that `output_dir` exists, can be written, and holds nothing that the run would mix with.
 
     Leftovers of a save or a deletion that was cut short are removed. With `overwrite`, the earlier run's checkpoints
-    are deleted, so that they aren't mistaken for this run's; other files are replaced by name when this run ends.
+    are deleted, so that they aren't mistaken for this run's; other files are replaced by name when this run ends. The
+    folder is locked until `folder_lock.released` or the process ends.
 
     Raises:
         FileExistsError: the folder holds files, and neither `overwrite` nor `resume` was asked for.
-        CheckpointError: the folder can't be created or written.
+        CheckpointError: the folder can't be created or written, or another run uses it.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        probe_placing(output_dir)  # what the model needs at the end
+        probe_placing(output_dir)  # so that publishing can't fail for it after all the training
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
+    try:
+        lock_folder(output_dir, LAUNCH_FILE)
+    except FolderInUse as error:
+        raise CheckpointError(str(error)) from error
     for leftover in [*output_dir.glob(".checkpoint-*.tmp"), *output_dir.glob("*/.checkpoint-*.tmp")]:
         shutil.rmtree(leftover)
     names = sorted(entry.name for entry in output_dir.iterdir())
     entries = [name for name in names if name != LAUNCH_FILE and not name.startswith(PREFIX)]
     if entries and not resume and not overwrite:
+        unlock_folder(output_dir, LAUNCH_FILE)
         raise FileExistsError(
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
@@ -366,13 +373,20 @@ def load_best(accelerator: Accelerator, checkpoint: Path) -> None:
 
 def _check_settings(checkpoint: Path, before: dict, now: dict) -> None:
     shared = ("num_processes", "gradient_accumulation_steps")
-    for name in sorted((before.keys() | now.keys()) - set(shared)):
+    for name in sorted((before.keys() | now.keys()) - {*shared, "data"}):
         if before.get(name) != now.get(name):
             raise CheckpointError(
                 f"{checkpoint} was made with {name}={before.get(name)}, this run has {name}={now.get(name)}: the "
                 f"batches would not be those that remain. Resume with {name}={before.get(name)}, or start anew in "
                 "another --output_dir."
             )
+    data_before, data_now = (settings.get("data") or {} for settings in (before, now))
+    changed = [name for name in data_before | data_now if data_before.get(name) != data_now.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} was made with other data: {', '.join(changed)} changed since. Resume with the data of the "
+            "first run, or start anew in another --output_dir."
+        )
     batches_before, batches_now = (math.prod(settings.get(name, 1) for name in shared) for settings in (before, now))
     if batches_before != batches_now:
         num_processes = now.get("num_processes", 1)

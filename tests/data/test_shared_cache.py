@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
 import pytest
 from repository import HELPERS, ROOT
 
-from fa_transformers.data.readers.files import encode_columns
+from fa_transformers.data.readers.files import _store, encode_columns
 from fa_transformers.data.readers.tables import ReadingOptions
 from fa_transformers.files import sha256_of
 
@@ -42,6 +43,21 @@ for round in range(4):
 """
 
 
+def test_a_run_that_writes_while_another_of_its_number_does_keeps_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    found = {}
+
+    def rows(name: str, then: str | None = None) -> Iterator[tuple]:
+        for number, text in enumerate(columns_of(name)["text"], start=1):
+            if then and number == NUM_ROWS // 2:
+                found[then] = _store(then, "row", rows(then), tmp_path).texts["text"][:]
+            yield number, text, "a"
+
+    found["sea"] = _store("sea", "row", rows("sea", then="law"), tmp_path).texts["text"][:]
+    assert found == {name: columns_of(name)["text"] for name in ("sea", "law")}
+
+
+@pytest.mark.slow
 def test_two_processes_of_one_number_keep_their_own_rows(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [

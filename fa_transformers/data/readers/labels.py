@@ -1,7 +1,6 @@
 """Labels of a user's documents: what kind they are, and their numbers, with errors that name file, row and column."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +53,8 @@ def encode_tables(
     for table in tables.values():
         _check_labels_present(table, label_column)
     if problem_type is None:
-        problem_type = _infer_problem_type(tables["train"].labels) if names is None else _type_of_named(tables["train"])
+        train = tables["train"]
+        problem_type = _infer_problem_type(train, label_column) if names is None else _type_of_named(train)
         logger.warning(
             "no problem_type was given: %s was inferred from the labels of %s", problem_type, tables["train"].source
         )
@@ -96,13 +96,32 @@ def _split_labels(table: Table, separator: str) -> Table:
     return replace(table, labels=labels)
 
 
-def _infer_problem_type(labels: Sequence[Any]) -> str:
+def _infer_problem_type(table: Table, label_column: str) -> str:
+    labels = table.labels
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
     values = [as_number(label) for label in labels]
-    if all(value is not None for value in values) and not all(value.is_integer() for value in values if value):
-        return "regression"
+    if any(value is not None and not value.is_integer() for value in values):
+        others = [index for index, value in enumerate(values) if value is None]
+        unlike = [index for index in others if _is_float(labels[index])]
+        if not others:
+            return "regression"
+        if len(unlike) == len(others):
+            raise DataError(
+                f"{table.where(unlike[0])}, column {label_column!r}: {labels[unlike[0]]!r} is not a finite float32 "
+                f"number, and all others of the column are ({len(unlike)} such rows of {len(labels)}); mend or remove "
+                "the row, or choose a problem_type"
+            )
     return "single_label_classification"
+
+
+def _is_float(label: Any) -> bool:
+    """True for what Python reads as a number, such as "inf", "nan" and 1e300, which no float32 holds."""
+    try:
+        float(label)
+    except (ValueError, TypeError, OverflowError):
+        return isinstance(label, int) and not isinstance(label, bool)
+    return not isinstance(label, bool)
 
 
 def _type_of_named(table: Table) -> str:
