@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from tiny_models import make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, pipeline
@@ -30,6 +31,7 @@ def tiny_bert(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-bert")
     tokenizer = make_tokenizer(WORDS, max_length=16)
     tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     return folder
