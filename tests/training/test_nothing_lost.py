@@ -209,7 +209,7 @@ def test_no_older_checkpoint_is_deleted_for_one_that_does_not_read_back(tmp_path
         truncate(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fa_transformers.checkpointing.write_manifest", write_and_tear)
+        patch.setattr("fa_transformers.training.checkpointing.write_manifest", write_and_tear)
         with pytest.raises(CheckpointError, match=r"does not read back: optimizer\.bin has .* bytes instead"):
             save_checkpoint(accelerator, tmp_path, TrainingState({}, step=2), save_total_limit=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

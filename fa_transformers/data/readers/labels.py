@@ -1,7 +1,6 @@
 """Labels of a user's documents: what kind they are, and their numbers, with errors that name file, row and column."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
