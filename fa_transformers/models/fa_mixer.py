@@ -262,8 +262,10 @@ class SoftmaxMixer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             mask = mask | ~mask.any(dim=1, keepdim=True)  # a sample of padding alone attends to itself instead of NaN
-            # 0 · NaN is NaN: what padding holds must not meet the weights of zero that it gets.
-            key, value = (tensor.masked_fill(~mask[:, None, :, None], 0.0) for tensor in (key, value))
+            # 0 · NaN is NaN: what padding holds must not meet the weights of zero that it gets. Token-major, as
+            # `masked_fill` doesn't keep strides, by which dropout draws.
+            padding = ~mask[:, :, None, None]
+            key, value = (part.transpose(1, 2).masked_fill(padding, 0.0).transpose(1, 2) for part in (key, value))
             mask = mask[:, None, None, :]
         if self.config._attn_implementation != "eager":
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
