@@ -93,7 +93,7 @@ def test_texts_given_as_a_list_give_every_field_of_the_result(tmp_path, stock):
     receipt = result.receipt
     assert receipt["similarity"] == result.similarity and receipt["stages"] == result.stages
     assert receipt["downstream"] is None and receipt["output_dir"] == "out"
-    assert receipt["teacher"] == str(stock) and receipt["parameters"] == result.model.num_parameters()
+    assert receipt["teacher"] == "stock" and receipt["parameters"] == result.model.num_parameters()
     assert receipt["command"].startswith(
         "fa_transformers.distill(rows, task='text', recipe='quick', model=ModelOptions("
     )

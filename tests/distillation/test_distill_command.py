@@ -85,5 +85,6 @@ def test_the_command_prints_the_receipt_and_names_itself_on_the_card(tmp_path, s
     assert json.loads(lines[-1]) == json.loads(json.dumps(result.receipt))
     assert result.receipt["command"].startswith("accelerate launch scripts/distill.py --model_name_or_path ")
     AcceleratorState._reset_state(reset_partial_state=True)
+    assert str(tmp_path) not in result.receipt["command"]
     run = command.parse([*flags, "--overwrite_output_dir"])
-    assert run.resume_command == f"{result.receipt['command']} --resume_from_checkpoint last"
+    assert run.resume_command == f"{command.parse(flags).command} --resume_from_checkpoint last"
