@@ -124,7 +124,7 @@ def test_a_call_leaves_no_token_and_its_published_files_no_local_path(files, tmp
         "model_facts.json",
     ]
     assert not set(files_with(str(tmp_path), tmp_path / "out")) & {str(tmp_path / "out" / name) for name in uploaded}
-    assert "train_file=PosixPath('train.csv')" in (tmp_path / "out" / "README.md").read_text()
+    assert "train_file='train.csv'" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("argv", [["--hub_tok", TOKEN], [f"--hub_tok={TOKEN}"], ["--hub_token", TOKEN, TOKEN]])
