@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 LABELLED_MAX_CLASSES = 30
 """Classes up to which a picture of a confusion matrix has names and figures; it grows with them."""
-NAME_CHARACTERS, PICTURE_NAME_CHARACTERS = 80, 40
+PICTURE_NAME_CHARACTERS = 40
 TABLE_COLUMNS = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "spearman")
 
 
@@ -82,7 +82,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence
     if is_labelled:
         positions = range(len(label_names))
         # Escaped, as a "$" would begin a formula.
-        shown = [_as_line(name, PICTURE_NAME_CHARACTERS).replace("$", r"\$") for name in label_names]
+        shown = [one_line(name, PICTURE_NAME_CHARACTERS).replace("$", r"\$") for name in label_names]
         axes.set_xticks(positions, shown, rotation=45, ha="right")
         axes.set_yticks(positions, shown)
         for row in positions:
@@ -104,14 +104,7 @@ def write_report(folder: Path, results: dict, scores: dict) -> None:
     }
     for name, columns in tables.items():
         if name in scores:
-            rows = [
-                {
-                    key: _as_line(value, NAME_CHARACTERS) if isinstance(value, str) else value
-                    for key, value in row.items()
-                }
-                for row in scores[name]
-            ]
-            write_text(folder / f"{name}.txt", format_table(rows, columns) + "\n")
+            write_text(folder / f"{name}.txt", format_table(scores[name], columns) + "\n")
 
 
 def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
@@ -125,10 +118,3 @@ def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
         plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
     except Exception as error:  # whatever it is: the run is complete without the picture
         logger.warning("confusion_matrix.png was not drawn: %s: %s", type(error).__name__, error)
-
-
-def _as_line(name: str, num_characters: int) -> str:
-    """Return a class's name, which may be anything, as one line of at most `num_characters` that can be shown."""
-    line = " ".join("".join(mark if mark.isprintable() else " " for mark in name[: 2 * num_characters]).split())
-    is_cut = len(name) > 2 * num_characters or len(line) > num_characters
-    return line[: num_characters - 1] + "…" if is_cut else line
