@@ -35,6 +35,9 @@ class _Unset:
 UNSET: Any = _Unset()
 """The value of a field that the recipe of the task fills."""
 
+DATA_SOURCES = ("train_file", "image_folder", "dataset_name")
+"""Fields of `DataOptions` that name data; without any of them the built-in demo data is read."""
+
 
 def option(default: Any, help: str, *, group: str, common: bool = False, is_secret: bool = False) -> Any:
     """Return a dataclass field that is a flag: its default, its help text, and the group that commands opt in to.
@@ -118,7 +121,7 @@ class DataOptions(OptionGroup):
     @property
     def sources(self) -> list[str]:
         """Names of the fields that name data, one at most in a sound set of options."""
-        return [name for name in ("train_file", "image_folder", "dataset_name") if getattr(self, name)]
+        return [name for name in DATA_SOURCES if getattr(self, name)]
 
     @property
     def is_demo(self) -> bool:

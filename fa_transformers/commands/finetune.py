@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
+from ..options import DATA_SOURCES, CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from ..training.recipes import Task, recipe_of
 from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
 
@@ -28,7 +28,6 @@ GROUPS = (
     ),
     (CardOptions, ("card", "data card", "hub name", "push"), "model card and Hub"),
 )  # fmt: skip
-DEMO_SOURCES = ("train_file", "image_folder", "dataset_name")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe that follows from the flags that were typed."""
     return recipe_of(
         given.get("task", "text-classification"),
-        is_demo=not any(given.get(name) for name in DEMO_SOURCES),
+        is_demo=not any(given.get(name) for name in DATA_SOURCES),
         model_name_or_path=given.get("model_name_or_path"),
         full=given.get("full_recipe", False),
     )
