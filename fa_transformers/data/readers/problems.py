@@ -1,0 +1,93 @@
+"""Bad rows of a user's data, collected, so that one message names them all; and columns that aren't there."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ...tables import one_line
+from .tables import DataError, listing
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ROWS = 20
+SHOWN_DROPPED = 5
+
+
+class Place(NamedTuple):
+    """Place of a row in its source: its number from 1, the header not counted, and its line where the source has lines.
+
+    A row whose texts have line breaks starts in `line`. A spreadsheet's lines are the row numbers that it shows.
+    """
+
+    row: int
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"row {self.row}" + (f" (line {self.line})" if self.line is not None else "")
+
+
+class BadRows:
+    """Bad rows of one source: a single error names them all, or, with `drop`, they are left out and counted.
+
+    The first 20 are kept and all are counted, so that memory doesn't grow with the file.
+
+    Args:
+        source: file or split for the message, such as "train.csv".
+        drop: leave bad rows out instead of refusing the source.
+    """
+
+    def __init__(self, source: str, drop: bool = False):
+        self.source, self.drop = source, drop
+        self.count = 0
+        self._shown: list[str] = []
+
+    def add(self, place: Place, message: str) -> None:
+        """Note one bad row and what is wrong with it; called once for a row."""
+        self.count += 1
+        if len(self._shown) < SHOWN_ROWS:
+            self._shown.append(f"{place}: {message}")
+
+    def check(self) -> None:
+        """Call this after the last row: raise, or warn where bad rows are dropped; nothing where there are none.
+
+        Raises:
+            DataError: there are bad rows and `drop` is off; the message names up to 20 by row and line.
+        """
+        if not self.count:
+            return
+        rows = "row" if self.count == 1 else "rows"
+        if self.drop:
+            logger.warning("%s: %d bad %s left out:%s", self.source, self.count, rows, self._lines(SHOWN_DROPPED))
+            return
+        raise DataError(
+            f"{self.source}: {self.count} bad {rows}:{self._lines(SHOWN_ROWS)}\nMend the {rows}, or leave "
+            f"{'it' if self.count == 1 else 'them'} out with --drop_bad_rows"
+        )
+
+    def _lines(self, most: int) -> str:
+        shown = self._shown[:most]
+        left = self.count - len(shown)
+        return "".join(f"\n  {line}" for line in shown) + (f"\n  and {left} more" if left else "")
+
+
+def cut(value: Any) -> str:
+    """Return a value from data for a message: its `repr` on one line, cut, so that no document is printed."""
+    # A string is cut first: `repr` of a long one would be as long again.
+    return one_line(repr(value[:400] + "…" if isinstance(value, str) and len(value) > 400 else value))
+
+
+def check_column(column: str, role: str, existing: Sequence[str], source: str) -> None:
+    """Raise DataError unless `existing` has `column` exactly once; `role` is "text", "label" and so on.
+
+    The message lists the columns and names the flag, with the column that was probably meant.
+    """
+    flag = f"--{role}_column_name" if role != "group" else "--group_column"
+    if list(existing).count(column) > 1:
+        raise DataError(f"{source}: there are {list(existing).count(column)} columns {column!r}: rename all but one")
+    if column in existing:
+        return
+    by_plain = {name.strip().casefold(): name for name in reversed(existing)}
+    near = difflib.get_close_matches(column.strip().casefold(), by_plain, n=1)
+    advice = f"did you mean {flag} {by_plain[near[0]]!r}?" if near else f"Name the right one with {flag}"
+    raise DataError(f"{source}: there is no {role} column {column!r}; the columns are {listing(existing)}. {advice}")
