@@ -15,6 +15,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from ...tables import LONGEST_CELL, one_line
+
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 SHOWN_NAMES = 12
 READ_CHARACTERS = 2**20
@@ -71,9 +73,15 @@ class Table:
         return f"{self.source}, {self.unit} {self.numbers[index]}"
 
 
+def cut(value: Any) -> str:
+    """Return a value from data for a message: its `repr` on one line, cut, so that no document is printed."""
+    # A string is cut first: `repr` of a long one would be as long again.
+    return one_line(repr(value[:LONGEST_CELL] + "…" if isinstance(value, str) and len(value) > LONGEST_CELL else value))
+
+
 def listing(names: Iterable) -> str:
-    """Return the first names, quoted, and the number of those left out."""
-    names = [repr(name) for name in names]
+    """Return the first names, quoted and cut, and the number of those left out."""
+    names = [cut(name) for name in names]
     shown = ", ".join(names[:SHOWN_NAMES])
     return shown + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
 
