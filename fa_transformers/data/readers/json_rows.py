@@ -169,10 +169,10 @@ def _fields_of(window: _Window) -> dict[str, tuple[str, Any]]:
     """Go through one object; return the kind of each field, "list", "string" and so on, and the first entry in it."""
     fields: dict[str, tuple[str, Any]] = {}
     for name in window.entries():
-        if name in fields:
-            window.fail(f"the name {cut(name)} stands twice in one object", window.position)
         opening = window.next_character()
-        if opening in CONTAINERS:
+        if name in fields:
+            fields[name] = ("name that stands twice", _skip(window))
+        elif opening in CONTAINERS:
             fields[name] = (KINDS[list if opening == "[" else dict], _skip(window))
         else:
             value = window.item()
