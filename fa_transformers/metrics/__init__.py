@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 
 from .classification import ClassificationMetric
-from .intervals import FEW_EXAMPLES, describe_intervals, score_intervals, wilson_interval
+from .intervals import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_intervals, wilson_interval
 from .multi_label import MultiLabelMetric
 from .regression import RegressionMetric
 from .running import RunningScores
@@ -22,6 +22,7 @@ __all__ = [
     "PROBLEM_METRICS",
     "RegressionMetric",
     "RunningScores",
+    "SCORE_NAMES",
     "decide",
     "describe_intervals",
     "load_metric",

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 FEW_EXAMPLES = 30
 """Examples below which a score is shown with its interval."""
+SCORE_NAMES = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "spearman")
+"""Scores in the order of tables."""
 PROPORTIONS = {
     "single_label_classification": ("accuracy", "micro_f1"),  # equal here
     "multi_label_classification": ("accuracy",),
@@ -37,13 +39,17 @@ def score_intervals(
     return {name: wilson_interval(scores[name], num_examples) for name in names}
 
 
-def describe_intervals(names: list[str], intervals: Mapping[str, tuple[float, float]], num_examples: int) -> list[str]:
-    """Return sentences on the 95 % intervals of the scores `names`, for terminal and card alike."""
+def describe_intervals(scores: Mapping[str, float], num_examples: int, problem_type: str) -> list[str]:
+    """Return sentences on the 95 % intervals of scores, for terminal and card alike.
+
+    They say of which scores there are too few examples for one.
+    """
+    intervals = score_intervals(scores, num_examples, problem_type)
     sentences = []
     if "accuracy" in intervals:
         low, high = intervals["accuracy"]
         sentences.append(f"The 95 % interval of its accuracy is {low:.3f} to {high:.3f}.")
-    others = [name for name in names if name not in intervals]
+    others = [name for name in scores if name not in intervals and name != "loss"]
     if num_examples < FEW_EXAMPLES and others:
-        sentences.append(f"{num_examples} examples are too few for an interval of {', '.join(others)}.")
+        sentences.append(f"{num_examples} examples are too few for an interval of its {', '.join(others)}.")
     return sentences
