@@ -38,6 +38,7 @@ class LabelledData:
     facts: DataFacts
     is_demo: bool
     stream: datasets.IterableDataset | None = None
+    unlabelled: datasets.Dataset | None = None
 
     @property
     def num_labels(self) -> int:

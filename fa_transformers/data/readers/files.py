@@ -22,6 +22,7 @@ import datasets
 import pyarrow
 
 from .labels import class_names, encode_tables
+from .splits import fill_splits
 from .tables import DataError, ReadingOptions, Row, Table, check_column, listing, open_table
 
 logger = logging.getLogger(__name__)
@@ -128,35 +129,6 @@ def list_of(values: Any, where: str) -> list:
 
 def _fill(dataset: datasets.DatasetDict, options: ReadingOptions) -> datasets.DatasetDict:
     return fill_splits(dataset, options.validation_share, options.test_share, options.seed)
-
-
-def fill_splits(
-    dataset: datasets.DatasetDict, validation_share: float, test_share: float, seed: int
-) -> datasets.DatasetDict:
-    """Draw a missing "validation" from "train", and a missing "test" too if neither of the two was given.
-
-    Raises:
-        DataError: a share is not between 0 and 0.5, or there are too few rows.
-    """
-    shares = {"validation": validation_share, "test": test_share}
-    if "validation" in dataset:
-        return dataset
-    if "test" in dataset:
-        del shares["test"]
-    for split, share in shares.items():
-        if not 0 < share < 0.5:
-            raise DataError(f"{split}_share must lie between 0 and 0.5, got {share}; or give a {split} file")
-    counts = {split: max(1, round(share * len(dataset["train"]))) for split, share in shares.items()}
-    if sum(counts.values()) >= len(dataset["train"]):
-        raise DataError(
-            f"{len(dataset['train'])} rows are too few to draw {' and '.join(counts)} from: give more rows or own files"
-        )
-    filled = dict(dataset)
-    for split, count in counts.items():
-        parts = filled["train"].train_test_split(test_size=count, seed=seed)
-        filled["train"], filled[split] = parts["train"], parts["test"]
-        logger.warning("no %s data was given: %d rows were drawn from train with seed %d", split, count, seed)
-    return datasets.DatasetDict({split: filled[split] for split in ("train", "validation", "test") if split in filled})
 
 
 def _rows_of(part: datasets.Dataset, options: ReadingOptions) -> Iterable[Row]:

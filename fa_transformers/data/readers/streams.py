@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from ..tokenizing import tokenize_texts
+from ..tokenizing import count_tokens, tokenize_texts
 from .files import check_text
 from .labels import as_name, as_number
 from .tables import DataError, check_column, listing
@@ -93,11 +93,13 @@ class DocumentStream:
             labels.append(self._encode_label(row[self.label_column], where))
         columns = tokenize_texts(self.tokenizer, [row[self.text_column] for row in rows], self.max_length)
         full_length = columns.pop("full_length")
-        if self.strict_length and max(full_length) > self.max_length:
-            text = rows[full_length.index(max(full_length))][self.text_column]
+        longest = max(range(len(rows)), key=lambda index: abs(full_length[index]))
+        if self.strict_length and abs(full_length[longest]) > self.max_length:
+            text = rows[longest][self.text_column]
             raise DataError(
-                f"{self.source}, the document that begins {text[:60]!r} has {max(full_length)} tokens, the limit is "
-                f"{self.max_length}: raise max_length, shorten it, or leave strict_length off to truncate"
+                f"{self.source}, the document that begins {text[:60]!r} has {count_tokens(self.tokenizer, text)} "
+                f"tokens, the limit is {self.max_length}: raise max_length, shorten it, or leave strict_length off to "
+                "truncate"
             )
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [example | {"label": label} for example, label in zip(examples, labels, strict=True)]
