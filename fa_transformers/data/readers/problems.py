@@ -42,8 +42,11 @@ class BadRows:
         self.count = 0
         self._shown: list[str] = []
 
-    def add(self, place: Place, message: str) -> None:
-        """Note one bad row and what is wrong with it; called once for a row."""
+    def add(self, place: Place | str, message: str) -> None:
+        """Note one bad row and what is wrong with it; called once for a row.
+
+        `place` is text where rows have no numbers, as in a stream.
+        """
         self.count += 1
         if len(self._shown) < SHOWN_ROWS:
             self._shown.append(f"{place}: {message}")
