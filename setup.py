@@ -34,9 +34,19 @@ TRAIN = [
 DEMO = [*TRAIN, "licensedcode-data==32.1.0"]
 LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
+EXCEL = ["python-calamine>=0.4"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
-TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "sentence-transformers>=6.2"]
+TEST = [
+    *DEMO,
+    *LORA,
+    *ONNX,
+    *EXCEL,
+    "pytest>=8.4",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "sentence-transformers>=6.2",
+]
 LINT = ["mypy", "ruff"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
@@ -66,6 +76,7 @@ setup(
         "demo": DEMO,
         "lora": LORA,
         "onnx": ONNX,
+        "excel": EXCEL,
         "triton": TRITON,
         "test": TEST,
         "lint": LINT,

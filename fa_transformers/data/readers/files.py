@@ -24,9 +24,9 @@ import pyarrow
 from .formats import Row, open_rows
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import as_whole, clean_label
-from .problems import BadRows, Place, check_column, cut
+from .problems import BadRows, Place, check_column
 from .splits import fill_splits
-from .tables import DataError, ReadingOptions, listing
+from .tables import DataError, ReadingOptions, cut, listing
 
 logger = logging.getLogger(__name__)
 

@@ -1,22 +1,33 @@
-"""The rows of a user's file: csv, tsv, json, jsonl or parquet, with the same values whatever the format.
+"""Rows of a user's file: csv, tsv, json, jsonl, parquet or xlsx, with the same values whatever the format.
 
-No more than a row, a line or a megabyte is held at a time, whatever the size of the file.
+No more than a row, a line or a megabyte is held at a time, whatever the size of the file; of a spreadsheet, a sheet.
 """
 
-import csv
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import difflib
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
-from .problems import BadRows, Place, check_column
-from .tables import DataError, _check_utf8, _holds_list, _read_list, listing
+from .delimited import read_delimited
+from .json_rows import read_json
+from .problems import BadRows, Place, check_columns
+from .spreadsheets import read_spreadsheet
+from .tables import DataError, cut, listing
 
-FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+OTHER_TYPES = {
+    (".xls", ".xlsb", ".xlsm", ".ods", ".numbers"): "save it as .xlsx or as csv",
+    (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"): "unpack it first",
+    (".txt", ".text", ".dat", ".tab", ".psv"): "a table whose first line names the columns is read as .csv; rename it",
+    (".ndjson", ".jsonlines"): "rename it to .jsonl",
+    (".arrow", ".feather"): "write it as .parquet, or load the folder of a saved data set with --dataset_name",
+    (".pkl", ".pickle", ".npz", ".h5"): "write it as .parquet or csv",
+}
+PARQUET_BATCH = 64
 
 
 class Row(NamedTuple):
@@ -35,124 +46,67 @@ def open_rows(
     optional: Collection[str] = (),
     delimiter: str | None = None,
 ) -> Iterator[Row]:
-    """Return the rows of a file, read as they are asked for; what they hold is the reader's to check.
+    """Yield the rows of a file, read as they are asked for; what their values mean is the reader's to check.
+
+    A value is a string in csv and tsv, "" where the cell is empty, and what json, parquet and xlsx make of it: None
+    where it is missing. Whole numbers of a spreadsheet are integers.
 
     Args:
-        columns: role ("text", "label", "group") -> name of its column; the values of a row are in this order.
-        bad: takes the rows that can't be read, which are not yielded; the reader calls `bad.check()` after the last.
+        columns: role -> name of its column, "text" first; the values of a row are in this order.
+        bad: takes the rows that can't be read, which are not yielded; call `bad.check()` after the last.
         optional: roles whose column may be missing; their values are then None.
-        delimiter: character between the fields of a csv or tsv file; None finds it.
+        delimiter: character between the fields of csv and tsv files, or "tab"; None finds it by the header.
 
     Raises:
-        DataError: the file is missing, empty, damaged, lacks a column or is no UTF-8; some of it only while the rows
-            are read.
+        DataError: the file is missing, empty, damaged, lacks a column or is in an unknown encoding; some of it only
+            when that part is read.
     """
-    if path.suffix.lower() not in FILE_TYPES:
-        raise DataError(f"{path}: the ending {path.suffix!r} is not one of {listing(FILE_TYPES)}")
+    _check_file(path)
+    ending = path.suffix.lower()
+    if ending in (".csv", ".tsv"):
+        rows = read_delimited(path, columns, bad, optional, delimiter)
+    elif ending == ".parquet":
+        rows = _read_parquet(path, columns, optional)
+    elif ending == ".xlsx":
+        rows = read_spreadsheet(path, columns, optional)
+    else:
+        rows = read_json(path, columns, bad, optional)
+    for place, values in rows:
+        yield Row(*place, values)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder: name a file in it; folders of images go to --image_folder, saved data sets to "
+            "--dataset_name"
+        )
+    ending = path.suffix.lower()
+    if ending not in FILE_TYPES:
+        advice = next((advice for endings, advice in OTHER_TYPES.items() if ending in endings), "")
+        raise DataError(
+            f"{path}: the ending {path.suffix!r} is not one of {listing(FILE_TYPES)}"
+            + (f": {advice}" if advice else "")
+        )
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, n=1)
+        raise DataError(f"{path}: there is no such file" + (f"; did you mean {cut(near[0])}?" if near else ""))
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path, columns, optional)
-    _check_utf8(path)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        default = "\t" if path.suffix.lower() == ".tsv" else ","
-        return _read_csv(path, columns, bad, optional, delimiter or default)
-    objects = _read_items(path) if _holds_list(path) else _read_lines(path, bad)
-    return _pick_columns(path, objects, columns, bad, optional)
 
 
-def _present(columns: Mapping[str, str], existing: list[str], optional: Collection[str], source: str) -> list[bool]:
-    """Check the columns and return which of them are there."""
-    for role, column in columns.items():
-        if role not in optional or column in existing:
-            check_column(column, role, existing, source)
-    return [column in existing for column in columns.values()]
-
-
-def _read_csv(
-    path: Path, columns: Mapping[str, str], bad: BadRows, optional: Collection[str], delimiter: str
-) -> Iterator[Row]:
-    # The default limit of 131,072 characters in a field is less than a long document.
-    previous_limit = csv.field_size_limit(max(path.stat().st_size, csv.field_size_limit()))
-    header: list[str] = []
-    positions: list[int | None] = []
-    next_line, number = 1, 0
+def _read_parquet(path: Path, columns: Mapping[str, str], optional: Collection[str]) -> Iterator[tuple[Place, tuple]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            for fields in reader:
-                line, next_line = next_line, reader.line_num + 1
-                if not header:
-                    header = fields
-                    present = _present(columns, header, optional, str(path)) if header else []
-                    positions = [
-                        header.index(column) if there else None
-                        for column, there in zip(columns.values(), present, strict=False)
-                    ]
-                elif fields:
-                    number += 1
-                    if len(fields) != len(header):
-                        bad.add(
-                            Place(number, line),
-                            f"the row has {len(fields)} fields, the header has {len(header)}. A text that contains the "
-                            "delimiter must stand in double quotes",
-                        )
-                        continue
-                    yield Row(number, line, tuple(None if at is None else fields[at] for at in positions))
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, the row that starts in line {next_line}: {error}. A text with the delimiter, a quote or a line "
-            'break stands in double quotes, and a quote inside it is doubled ("")'
-        ) from error
-    finally:
-        csv.field_size_limit(previous_limit)
-    if not header:
-        raise DataError(f"{path}: the file has no header and no rows")
-
-
-def _pick_columns(
-    path: Path,
-    objects: Iterable[tuple[Place, Any]],
-    columns: Mapping[str, str],
-    bad: BadRows,
-    optional: Collection[str],
-) -> Iterator[Row]:
-    for place, content in objects:
-        if not isinstance(content, dict):
-            bad.add(place, f"expected an object with the columns, got {type(content).__name__}")
-            continue
-        _present(columns, list(content), optional, f"{path}, {place}")
-        yield Row(*place, tuple(content.get(column) for column in columns.values()))
-
-
-def _read_lines(path: Path, bad: BadRows) -> Iterator[tuple[Place, Any]]:
-    number = 0
-    with path.open(encoding="utf-8-sig") as lines:
-        for line, text in enumerate(lines, start=1):
-            if not text.strip():
-                continue
-            number += 1
-            try:
-                yield Place(number, line), json.loads(text)
-            except json.JSONDecodeError as error:
-                bad.add(Place(number, line), f"not valid JSON ({error.msg}, column {error.colno})")
-
-
-def _read_items(path: Path) -> Iterator[tuple[Place, Any]]:
-    return ((Place(number), item) for number, item in _read_list(path))
-
-
-def _read_parquet(path: Path, columns: Mapping[str, str], optional: Collection[str]) -> Iterator[Row]:
-    try:
+        # With `pre_buffer` the whole column of a row group would be read at once.
         with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            present = _present(columns, file.schema_arrow.names, optional, str(path))
-            wanted = [column for column, there in zip(columns.values(), present, strict=True) if there]
-            batches = file.iter_batches(batch_size=64, columns=wanted)
+            names = file.schema_arrow.names
+            check_columns(columns, names, str(path), optional)
+            wanted = list(dict.fromkeys(column for column in columns.values() if column in names))
+            batches = file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)
             for number, row in enumerate(rows, start=1):
-                yield Row(number, None, tuple(row.get(column) for column in columns.values()))
+                yield Place(number), tuple(row.get(column) for column in columns.values())
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a readable parquet file ({error}): it is damaged, cut off or of another type"

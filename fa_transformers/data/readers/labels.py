@@ -15,8 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .problems import cut
-from .tables import listing
+from .tables import cut, listing
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)

@@ -2,10 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
-from ...tables import one_line
 from .tables import DataError, listing
 
 logger = logging.getLogger(__name__)
@@ -74,10 +73,19 @@ class BadRows:
         return "".join(f"\n  {line}" for line in shown) + (f"\n  and {left} more" if left else "")
 
 
-def cut(value: Any) -> str:
-    """Return a value from data for a message: its `repr` on one line, cut, so that no document is printed."""
-    # A string is cut first: `repr` of a long one would be as long again.
-    return one_line(repr(value[:400] + "…" if isinstance(value, str) and len(value) > 400 else value))
+def check_columns(
+    columns: Mapping[str, str], existing: Sequence[str], source: str, optional: Collection[str] = ()
+) -> None:
+    """Raise DataError unless each column is there exactly once; of the roles in `optional`, at most once.
+
+    Args:
+        columns: role -> name of its column.
+        existing: names of all columns.
+        source: file or split for the message.
+    """
+    for role, column in columns.items():
+        if column in existing or role not in optional:
+            check_column(column, role, existing, source)
 
 
 def check_column(column: str, role: str, existing: Sequence[str], source: str) -> None:
