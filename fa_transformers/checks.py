@@ -63,7 +63,7 @@ def check_sources(data: DataOptions, *, is_text: bool) -> None:
                 "data set) or --image_folder (images)."
             )
     if data.delimiter not in (None, "tab") and len(data.delimiter or "") != 1:
-        raise ValueError(f"--delimiter must be one character or "tab", such as ';', got {data.delimiter!r}.")
+        raise ValueError(f"--delimiter must be one character or 'tab', such as ';', got {data.delimiter!r}.")
     if data.group_column and (data.streaming or data.image_folder):
         other = "--streaming has splits of its own" if data.streaming else "--image_folder has no columns"
         raise ValueError(f"--group_column keeps groups whole where splits are drawn, and {other}: leave it out.")

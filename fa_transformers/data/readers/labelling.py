@@ -145,10 +145,7 @@ def encode_tables(tables: Mapping[str, Sequence[Table]], options: ReadingOptions
             part.table.bad.check()
         if not any(part.kept for part in several):
             raise DataError(f"{several[0].table.bad.source}: no row is left")
-    splits = {
-        split: datasets.concatenate_datasets([part.rows(scheme.feature) for part in several])
-        for split, several in parts.items()
-    }
+    splits = {split: _joined([part.rows(scheme.feature) for part in several]) for split, several in parts.items()}
     return LabelledSplits(splits, scheme, unlabelled)
 
 
@@ -157,7 +154,12 @@ def _without_labels(tables: Sequence[Table]) -> datasets.Dataset:
     for table in tables:
         numbers = datasets.Dataset.from_dict({"row": list(table.numbers)})
         rows.append(datasets.concatenate_datasets([table.contents, numbers], axis=1))
-    return datasets.concatenate_datasets(rows)
+    return _joined(rows)
+
+
+def _joined(parts: list[datasets.Dataset]) -> datasets.Dataset:
+    # One part alone is not copied: each data set costs a hash of all names of classes.
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def _decide(train: Sequence[_Part], source: str, options: ReadingOptions) -> LabelScheme:
