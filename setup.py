@@ -34,7 +34,7 @@ TRAIN = [
 DEMO = [*TRAIN, "licensedcode-data==32.1.0"]
 LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
-EXCEL = ["python-calamine>=0.4"]
+EXCEL = ["python-calamine>=0.5.4"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [

@@ -47,10 +47,8 @@ def read_delimited(
                     if len(fields) == len(header):
                         yield Place(number, start), tuple(None if at is None else fields[at] for at in positions)
                     else:
-                        bad.add(
-                            Place(number, start),
-                            f"the row has {len(fields)} fields, the header has {len(header)}. {QUOTING}",
-                        )
+                        counts = f"the row has {len(fields)} fields, the header has {len(header)}"
+                        bad.add(Place(number, start), counts, QUOTING)
         except csv.Error as error:
             raise DataError(f"{path}, the row that starts in line {line + skipped}: {error}. {QUOTING}") from error
     if not header:

@@ -93,31 +93,32 @@ def _first_bad_byte(path: Path, encoding: str) -> str:
     with path.open("rb") as file:
         while chunk := file.read(READ_BYTES):
             held = len(decoder.getstate()[0])
-            valid = len(chunk)
+            valid, byte = len(chunk), 0
             try:
                 ascii_only &= decoder.decode(chunk, final=position + len(chunk) == path.stat().st_size).isascii()
             except UnicodeDecodeError as error:
                 valid = error.start - held  # below 0 where the character began in the piece before
                 ascii_only &= error.object[: error.start].isascii()
+                byte = error.object[error.start]
             line += chunk.count(b"\n", 0, max(valid, 0))
             if b"\n" in chunk[: max(valid, 0)]:
                 line_start = position + chunk.rindex(b"\n", 0, valid) + 1
             position += valid
             if valid < len(chunk):
-                file.seek(position)
+                file.seek(max(0, position - SAMPLE_BYTES // 2))
                 where = f"byte {position + 1} of the file"
                 if not encoding.startswith("utf-8"):
                     return f"{where} is not valid {encoding.upper()}: the file is damaged or cut off"
-                found = file.read(SAMPLE_BYTES)
+                around = file.read(SAMPLE_BYTES)
                 return (
-                    f"line {line}: byte {position - line_start + 1} of the line ({where}, 0x{found[0]:02x}) is not "
-                    f"valid UTF-8. {_advice(found) if ascii_only else MIXED}"
+                    f"line {line}: byte {position - line_start + 1} of the line ({where}, 0x{byte:02x}) is not "
+                    f"valid UTF-8. {_advice(around) if ascii_only else MIXED}"
                 )
     return "the file was changed while it was read: run again"
 
 
 def _advice(found: bytes) -> str:
-    """Return how to convert a file whose first byte beyond ASCII is the first one of `found`."""
+    """Return how to convert a file, given bytes of it from around the first one beyond ASCII."""
     others = sum(value >= 0x80 for value in found)
     if others > 0.3 * sum(value >= 0x80 or chr(value).isalpha() for value in found):
         command = "iconv -f GB18030 -t UTF-8, with the name of its encoding, such as WINDOWS-1251, SHIFT_JIS or EUC-KR"

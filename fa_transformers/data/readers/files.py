@@ -24,6 +24,7 @@ import pyarrow
 from .formats import Row, open_rows
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import as_whole, clean_label
+from .parquet_rows import declared_classes
 from .problems import BadRows, Place, check_column
 from .splits import fill_splits
 from .tables import DataError, ReadingOptions, cut, listing
@@ -109,7 +110,10 @@ def _read_table(path: Path, columns: Mapping[str, str], options: ReadingOptions,
     bad = BadRows(str(path), options.drop_bad_rows)
     optional = () if is_train else ("label", "group")
     rows = open_rows(path, columns, bad, optional=optional, delimiter=options.delimiter)
-    return _store(rows, columns, bad, options.cache_dir, groups_needed=is_train)
+    table = _store(rows, columns, bad, options.cache_dir, groups_needed=is_train)
+    if path.suffix.lower() != ".parquet" or "label" not in columns:
+        return table
+    return replace(table, class_names=declared_classes(path, columns["label"]))
 
 
 def encode_dataset(dataset: datasets.DatasetDict, options: ReadingOptions = DEFAULTS) -> LabelledSplits:

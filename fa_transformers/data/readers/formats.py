@@ -5,16 +5,13 @@ No more than a row, a line or a megabyte is held at a time, whatever the size of
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow
-import pyarrow.parquet
-
 from .delimited import read_delimited
 from .json_rows import read_json
-from .problems import BadRows, Place, check_columns
+from .parquet_rows import read_parquet
+from .problems import BadRows
 from .spreadsheets import read_spreadsheet
 from .tables import DataError, cut, listing
 
@@ -27,7 +24,6 @@ OTHER_TYPES = {
     (".arrow", ".feather"): "write it as .parquet, or load the folder of a saved data set with --dataset_name",
     (".pkl", ".pickle", ".npz", ".h5"): "write it as .parquet or csv",
 }
-PARQUET_BATCH = 64
 
 
 class Row(NamedTuple):
@@ -66,7 +62,7 @@ def open_rows(
     if ending in (".csv", ".tsv"):
         rows = read_delimited(path, columns, bad, optional, delimiter)
     elif ending == ".parquet":
-        rows = _read_parquet(path, columns, optional)
+        rows = read_parquet(path, columns, bad, optional)
     elif ending == ".xlsx":
         rows = read_spreadsheet(path, columns, optional)
     else:
@@ -94,20 +90,7 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: there is no such file" + (f"; did you mean {cut(near[0])}?" if near else ""))
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty (0 bytes)")
-
-
-def _read_parquet(path: Path, columns: Mapping[str, str], optional: Collection[str]) -> Iterator[tuple[Place, tuple]]:
     try:
-        # With `pre_buffer` the whole column of a row group would be read at once.
-        with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            check_columns(columns, names, str(path), optional)
-            wanted = list(dict.fromkeys(column for column in columns.values() if column in names))
-            batches = file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
-            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-            for number, row in enumerate(rows, start=1):
-                yield Place(number), tuple(row.get(column) for column in columns.values())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a readable parquet file ({error}): it is damaged, cut off or of another type"
-        ) from error
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path}: the file can't be opened: {error.strerror}") from error

@@ -169,10 +169,10 @@ def _fields_of(window: _Window) -> dict[str, tuple[str, Any]]:
     """Go through one object; return the kind of each field, "list", "string" and so on, and the first entry in it."""
     fields: dict[str, tuple[str, Any]] = {}
     for name in window.entries():
-        if name in fields:
-            window.fail(f"the name {cut(name)} stands twice in one object", window.position)
         opening = window.next_character()
-        if opening in CONTAINERS:
+        if name in fields:
+            fields[name] = ("name that stands twice", _skip(window))
+        elif opening in CONTAINERS:
             fields[name] = (KINDS[list if opening == "[" else dict], _skip(window))
         else:
             value = window.item()
@@ -224,7 +224,11 @@ def _lines(path: Path, encoding: str, bad: BadRows) -> Objects:
             number += 1
             content, reason = _decoded(text)
             if reason:
-                bad.add(Place(number, line), f"not valid JSON ({reason}); expected one object per line")
+                bad.add(
+                    Place(number, line),
+                    f"not valid JSON ({reason})",
+                    "The file must hold one object per line, or one list",
+                )
             else:
                 yield Place(number, line), content
 
@@ -290,10 +294,10 @@ def _field_of_rows(
     path: Path, columns: Mapping[str, str], fields: dict[str, tuple[str, Any]], optional: Collection[str]
 ) -> str:
     """Return the name of the one field with a list of objects; of several, the one whose objects have the text."""
-    lists = {name: first for name, (kind, first) in fields.items() if kind == "list" and isinstance(first, dict)}
+    lists = {name: first for name, (kind, first) in fields.items() if kind == "list" and isinstance(first, dict | None)}
     if len(lists) > 1:
         text_column = next(iter(columns.values()))
-        lists = {name: first for name, first in lists.items() if text_column in first} or lists
+        lists = {name: first for name, first in lists.items() if text_column in (first or {})} or lists
     if not lists:
         check_columns(columns, list(fields), f"{path}, one object without a list of rows", optional)
     if len(lists) > 1:

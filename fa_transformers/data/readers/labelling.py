@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from .labels import PROBLEM_TYPES, LabelError, LabelScheme, as_number, as_whole, bits_of, clean_label
+from .labels import PROBLEM_TYPES, LabelError, LabelScheme, as_number, as_whole, bits_of, clean_label, without_names
 from .problems import BadRows, Place
 from .tables import DataError, ReadingOptions, listing
 
@@ -27,7 +27,7 @@ class Table:
         labels: their labels as they were found, None for a missing one.
         numbers, lines: the number of each row and its line in the file, 0 where there is none.
         bad: takes the rows that can't be used.
-        class_names: names that the labels are numbers of; None where labels are names themselves.
+        class_names: names that the labels are numbers of, or the classes in their order; None where nothing says them.
         groups: the group of each row, which no split may cut; None where there are no groups.
     """
 
@@ -221,8 +221,8 @@ def _decide_indicator(
     All lists are of one length above 1 and hold zeros and ones alone, and some hold one of the two twice, which no list
     of names does. With two entries, one of each in every row, it can't be told, so that names must be given.
     """
-    found = [label for part in train for label in part.table.labels]  # before numbers became names of a ClassLabel
-    rows = [row for label in found if (row := clean_label(label, scheme.separator)) is not None]
+    found = [(label, part.table.class_names) for part in train for label in part.labels if label is not None]
+    rows = [without_names(label, class_names) for label, class_names in found]
     lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
     bits = [bits_of(row) for row in rows]
     if len(lengths) != 1 or min(lengths) < 2 or None in bits:

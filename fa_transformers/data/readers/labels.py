@@ -74,7 +74,8 @@ class LabelScheme:
 
     def clean(self, value: Any, class_names: Sequence[str] | None = None) -> Any:
         """Return a label in the shape that `encode` takes; zeros and ones are never numbers of `class_names`."""
-        return clean_label(value, self.separator, None if self.is_indicator else class_names)
+        label = clean_label(value, self.separator, class_names)
+        return without_names(label, class_names) if self.is_indicator else label
 
     def is_missing(self, label: Any) -> bool:
         """True for no label, and for -1, as data sets write it, where the classes have no -1."""
@@ -190,6 +191,14 @@ def clean_label(value: Any, separator: str | None = None, class_names: Sequence[
     if type(value).__name__ == "Decimal":
         return str(value)
     return value
+
+
+def without_names(label: Any, class_names: Sequence[str] | None) -> Any:
+    """Return a list of classes with the numbers that `class_names` gives them, which are perhaps zeros and ones."""
+    if class_names is None or not isinstance(label, list):
+        return label
+    numbers = {clean_label(name): number for number, name in enumerate(class_names)}
+    return [numbers.get(entry, entry) if isinstance(entry, str) else entry for entry in label]
 
 
 def _is_null(value: Any) -> bool:

@@ -40,15 +40,17 @@ class BadRows:
         self.source, self.drop = source, drop
         self.count = 0
         self._shown: list[str] = []
+        self._advice: dict[str, None] = {}
 
-    def add(self, place: Place | str, message: str) -> None:
-        """Note one bad row and what is wrong with it; called once for a row.
+    def add(self, place: Place | str, message: str, advice: str = "") -> None:
+        """Note one bad row and what is wrong with it, once for a row; `advice` on mending is printed once for all.
 
         `place` is text where rows have no numbers, as in a stream.
         """
         self.count += 1
         if len(self._shown) < SHOWN_ROWS:
             self._shown.append(f"{place}: {message}")
+            self._advice[advice] = None
 
     def check(self) -> None:
         """Call this after the last row: raise, or warn where bad rows are dropped; nothing where there are none.
@@ -62,9 +64,11 @@ class BadRows:
         if self.drop:
             logger.warning("%s: %d bad %s left out:%s", self.source, self.count, rows, self._lines(SHOWN_DROPPED))
             return
+        advice = "".join(f"{advice}. " for advice in self._advice if advice)
+        them = "it" if self.count == 1 else "them"
         raise DataError(
-            f"{self.source}: {self.count} bad {rows}:{self._lines(SHOWN_ROWS)}\nMend the {rows}, or leave "
-            f"{'it' if self.count == 1 else 'them'} out with --drop_bad_rows"
+            f"{self.source}: {self.count} bad {rows}:{self._lines(SHOWN_ROWS)}\n{advice}Mend the {rows}, or leave "
+            f"{them} out with --drop_bad_rows"
         )
 
     def _lines(self, most: int) -> str:
@@ -100,5 +104,7 @@ def check_column(column: str, role: str, existing: Sequence[str], source: str) -
         return
     by_plain = {name.strip().casefold(): name for name in reversed(existing)}
     near = difflib.get_close_matches(column.strip().casefold(), by_plain, n=1)
-    advice = f"did you mean {flag} {by_plain[near[0]]!r}?" if near else f"Name the right one with {flag}"
-    raise DataError(f"{source}: there is no {role} column {column!r}; the columns are {listing(existing)}. {advice}")
+    advice = f"Did you mean {flag} {by_plain[near[0]]!r}?" if near else f"Name the right one with {flag}"
+    raise DataError(
+        f"{source}: there is no {role} column {column!r}; the columns are {listing(existing) or 'none'}. {advice}"
+    )

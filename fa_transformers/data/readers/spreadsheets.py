@@ -33,9 +33,7 @@ def read_spreadsheet(
         with python_calamine.CalamineWorkbook.from_path(path) as book:
             names = book.sheet_names
             sheet = book.get_sheet_by_index(0)
-            first_line = (sheet.start or (0, 0))[0] + 1
-            lines = enumerate(sheet.iter_rows(), start=first_line)
-            rows = ((line, [_value(cell) for cell in row]) for line, row in lines)
+            rows = ((line, [_value(cell) for cell in row]) for line, row in enumerate(sheet.iter_rows(), start=1))
     except (python_calamine.CalamineError, OSError, IndexError) as error:
         raise DataError(
             f"{path}: not a readable Excel file ({error}): it is damaged, cut off or of another type"
