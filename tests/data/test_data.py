@@ -247,21 +247,13 @@ BAD_FILES = {
     ),
     "blank_document": ("train.jsonl", b'{"text": " \\n", "label": "law"}', r"row 1 \(line 1\): the document is empty"),
     "null_document": ("train.json", b'[{"text": null, "label": "law"}]', r"row 1 \(line 1\): the document is empty"),
-    "document_of_another_type": (
-        "train.json",
-        b'[{"text": 5, "label": "law"}]',
-        r"row 1 \(line 1\): .*must be a string, got int",
-    ),
+    "document_of_another_type": ("train.json", b'[{"text": 5, "label": "law"}]', r"row 1 .*must be a string, got int"),
     "not_utf8": (
         "train.csv",
         "text,label\nok,law\ncafé,sea\n".encode("latin-1"),
         r"line 3: byte 4 of the line \(byte 22 of the file, 0xe9\) is not valid UTF-8.*iconv",
     ),
-    "label_missing": (
-        "train.csv",
-        b"text,label\na,law\nb,\n",
-        r"row 2 \(line 3\): column 'label': the label is missing",
-    ),
+    "label_missing": ("train.csv", b"text,label\na,law\nb,\n", r"row 2 \(line 3\): .*'label': the label is missing"),
     "labels_of_mixed_types": (
         "train.jsonl",
         b'{"text": "a", "label": "law"}\n{"text": "b", "label": 0.5}\n',
@@ -279,11 +271,7 @@ BAD_FILES = {
         b'text,label\n"a\nb",law\nb\n',
         r"row 2 \(line 4\): the row has 1 fields, the header has 2",
     ),
-    "too_many_fields": (
-        "train.csv",
-        b"text,label\na,b,law\n",
-        r"row 1 \(line 2\): the row has 3 fields.*double quotes",
-    ),
+    "too_many_fields": ("train.csv", b"text,label\na,b,law\n", r"(?s)row 1 \(line 2\): .* 3 fields.*double quotes"),
     "open_quote": ("train.csv", b'text,label\na,law\nb,"sea\nc,law\n', r"row that starts in line 3: unexpected end"),
     "broken_json_line": (
         "train.jsonl",

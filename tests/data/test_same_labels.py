@@ -101,10 +101,17 @@ def load(task: str = TEXT, **options) -> LabelledData:
     return load_data(task, DataOptions(**options), CardOptions(), 0)
 
 
+def streamed(data: LabelledData) -> tuple:
+    """The meaning of a stream's labels, all of which are read."""
+    assert data.stream is not None and data.label_names is not None
+    texts, labels = data.stream.read(list(data.stream.rows))
+    assert texts == [f"document {number}" for number in range(len(texts))]
+    return data.problem_type, data.label_names, [data.label_names[label] for label in labels]
+
+
 SOURCES = {ending: from_file(ending) for ending in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")}
 SOURCES |= {f"folder{ending}": from_folder(ending) for ending in (".csv", ".jsonl", ".parquet")}
 SOURCES |= {"saved": from_saved, "rows": from_rows}
-TYPED = [name for name in SOURCES if not name.endswith((".csv", ".tsv"))]
 
 
 def meaning(data: LabelledData) -> tuple:
@@ -123,7 +130,30 @@ def test_awkward_names_are_the_same_classes_from_every_source(source, tmp_path):
     assert found == ("single_label_classification", sorted(CLEAN), CLEAN)
 
 
-WHOLE = ("single_label_classification", ["-1", "0", "3", "12"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx"])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_streamed_table_has_the_rows_and_classes_of_one_that_is_read_whole(ending, named, tmp_path):
+    paths = {split: write(tmp_path / "set" / f"{split}{ending}", NAMES) for split in ("train", "validation")}
+    files = {f"{split}_file": path for split, path in paths.items()}
+    data = load(streaming=True, **({"dataset_name": str(tmp_path / "set")} if named else files))
+    assert streamed(data) == ("single_label_classification", sorted(CLEAN), CLEAN)
+
+
+def test_names_of_image_folders_are_the_classes_of_a_table_of_them(tmp_path):
+    names = [name for name in NAMES if "/" not in name]
+    for number, name in enumerate(names):
+        for split in ("train", "val"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            Image.new("L", (2, 2), number).save(tmp_path / "pictures" / split / name / "0.png")
+    expected = meaning(SOURCES[".csv"](tmp_path, names))
+    data = load(IMAGES, image_folder=tmp_path / "pictures")
+    assert data.label_names == expected[1] and sorted(meaning(data)[2]) == sorted(expected[2])
+    rows = {"image": [Image.new("L", (2, 2))] * len(names), "label": names}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    part = datasets.Dataset.from_dict(rows, features=features)
+    assert meaning(given(IMAGES, {"train": part, "validation": part})) == expected
+
+
 COLUMNS: dict[str, tuple[list, list[str], list[str]]] = {
     # What is written, as values with types and as the text of a csv file, and the names of its classes.
     "integers with gaps": ([3, 0, 12, -1], ["3", "0", "12", "-1"], ["3", "0", "12", "-1"]),
@@ -162,6 +192,14 @@ def test_numbers_and_booleans_are_the_classes_that_their_text_is(source, column,
 )
 def test_values_with_types_become_what_a_csv_file_has_for_them(value, text):
     assert clean_label(value) == text
+
+
+def test_image_folders_of_numbers_are_sorted_by_value(tmp_path):
+    for name in ("10.0", "9.0", "2.0"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("L", (2, 2), number).save(tmp_path / name / f"{number}.png")
+    assert load(IMAGES, image_folder=tmp_path).label_names == ["2", "9", "10"]
 
 
 def test_dates_are_the_classes_that_their_text_is(tmp_path):
@@ -288,6 +326,33 @@ def test_an_unlabelled_test_split_is_kept_apart_and_an_unlabelled_validation_lef
     assert data.dataset["test"]["label"][:] == [0, 1] and data.unlabelled is None
     with pytest.raises(DataError, match="split 'train': no row has a label"):
         given(task, {"train": part_of(names, [None, None], task)})
+
+
+def test_rows_of_a_stream_that_cannot_be_used_are_named_by_file_and_row_or_dropped(tmp_path):
+    names = write(tmp_path / "validation.csv", ["law", "sea"])
+    (tmp_path / "a.csv").write_text("text,label\nx,law\n,sea\ny,lwa\nz,sea\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("text,label\nv,sea\nw,\n", encoding="utf-8")
+    flags = {"train_file": tmp_path / "[ab].csv", "validation_file": names, "streaming": True}
+    stream = load(**flags).stream
+    assert stream is not None
+    rows = list(stream.rows)
+    with pytest.raises(DataError, match=r"a\.csv: 2 bad rows:\n  row 2 \(line 3\): the document is empty") as error:
+        stream.read(rows)
+    assert "row 3 (line 4): the label 'lwa' doesn't occur in the validation data" in str(error.value)
+    dropped = load(**flags, drop_bad_rows=True).stream
+    assert dropped is not None and dropped.read(rows) == (["x", "z", "v"], [0, 1, 1])
+    whole = load(**flags, test_file=write(tmp_path / "test.jsonl", [None, None]))
+    assert (
+        whole.unlabelled is not None
+        and whole.unlabelled["row"][:] == [1, 2]
+        and set(whole.dataset)
+        == {
+            "train",
+            "validation",
+        }
+    )
+    with pytest.raises(DataError, match="no row has a label"):
+        load(**flags | {"validation_file": tmp_path / "test.jsonl"})
 
 
 @pytest.mark.parametrize("labels", [["", ""], ["-1", "-1"], None])

@@ -34,7 +34,17 @@ def find_tables(name: str, config_name: str | None) -> dict[str, list[Path]] | N
     """
     if not Path(name).is_dir() or is_saved(name):
         return None
-    found = datasets.load_dataset_builder(name, config_name).config.data_files
+    try:
+        found = datasets.load_dataset_builder(name, config_name).config.data_files
+    except datasets.exceptions.DataFilesNotFoundError as error:
+        # The datasets library reads no spreadsheets, but its rules for names hold for them too.
+        if not any(path.suffix.lower() == ".xlsx" for path in Path(name).rglob("*")):
+            raise DataError(
+                f"--dataset_name {name}: the folder holds no files that can be read, such as train.csv, nor a saved "
+                "data set; images go by --image_folder"
+            ) from error
+        patterns = datasets.data_files.get_data_patterns(name)
+        found = datasets.data_files.DataFilesDict.from_patterns(patterns, name, allowed_extensions=[".xlsx"])
     files = {str(split): [Path(path) for path in paths] for split, paths in (found or {}).items()}
     endings = {path.suffix.lower() for paths in files.values() for path in paths}
     return files if endings and endings <= set(FILE_TYPES) else None
