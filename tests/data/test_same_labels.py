@@ -428,3 +428,56 @@ def test_very_many_classes_are_numbered_without_a_search_through_their_names():
         with pytest.raises(LabelError, match="the label 'no .* and 99988 more"):
             scheme.encode(f"no {name}")
     assert time.perf_counter() - start < 30, "5e9 comparisons take minutes, 100,000 look-ups half a second"
+
+
+def test_broken_images_are_all_named_at_once_and_can_be_dropped(tmp_path, caplog):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.new("L", (2, 2), number).save(tmp_path / name / f"{number}.png")
+        (tmp_path / name / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"2 bad rows:\n  row 4: .*ant/3\.png: no image.*\n  row 10: .*bee/3\.png: no"):
+        load(IMAGES, image_folder=tmp_path)
+    data = load(IMAGES, image_folder=tmp_path, drop_bad_rows=True)
+    assert sum(map(len, data.dataset.values())) == 10
+    rows = {
+        "image": [Image.new("L", (2, 2))] * 12,
+        "label": ["a", "b"] * 6,
+        "plot": [number // 2 for number in range(12)],
+    }
+    data = load_data(IMAGES, DataOptions(group_column="plot"), CardOptions(), 0, rows=rows)
+    assert all(len(part) % 2 == 0 for part in data.dataset.values()) and set(data.dataset["train"].column_names) == {
+        "image",
+        "label",
+    }
+
+
+def test_a_folder_of_tables_is_read_by_the_rules_of_names_of_the_datasets_library(tmp_path):
+    for name in ("train-0.csv", "train-1.csv", "dev.csv", "test.csv"):
+        write(tmp_path / "set" / name, ["NA", "sea"])
+    data = load(dataset_name=str(tmp_path / "set"))
+    assert {split: len(part) for split, part in data.dataset.items()} == {"train": 4, "validation": 2, "test": 2}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="--dataset_name .*empty: the folder holds no files that can be read"):
+        load(dataset_name=str(tmp_path / "empty"))
+
+
+WRONG_SOURCES = {
+    "folder_for_text": ({"image_folder": Path("photos")}, TEXT, "--image_folder .*give --task image-classification"),
+    "table_for_images": ({"train_file": Path("a.csv")}, IMAGES, "--train_file .*leave --task out for text"),
+    "delimiter": ({"train_file": Path("a.csv"), "delimiter": "::"}, TEXT, "--delimiter must be one character"),
+    "groups": ({"image_folder": Path("photos"), "group_column": "plot"}, IMAGES, "--image_folder has no columns"),
+}
+
+
+@pytest.mark.parametrize(("options", "task", "message"), WRONG_SOURCES.values(), ids=WRONG_SOURCES)
+def test_a_wrong_source_is_an_error_that_says_which_flag_to_type(options, task, message):
+    with pytest.raises(ValueError, match=message):
+        load(task, **options)
+
+
+def test_a_folder_for_a_file_and_a_misspelt_column_name_the_flag(tmp_path):
+    with pytest.raises(ValueError, match=r"--train_file .* is a folder: .*--dataset_name .*--image_folder"):
+        load(train_file=tmp_path)
+    with pytest.raises(DataError, match="no label column 'labels'.*--label_column_name 'label'"):
+        load(train_file=write(tmp_path / "train.csv", ["a", "b"]), label_column_name="labels")

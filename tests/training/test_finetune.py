@@ -275,9 +275,7 @@ def test_image_columns_that_do_not_fit_are_named():
     with pytest.raises(DataError, match="column 'kind' holds .*, not images"):
         encode_images(dataset, ReadingOptions(image_column="kind", label_column="picture"))
     dataset["test"] = image_dataset(["prime"])["train"]
-    with pytest.raises(
-        DataError, match="split 'test'.*\n  row 1: column 'kind': the label 'prime' doesn't occur in train"
-    ):
+    with pytest.raises(DataError, match="split 'test'.*\n  row 1: column 'kind': the label 'prime' doesn't"):
         encode_images(dataset, columns)
     with pytest.raises(DataError, match="no split 'train'"):
         encode_images(datasets.DatasetDict(test=dataset["test"]), columns)

@@ -36,7 +36,7 @@ def find_tables(name: str, config_name: str | None) -> dict[str, list[Path]] | N
         return None
     try:
         found = datasets.load_dataset_builder(name, config_name).config.data_files
-    except datasets.exceptions.DataFilesNotFoundError as error:
+    except FileNotFoundError as error:
         # The datasets library reads no spreadsheets, but its rules for names hold for them too.
         if not any(path.suffix.lower() == ".xlsx" for path in Path(name).rglob("*")):
             raise DataError(
