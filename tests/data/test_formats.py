@@ -148,6 +148,11 @@ def test_excels_line_that_names_the_delimiter_is_obeyed_and_counted(tmp_path):
     assert read(path) == [Row(1, 3, ("a", "b"))]
 
 
+def test_the_header_with_the_columns_decides_where_rows_fit_another_delimiter_too(tmp_path):
+    path = write(tmp_path / "train.csv", "text;label;name, note\na;b;c, d\n")
+    assert values(read(path)) == [("a", "b")]
+
+
 def test_a_header_that_several_delimiters_divide_is_told_apart_by_the_rows(tmp_path):
     path = write(tmp_path / "train.csv", "Id;Name, first;Text\n1;2;3\n4;5;6\n")
     assert values(read(path, {"text": "Text"})) == [("3",), ("6",)]
@@ -171,7 +176,7 @@ BAD_TABLES = {
     "gzip": (gzip.compress(b"text,label\n"), "by its content it is compressed by gzip: unpack it with gunzip"),
     "excel": (b"PK\x03\x04 and more", "an Excel file.*ending .xlsx"),
     "binary": (bytes(range(256)), "byte 1 is zero"),
-    "latin1": ("text,label\ncafé,b\n".encode("latin1"), r"line 2: byte 4 .*byte 15 of the file, 0xe9.*iconv -f LATIN1"),
+    "latin1": ("text,label\nb,café".encode("latin1"), r"line 2: byte 6 .*byte 17 of the file, 0xe9.*iconv -f LATIN1"),
     "windows": ("text,label\n“a lot of text”,b\n".encode("cp1252"), r"line 2: byte 1 .*iconv -f WINDOWS-1252 "),
     "cyrillic": ("text,label\nмного текста здесь,b\n".encode("cp1251"), "iconv -f GB18030.*such as WINDOWS-1251"),
     "mixed": ("text,label\né,b\n".encode() + b"caf\xe9,b\n", "line 3: byte 4.*The part before it is UTF-8, so"),
@@ -198,6 +203,8 @@ def test_a_bad_byte_far_behind_is_found_with_its_line(tmp_path):
         read(write(tmp_path / "train.csv", content))
     with pytest.raises(DataError, match=r"line 2: byte 1048577 of the line \(byte 1048588 of the file, 0xff"):
         read(write(tmp_path / "train.csv", b"text,label\n" + b"a" * 2**20 + b"\xff,b\n"))
+    with pytest.raises(DataError, match=r"line 2: byte 1048565 of the line \(byte 1048576 of the file, 0xe6"):
+        read(write(tmp_path / "train.csv", b"text,label\n" + b"a" * (2**20 - 12) + b"\xe6a,b\n"))
 
 
 def test_rows_of_another_length_are_all_named_and_can_be_left_out(tmp_path):
@@ -254,7 +261,15 @@ def test_values_keep_their_types_and_numbers_their_digits(tmp_path):
     assert read_back == labels and list(map(type, read_back)) == list(map(type, labels))
 
 
-def test_lines_of_objects_are_numbered_in_lists_and_spread_objects(tmp_path):
+def test_a_bad_first_line_is_one_bad_row(tmp_path):
+    path = write(tmp_path / "train.jsonl", '{"text": "a", "label": \n{"text": "b", "label": "x"}\n')
+    assert values(read(path, drop=True)) == [("b", "x")]
+    with pytest.raises(DataError, match=r"1 bad row:\n  row 1 \(line 1\): not valid JSON"):
+        read(path)
+
+
+def test_lines_of_objects_are_numbered_in_lists_and_spread_objects(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_rows, "READ_CHARACTERS", 7)
     path = write(tmp_path / "train.json", json.dumps([{"text": "a", "label": 1}] * 3, indent=1))
     assert [(row.number, row.line) for row in read(path)] == [(1, 2), (2, 6), (3, 10)]
     path = write(tmp_path / "train.json", "\n".join(3 * [json.dumps({"text": "a", "label": 1}, indent=1)]))
