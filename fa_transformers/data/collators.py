@@ -76,7 +76,7 @@ class TextCollator:
 
     Args:
         tokenizer: pads; not asked for with `packing`.
-        data: says what the labels are; None leaves labels out of the batch.
+        data: says what the labels are; None, or examples without "label", leaves them out of the batch.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ImageCollator:
 
 
 def _labels_of(examples: list[dict], data: "LabelledData | None") -> dict[str, Tensor]:
-    if data is None:
+    if data is None or "label" not in examples[0]:
         return {}
     return {"labels": label_tensor([example["label"] for example in examples], data.problem_type, data.num_labels)}
 

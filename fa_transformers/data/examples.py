@@ -91,7 +91,7 @@ class ImageExamples(torch.utils.data.Dataset):
         if self._random_flip and random.random() < 0.5:
             image = ImageOps.mirror(image)
         pixel_values = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values, "label": row["label"]}
+        return {"pixel_values": pixel_values} | {name: row[name] for name in ("label",) if name in row}
 
 
 def count_patches(image_size: int, config: FAViTConfig) -> int:
@@ -117,7 +117,7 @@ def build_examples(
     model: ModelOptions,
     loop: LoopOptions,
 ) -> tuple[dict[str, torch.utils.data.Dataset | DocumentStream], TextCollator | ImageCollator]:
-    """Return the examples of each split and the collator that makes batches of them.
+    """Return the examples of each split, "unlabelled" among them where there are such, and the collator of batches.
 
     Args:
         labelled: the data, as `load_data` gives it.
@@ -134,9 +134,14 @@ def build_examples(
     augment: dict[str, Any] = {"random_crop": data.random_crop, "random_flip": data.random_flip, "seed": loop.seed}
     examples: dict[str, torch.utils.data.Dataset | DocumentStream] = {
         split: ImageExamples(part, processor, num_tokens, **(augment if split == "train" else {}))
-        for split, part in labelled.dataset.items()
+        for split, part in _parts_of(labelled).items()
     }
     return examples, ImageCollator(labelled)
+
+
+def _parts_of(labelled: LabelledData) -> dict[str, datasets.Dataset]:
+    unlabelled = {} if labelled.unlabelled is None else {"unlabelled": labelled.unlabelled}
+    return {str(split): part for split, part in labelled.dataset.items()} | unlabelled
 
 
 def _build_text_examples(
@@ -147,7 +152,7 @@ def _build_text_examples(
     model: ModelOptions,
     loop: LoopOptions,
 ) -> tuple[dict[str, torch.utils.data.Dataset | DocumentStream], TextCollator]:
-    splits = {split: part for split, part in labelled.dataset.items() if split != "train" or labelled.stream is None}
+    splits = {split: part for split, part in _parts_of(labelled).items() if split != "train" or labelled.stream is None}
     tokenized = tokenize_documents(
         datasets.DatasetDict(splits),
         tokenizer,

@@ -1,25 +1,33 @@
 """Metrics as `evaluate.Metric` modules that live in this package, so that no network is needed.
 
-Each file also works as `evaluate.load("path/to/file.py")`. With several processes, gather the predictions first
-(`accelerator.gather_for_metrics`) and compute on the gathered rows, as `evaluate` in training/finetune.py does.
+The metrics' files also work as `evaluate.load("path/to/file.py")`. With several processes, gather the predictions first
+(`accelerator.gather_for_metrics`) and compute on the gathered rows, as `evaluate` in training/scoring.py does.
 """
 
 import evaluate
 import numpy as np
 
 from .classification import ClassificationMetric
+from .intervals import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_intervals, wilson_interval
 from .multi_label import MultiLabelMetric
 from .regression import RegressionMetric
+from .running import RunningScores
 
 __all__ = [
     "BEST_METRICS",
     "ClassificationMetric",
+    "FEW_EXAMPLES",
     "LOWER_IS_BETTER",
     "MultiLabelMetric",
     "PROBLEM_METRICS",
     "RegressionMetric",
+    "RunningScores",
+    "SCORE_NAMES",
     "decide",
+    "describe_intervals",
     "load_metric",
+    "score_intervals",
+    "wilson_interval",
 ]
 
 PROBLEM_METRICS: dict[str, type[evaluate.Metric]] = {

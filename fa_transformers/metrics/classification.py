@@ -37,25 +37,30 @@ class ClassificationMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray, label_names: list[str]) -> dict:
-        if len(references) == 0:
-            raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
-        for name, values in (("predictions", predictions), ("references", references)):
-            outside = values[(values < 0) | (values >= len(label_names))]
-            if len(outside):
-                raise ValueError(f"{name} hold class {outside[0]}, but label_names has {len(label_names)} names.")
-        classes = np.arange(len(label_names))
-        occurring = np.union1d(predictions, references)
-        columns = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0)
-        return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "macro_f1": float(f1_score(references, predictions, labels=occurring, average="macro", zero_division=0)),
-            "micro_f1": float(f1_score(references, predictions, labels=occurring, average="micro", zero_division=0)),
-            "per_class": [
-                {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-                for name, p, r, f, s in zip(label_names, *columns, strict=True)
-            ],
-            **_describe_errors(predictions, references, label_names),
-        }
+        return score_classes(predictions, references, label_names)
+
+
+def score_classes(predictions: np.ndarray, references: np.ndarray, label_names: list[str]) -> dict:
+    """Return the scores that `ClassificationMetric` describes, of class indices [examples]."""
+    if len(references) == 0:
+        raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
+    for name, values in (("predictions", predictions), ("references", references)):
+        outside = values[(values < 0) | (values >= len(label_names))]
+        if len(outside):
+            raise ValueError(f"{name} hold class {outside[0]}, but label_names has {len(label_names)} names.")
+    classes = np.arange(len(label_names))
+    occurring = np.union1d(predictions, references)
+    columns = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0)
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "macro_f1": float(f1_score(references, predictions, labels=occurring, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(references, predictions, labels=occurring, average="micro", zero_division=0)),
+        "per_class": [
+            {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+            for name, p, r, f, s in zip(label_names, *columns, strict=True)
+        ],
+        **_describe_errors(predictions, references, label_names),
+    }
 
 
 def _describe_errors(predictions: np.ndarray, references: np.ndarray, label_names: list[str]) -> dict:

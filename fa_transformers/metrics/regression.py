@@ -32,16 +32,21 @@ class RegressionMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions: list[float] | np.ndarray, references: list[float] | np.ndarray) -> dict:
-        if len(references) == 0:
-            raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
-        predicted, true = np.asarray(predictions), np.asarray(references)
-        for name, values in (("predictions", predicted), ("references", true)):
-            if not np.isfinite(values).all():
-                raise ValueError(f"{name} hold a number that is not finite; lower the learning rate or mend the data.")
-        correlated = len(true) > 1 and np.ptp(predicted) > 0 and np.ptp(true) > 0
-        return {
-            "mse": float(mean_squared_error(true, predicted)),
-            "mae": float(mean_absolute_error(true, predicted)),
-            "pearson": float(pearsonr(true, predicted).statistic) if correlated else None,
-            "spearman": float(spearmanr(true, predicted).statistic) if correlated else None,
-        }
+        return score_numbers(predictions, references)
+
+
+def score_numbers(predictions: list[float] | np.ndarray, references: list[float] | np.ndarray) -> dict:
+    """Return the scores that `RegressionMetric` describes, of numbers [examples]."""
+    if len(references) == 0:
+        raise ValueError("references is empty: the scores of no examples are undefined; evaluate at least one.")
+    predicted, true = np.asarray(predictions), np.asarray(references)
+    for name, values in (("predictions", predicted), ("references", true)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} hold a number that is not finite; lower the learning rate or mend the data.")
+    correlated = len(true) > 1 and np.ptp(predicted) > 0 and np.ptp(true) > 0
+    return {
+        "mse": float(mean_squared_error(true, predicted)),
+        "mae": float(mean_absolute_error(true, predicted)),
+        "pearson": float(pearsonr(true, predicted).statistic) if correlated else None,
+        "spearman": float(spearmanr(true, predicted).statistic) if correlated else None,
+    }

@@ -1,36 +1,39 @@
 """Scores of what needs no training of ours, on the split that a model is scored on."""
 
 import logging
-import statistics
-from collections import Counter
+
+import numpy as np
 
 from ..data.collators import label_tensor
 from ..data.labelled import LabelledData
+from ..data.readers.splits import count_classes
 from ..data.word_counts import tfidf_baseline
-from ..metrics import load_metric
+from ..metrics import RunningScores
 
 logger = logging.getLogger(__name__)
 
+COUNTED_ENTRIES = 2**22
+"""Entries of labels, rows times classes, that are held at a time."""
 TFIDF_MAX_CLASSES = 100
 """Classes up to which TF-IDF is scored: it fits 50,000 weights for each of them, one class after the other."""
 
 
 def constant_scores(data: LabelledData) -> dict:
     """Scores of the best constant answer: the majority class, each label that most rows have, or the mean number."""
-    labels = list(data.dataset["train"]["label"])
-    references = list(data.dataset[data.score_split]["label"])
-    names = {"label_names": data.label_names}
+    train, scored = data.dataset["train"], data.dataset[data.score_split]
+    answer: np.ndarray
     if data.problem_type == "single_label_classification":
-        answer = Counter(labels).most_common(1)[0][0]
+        answer = np.asarray(count_classes(train).argmax())
     elif data.problem_type == "multi_label_classification":
-        rows = label_tensor(labels, data.problem_type, data.num_labels)
-        answer = (rows.mean(dim=0) > 0.5).int().tolist()
-        references = label_tensor(references, data.problem_type, data.num_labels).int().tolist()
+        answer = count_classes(train) > len(train) / 2
     else:
-        answer, names = statistics.fmean(labels), {}
-    return load_metric(data.problem_type).compute(
-        predictions=[answer] * len(references), references=references, **names
-    )
+        answer = np.asarray(train["label"][:], np.float64).mean(keepdims=True)
+    scores = RunningScores(data.problem_type, data.label_names)
+    block = max(1, COUNTED_ENTRIES // data.num_labels)
+    for batch in scored.select_columns("label").iter(batch_size=block):
+        references = label_tensor(batch["label"], data.problem_type, data.num_labels).numpy()
+        scores.add(np.broadcast_to(answer, references.shape), references)
+    return scores.compute()
 
 
 def score_baselines(data: LabelledData) -> dict[str, dict]:

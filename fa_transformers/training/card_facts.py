@@ -1,11 +1,10 @@
 """The facts of a fine-tuned model's card, all from the run's options and figures."""
 
-import math
-
 from ..conversion.source import CheckpointSource, describe_source
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
 from ..hub.timing import describe_hardware, time_by_length, time_image
+from ..metrics import SCORE_NAMES, describe_intervals
 from ..redaction import without_local_paths
 from ..tables import one_line
 from .job import FinetuneJob, Fitted
@@ -79,10 +78,8 @@ def describe_limits(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> lis
     """Sentences for the card on what its scores are worth and what the model can't do."""
     num_examples = fitted.scores["num_examples"]
     limits = [f"Scores are from one run with one seed on {num_examples} examples of the {data.score_split} split."]
-    if "accuracy" in fitted.scores:
-        accuracy = fitted.scores["accuracy"]
-        half_width = 1.96 * math.sqrt(accuracy * (1 - accuracy) / num_examples)
-        limits.append(f"The 95 % interval of its accuracy is about ±{half_width:.3f}.")
+    scored = {name: fitted.scores[name] for name in SCORE_NAMES if name in fitted.scores}
+    limits += describe_intervals(scored, num_examples, data.problem_type)
     if job.is_text:
         limits.append(f"Tokens after the first {job.model.max_length:,} of a document are cut off.")
     else:

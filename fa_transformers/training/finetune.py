@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -19,11 +18,10 @@ from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
-from ..evaluation import evaluating
 from ..hub.publish import publish
 from ..hub.push import push
 from ..memory import estimate_memory, return_freed_memory
-from ..metrics import BEST_METRICS, decide, load_metric
+from ..metrics import BEST_METRICS
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
@@ -37,14 +35,15 @@ from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
+from .predictions import Predictions
 from .processes import run_together
 from .recipes import Task, recipe_of
-from .report import describe_run, draw_report, summarise, write_report
+from .report import describe_labels, describe_run, draw_report, summarise, write_predictions, write_report
+from .scoring import evaluate, predict
 from .setup import (
     count_replicas,
     gather_model,
     make_accelerator,
-    reports_examples,
     share_sequences,
     start_trackers,
 )
@@ -141,6 +140,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         summary = summarise(job, data, fitted, baselines)
         publish(fitted.model, fitted.processor, build_facts(job, data, fitted, baselines), output_dir, overwrite=True)
         write_report(output_dir, summary, fitted.scores)
+        for path in write_predictions(output_dir, fitted):
+            accelerator.print(f"wrote {path}")
         try:
             if job.card.push_to_hub:
                 repo_id = job.card.hub_model_id or output_dir.resolve().name
@@ -248,7 +249,7 @@ def fit(
     with accelerator.main_process_first():
         examples, collate = build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, loop)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
-    _announce(job, model, sampler, accelerator)
+    _announce(job, model, sampler, accelerator, data)
     steps = plan_steps(loop, sampler, output_dir)
     head_rate = loop.head_learning_rate or loop.learning_rate * (1 if built.source is None else 10)
     groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, built.mixers_are_new)
@@ -269,15 +270,33 @@ def fit(
             resume_command=job.resume_command,
             data_digests=run_together(lambda: digest_data(data) if accelerator.is_main_process else {})[0],
         )
-        scores = evaluate(trained, loaders[data.score_split], accelerator, data)
+        scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
     model = gather_model(accelerator, trained)
     model.config.recovery = None
     accelerator.free_memory()
-    return Fitted(model, built.processor, built.image_size, built.source, scores, describe_run(state) | figures)
+    run = describe_run(state) | figures
+    return Fitted(model, built.processor, built.image_size, built.source, scores, run, scored, unlabelled)
 
 
-def _announce(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator) -> None:
-    """Print the sizes of the run and the memory that its largest batch is estimated to take."""
+def _score(
+    model: torch.nn.Module, loaders: dict[str, DataLoader], accelerator: Accelerator, data: LabelledData
+) -> tuple[dict, Predictions, Predictions | None]:
+    """The scores on the score split, the answers to its examples, and those to the examples without labels."""
+    loader = loaders[data.score_split]
+    scored = Predictions(data, loader, labels=data.dataset[data.score_split]["label"][:])
+    scores = evaluate(model, loader, accelerator, data, scored)
+    if data.unlabelled is None:
+        return scores, scored, None
+    unlabelled = Predictions(data, loaders["unlabelled"], data.unlabelled["row"][:])
+    predict(model, loaders["unlabelled"], accelerator, unlabelled)
+    return scores, scored, unlabelled
+
+
+def _announce(
+    job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator, data: LabelledData
+) -> None:
+    """Print the labels of each split, the sizes of the run and the memory that its largest batch may take."""
+    accelerator.print(f"{describe_labels(data)}\n")
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
@@ -295,21 +314,3 @@ def _announce(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, ac
     )
     holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
     accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
-
-
-def evaluate(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator, data: LabelledData) -> dict:
-    """Scores and mean loss over all examples of the loader, each counted once, equal on every process."""
-    rows = []
-    with evaluating(model):
-        for batch in loader:
-            output = model(**batch)
-            predictions = decide(output.logits.float().cpu().numpy(), data.problem_type)
-            losses = [output.loss.item()] * len(predictions)
-            local = list(zip(predictions, batch["labels"].cpu().numpy(), losses, strict=True))
-            # Rows as objects: batches differ in size between processes, which tensors could not be gathered in.
-            rows += accelerator.gather_for_metrics(local if reports_examples() else [], use_gather_object=True)
-    predictions, references, all_losses = (np.stack(column) for column in zip(*rows, strict=True))
-    names = {} if data.label_names is None else {"label_names": data.label_names}
-    references = references.astype(predictions.dtype)
-    scores = load_metric(data.problem_type).compute(predictions=predictions, references=references, **names)
-    return scores | {"loss": float(all_losses.mean()), "num_examples": len(rows)}

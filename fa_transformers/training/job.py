@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..conversion.source import CheckpointSource
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
+from .predictions import Predictions
 from .recipes import Task
 
 
@@ -33,7 +34,10 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One trained model, the checkpoint that it started from (None: fresh weights), and what was measured on it."""
+    """One trained model, the checkpoint that it started from (None: fresh weights), and what was measured on it.
+
+    `scored` and `unlabelled` are its answers to the examples of the scored split, and to those without labels.
+    """
 
     model: PreTrainedModel
     processor: Any
@@ -41,6 +45,8 @@ class Fitted:
     source: CheckpointSource | None
     scores: dict[str, Any]
     run: dict[str, Any]
+    scored: Predictions
+    unlabelled: Predictions | None = None
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..charts import new_figure, save_figure
 from ..data.labelled import LabelledData
+from ..data.readers.splits import count_classes
 from ..files import write_json, write_text
+from ..metrics import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_intervals
 from ..redaction import redact
 from ..tables import format_table, one_line
 from .checkpointing import TrainingState
 from .job import FinetuneJob, Fitted
+from .predictions import PREDICTIONS_FILE, SCORED_FILE
 
 logger = logging.getLogger(__name__)
 
 LABELLED_MAX_CLASSES = 30
 """Classes up to which a picture of a confusion matrix has names and figures; it grows with them."""
+SHOWN_CLASSES = 20
+"""Classes that have a line in the table of labels before training."""
 PICTURE_NAME_CHARACTERS = 40
-TABLE_COLUMNS = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "spearman")
 
 
 def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: dict[str, dict]) -> dict[str, Any]:
     """The content of `all_results.json` and of the JSON line: scores, those of the baselines, figures of the run."""
-    kept = (*TABLE_COLUMNS, "loss")
+    kept = (*SCORE_NAMES, "loss")
+    num_examples, problem_type = fitted.scores["num_examples"], data.problem_type
+    scored = {"model": fitted.scores, **baselines}
+    model = {name: fitted.scores[name] for name in kept if name in fitted.scores}
     summary = {
         "task": job.task,
         "data": data.facts.name,
         "split": data.score_split,
-        "num_examples": fitted.scores["num_examples"],
-        "model": {name: fitted.scores[name] for name in kept if name in fitted.scores},
+        "num_examples": num_examples,
+        "model": model,
         "baselines": {name: {key: scores[key] for key in kept if key in scores} for name, scores in baselines.items()},
+        "intervals": {
+            name: {key: list(ends) for key, ends in score_intervals(scores, num_examples, problem_type).items()}
+            for name, scores in scored.items()
+        },
+        "interval_notes": describe_intervals(model, num_examples, problem_type),
         "parameters": fitted.model.num_parameters(),
         **fitted.run,
         "seed": job.loop.seed,
@@ -41,6 +54,38 @@ def summarise(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines: d
         "output_dir": str(job.loop.output_dir),
     }
     return redact(summary)
+
+
+def describe_labels(data: LabelledData) -> str:
+    """Return a table of the labels of each split: the rows of each class, or how the numbers to predict are spread.
+
+    Of many classes the `SHOWN_CLASSES` most frequent of train have a line, and the others one together.
+    """
+    # Of a stream nobody has read the rows yet, and "train" stands for the validation rows.
+    parts = {split: part for split, part in data.dataset.items() if split != "train" or data.stream is None}
+    if data.label_names is None:
+        numbers = {split: np.asarray(part["label"][:], np.float64) for split, part in parts.items()}
+        rows = [
+            {"split": split, "rows": len(values), "min": values.min(), "mean": values.mean(), "max": values.max()}
+            for split, values in numbers.items()
+        ]
+        return format_table([{key: _plain(value) for key, value in row.items()} for row in rows], list(rows[0]))
+    counts = {split: count_classes(part) for split, part in parts.items()}
+    order = np.argsort(-next(iter(counts.values())), kind="stable")
+    shown, others = order[:SHOWN_CLASSES], order[SHOWN_CLASSES:]
+    lines = [{"label": data.label_names[number]} | _pick(counts, number) for number in shown]
+    if len(others):
+        lines.append({"label": f"({len(others):,} other classes)"} | _pick(counts, others))
+    lines.append({"label": "(rows)"} | {split: f"{len(part):,}" for split, part in parts.items()})
+    return format_table(lines, ["label", *parts])
+
+
+def _pick(counts: dict[str, np.ndarray], numbers: Any) -> dict[str, str]:
+    return {split: f"{int(count[numbers].sum()):,}" for split, count in counts.items()}
+
+
+def _plain(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def describe_run(state: TrainingState) -> dict:
@@ -57,12 +102,22 @@ def describe_run(state: TrainingState) -> dict:
 
 
 def print_results(results: dict) -> None:
-    """Print the table of the model beside the baselines, then everything as one line of JSON, without NaN."""
+    """Print the table of the model beside the baselines, then everything as one line of JSON, without NaN.
+
+    Of fewer than `FEW_EXAMPLES` examples scores have their 95 % interval beside them.
+    """
     scored = {"this model": results["model"], **results["baselines"]}
-    columns = [name for name in TABLE_COLUMNS if name in results["model"]]
-    rows = [{"model": name, **scores} for name, scores in scored.items()]
+    intervals = {"this model": results["intervals"]["model"]} | results["intervals"]
+    columns = [name for name in SCORE_NAMES if name in results["model"]]
+    is_small = results["num_examples"] < FEW_EXAMPLES
+    rows: list[dict] = [{"model": name, **scores} for name, scores in scored.items()]
+    for row in rows if is_small else []:
+        for name, (low, high) in intervals[row["model"]].items():
+            row[name] = f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
     print(f"\n{one_line(results['data'])}, {results['split']} split, {results['num_examples']} examples:\n")
     print(format_table(rows, ["model", *columns]))
+    for note in results["interval_notes"] if is_small else []:
+        print(note)
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
 
 
@@ -105,6 +160,20 @@ def write_report(folder: Path, results: dict, scores: dict) -> None:
     for name, columns in tables.items():
         if name in scores:
             write_text(folder / f"{name}.txt", format_table(scores[name], columns) + "\n")
+
+
+def write_predictions(folder: Path, fitted: Fitted) -> list[Path]:
+    """Write the answers to the scored examples, and to those without labels where there are any; return the paths.
+
+    Such a file of an earlier run is removed. They stay with the run: what `push` uploads is what `publish` wrote.
+    """
+    written = []
+    for name, predictions in ((SCORED_FILE, fitted.scored), (PREDICTIONS_FILE, fitted.unlabelled)):
+        (folder / name).unlink(missing_ok=True)
+        if predictions is not None:
+            predictions.write(folder / name)
+            written.append(folder / name)
+    return written
 
 
 def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.collators import label_tensor
 from fa_transformers.metrics import PROBLEM_METRICS
-from fa_transformers.training.finetune import evaluate
+from fa_transformers.training.scoring import evaluate
 
 NUM_EXAMPLES, NUM_LABELS = 11, 3
 

@@ -15,7 +15,14 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn import metrics as sklearn_metrics
 
 import fa_transformers.metrics
-from fa_transformers.metrics import PROBLEM_METRICS, decide, load_metric
+from fa_transformers.metrics import (
+    PROBLEM_METRICS,
+    RunningScores,
+    decide,
+    describe_intervals,
+    load_metric,
+    wilson_interval,
+)
 from fa_transformers.metrics.classification import MATRIX_MAX_CLASSES
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -180,3 +187,65 @@ def test_up_to_a_hundred_classes_keep_their_matrix():
     names = [str(index) for index in range(MATRIX_MAX_CLASSES)]
     scores = load_metric("single_label_classification").compute(predictions=[99], references=[3], label_names=names)
     assert scores["confusion_matrix"][3][99] == 1 and "most_confused" not in scores
+
+
+@pytest.mark.parametrize("problem_type", sorted(PROBLEM_METRICS))
+def test_running_scores_of_batches_are_the_metric_of_the_whole(problem_type):
+    random = np.random.default_rng(3)
+    if problem_type == "multi_label_classification":
+        references, predictions = random.integers(0, 2, (2, 37, 4))
+    elif problem_type == "regression":
+        references, predictions = random.normal(size=(2, 37))
+    else:
+        predictions, references = random_classes(37)
+    names = None if problem_type == "regression" else NAMES
+    running = RunningScores(problem_type, names)
+    for batch in (slice(0, 10), slice(10, 11), slice(11, 37)):
+        running.add(predictions[batch], references[batch])
+    given = {} if names is None else {"label_names": names}
+    whole = load_metric(problem_type).compute(predictions=predictions, references=references, **given)
+    assert running.compute() == whole and running.num_examples == 37
+    with pytest.raises(ValueError, match="no examples"):
+        RunningScores(problem_type, names).compute()
+
+
+def test_many_labels_of_many_rows_are_scored_in_the_memory_of_their_counts():
+    """2,000 rows of 1,000 classes are 16 MB as integers; what is added a batch at a time is not kept."""
+    random = np.random.default_rng(0)
+    names = [str(index) for index in range(1_000)]
+    batches = [random.random((2, 100, 1_000)) < 0.01 for _ in range(2)]
+    tracemalloc.start()
+    scores = RunningScores("multi_label_classification", names)
+    for index in range(20):
+        scores.add(*batches[index % 2])
+    result = scores.compute()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20 * 4
+    references = np.concatenate([batch[1] for batch in batches])
+    predictions = np.concatenate([batch[0] for batch in batches])
+    assert result["micro_f1"] == sklearn_metrics.f1_score(references, predictions, average="micro")
+
+
+def test_wilson_intervals_are_the_shares_at_which_the_score_test_stands_at_its_limit():
+    """The ends p solve |share - p| = 1.96 sqrt(p (1 - p) / n), which is how the interval is defined."""
+    for share, num_examples in ((0.0, 1), (0.5, 4), (0.9, 20), (1.0, 12), (0.731, 434)):
+        for end in wilson_interval(share, num_examples):
+            assert (share - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / num_examples, abs=1e-12)
+    assert wilson_interval(1.0, 12)[1] == 1.0
+    with pytest.raises(ValueError, match="1 or more examples"):
+        wilson_interval(0.5, 0)
+
+
+def test_scores_without_an_interval_are_named_below_thirty_examples():
+    scores = {"accuracy": 0.5, "macro_f1": 0.4, "micro_f1": 0.5}
+    few = describe_intervals(scores, 20, "single_label_classification")
+    assert few == [
+        "The 95 % interval of its accuracy is 0.299 to 0.701.",
+        "20 examples are too few for an interval of its macro_f1.",
+    ]
+    assert describe_intervals(scores, 30, "single_label_classification")[0].startswith("The 95 % interval of its acc")
+    assert len(describe_intervals(scores, 30, "single_label_classification")) == 1
+    assert describe_intervals({"mse": 1.0, "mae": 1.0}, 5, "regression") == [
+        "5 examples are too few for an interval of its mse, mae."
+    ]

@@ -64,6 +64,13 @@ def fill_splits(
     )
 
 
+def count_classes(part: datasets.Dataset) -> np.ndarray:
+    """Return the rows of each class of the column "label", [classes]; a row of several labels counts for each."""
+    feature = part.features["label"]
+    num_classes = getattr(feature, "feature", feature).num_classes
+    return np.bincount(_read_labels(part, 1, np.random.default_rng(0))[1], minlength=num_classes)
+
+
 def _too_few(train: datasets.Dataset, names: list[str]) -> str:
     wanted = " and ".join(names)
     if "group" in train.column_names:
@@ -126,7 +133,7 @@ def _read_labels(train: datasets.Dataset, num_bins: int, random: np.random.Gener
     column = train.select_columns("label").with_format("arrow")[:]["label"]
     rows = np.arange(len(train))
     if isinstance(feature, datasets.ClassLabel):
-        return rows, column.to_numpy()
+        return rows, column.to_numpy().astype(np.int64)
     if isinstance(getattr(feature, "feature", None), datasets.ClassLabel):
         lengths = pyarrow.compute.list_value_length(column).to_numpy()
         return np.repeat(rows, lengths), pyarrow.compute.list_flatten(column).to_numpy().astype(np.int64)
