@@ -46,9 +46,27 @@ def check_sources(data: DataOptions, *, is_text: bool) -> None:
     if (data.validation_file or data.test_file) and not data.train_file:
         raise ValueError("--validation_file and --test_file go with --train_file, which is missing.")
     if data.image_folder and is_text:
-        raise ValueError("--image_folder is for images, and --task for text, which --train_file names.")
+        raise ValueError(
+            "--image_folder is for images, and the task is text: give --task image-classification (to distil: --task "
+            "images), or name a table of texts with --train_file."
+        )
     if data.train_file and not is_text:
-        raise ValueError("--train_file is for text, and --task for images, which --image_folder names.")
+        raise ValueError(
+            "--train_file is for text, and the task is images: leave --task out for text, or name the images with "
+            "--image_folder or --dataset_name."
+        )
+    for name in ("train_file", "validation_file", "test_file"):
+        path = getattr(data, name)
+        if path is not None and path.is_dir():
+            raise ValueError(
+                f"--{name} {path} is a folder: name a file in it, or the folder with --dataset_name (tables, a saved "
+                "data set) or --image_folder (images)."
+            )
+    if data.delimiter not in (None, "tab") and len(data.delimiter or "") != 1:
+        raise ValueError(f"--delimiter must be one character or 'tab', such as ';', got {data.delimiter!r}.")
+    if data.group_column and (data.streaming or data.image_folder):
+        other = "--streaming has splits of its own" if data.streaming else "--image_folder has no columns"
+        raise ValueError(f"--group_column keeps groups whole where splits are drawn, and {other}: leave it out.")
 
 
 def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: CardOptions, *, is_text: bool) -> None:

@@ -66,8 +66,8 @@ class DataOptions(OptionGroup):
 
     train_file: Path | None = option(
         None,
-        "csv, tsv, json, jsonl or parquet file with a text column and, to fine-tune, a label column; distillation "
-        "reads txt too",
+        "csv, tsv, json, jsonl, parquet or xlsx file with a text column and, to fine-tune, a label column; "
+        "distillation reads txt too",
         group="text",
         common=True,
     )
@@ -76,7 +76,8 @@ class DataOptions(OptionGroup):
     )
     test_file: Path | None = option(
         None,
-        "same columns, for the final scores; unset = the rows of --validation_file, or another tenth of train's",
+        "same columns, for the final scores, or without labels, to predict them; unset = the rows of "
+        "--validation_file, or another tenth of train's",
         group="labels",
         common=True,
     )
@@ -87,8 +88,9 @@ class DataOptions(OptionGroup):
         common=True,
     )
     dataset_name: str | None = option(
-        None, "data set on the Hub, owner/name, or a local data set folder", group="text", common=True
-    )
+        None, "data set on the Hub, owner/name, or a local folder: a saved data set, or files of tables or images",
+        group="text", common=True,
+    )  # fmt: skip
     dataset_config_name: str | None = option(None, "configuration of --dataset_name", group="text")
     streaming: bool = option(
         False,
@@ -101,6 +103,21 @@ class DataOptions(OptionGroup):
     label_column_name: str = option("label", "column with the labels", group="label column", common=True)
     label_separator: str | None = option(
         None, "character between the labels of one row, for multi-label csv, for example '|'", group="labels"
+    )
+    label_names: tuple[str, ...] | None = option(
+        None,
+        "names of the classes in their order: of the entries of rows of zeros and ones, or of the integers from 0 on; "
+        "unset = as the data says",
+        group="labels",
+    )
+    group_column: str | None = option(
+        None,
+        "column whose equal values (author, patient, source) stay in one split where splits are drawn",
+        group="labels",
+    )
+    delimiter: str | None = option(None, "character between the fields of csv files; unset = found", group="text")
+    drop_bad_rows: bool = option(
+        False, "leave out rows that can't be used, counted in a warning, instead of refusing the file", group="text"
     )
     problem_type: ProblemType | None = option(
         None, "what the labels are; unset = told from the labels and printed", group="labels"

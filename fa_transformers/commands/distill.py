@@ -31,10 +31,15 @@ class DistillCommand:
         return resuming(self.command)
 
 
+def task_of(given: Mapping[str, Any]) -> Task:
+    """Return the task that was typed, or else the one that the source of the data stands for."""
+    return given.get("task") or ("images" if given.get("image_folder") else "text")
+
+
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe that follows from the flags that were typed."""
     teacher = given.get("teacher_name_or_path") or given.get("model_name_or_path")
-    return recipe_of(given.get("task", "text"), given.get("recipe", "quick"), teacher)
+    return recipe_of(task_of(given), given.get("recipe", "quick"), teacher)
 
 
 def parse(argv: Sequence[str] | None = None) -> DistillCommand:
@@ -48,14 +53,14 @@ def parse(argv: Sequence[str] | None = None) -> DistillCommand:
         "--output_dir outputs/mine",
         recipe_for,
     )
-    parser.add_argument("--task", choices=get_args(Task), help="what the model reads (default: text)")
+    parser.add_argument("--task", choices=get_args(Task), help="what the model reads (default: as the data is)")
     parser.add_argument("--recipe", choices=get_args(Recipe), help="how long to train (default: quick)")
     for options_class, groups, title in GROUPS:
         parser.add_options(options_class, groups, title)
     parsed = parser.parse(argv)
     recipe = recipe_for(parsed.given)
     return DistillCommand(
-        task=parsed.given.get("task", "text"),
+        task=task_of(parsed.given),
         recipe=parsed.given.get("recipe", "quick"),
         data=resolve(parsed[DataOptions], recipe),
         model=resolve(parsed[ModelOptions], recipe),

@@ -48,10 +48,15 @@ class FinetuneCommand:
         return resuming(self.command)
 
 
+def task_of(given: Mapping[str, Any]) -> Task:
+    """Return the task that was typed, or else the one that the source of the data stands for."""
+    return given.get("task") or ("image-classification" if given.get("image_folder") else "text-classification")
+
+
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe that follows from the flags that were typed."""
     return recipe_of(
-        given.get("task", "text-classification"),
+        task_of(given),
         is_demo=not any(given.get(name) for name in DATA_SOURCES),
         model_name_or_path=given.get("model_name_or_path"),
         full=given.get("full_recipe", False),
@@ -69,7 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
         f"{program} --train_file my.csv --model_name_or_path minilm --max_length 8192 --output_dir outputs/mine",
         recipe_for,
     )
-    parser.add_argument("--task", choices=get_args(Task), help="what to train for (default: text-classification)")
+    parser.add_argument("--task", choices=get_args(Task), help="what to train for (default: as the data is)")
     parser.add_argument(
         "--full_recipe", action="store_true", common=False, help="demo data: all of it, whole, for several epochs"
     )
@@ -78,7 +83,7 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
     parsed = parser.parse(argv)
     recipe = recipe_for(parsed.given)
     return FinetuneCommand(
-        task=parsed.given.get("task", "text-classification"),
+        task=task_of(parsed.given),
         full_recipe=parsed.given.get("full_recipe", False),
         data=resolve(parsed[DataOptions], recipe),
         model=resolve(parsed[ModelOptions], recipe),

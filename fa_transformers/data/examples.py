@@ -166,16 +166,5 @@ def _build_text_examples(
         split: TextExamples(part, **(short if split == "train" else {})) for split, part in tokenized.items()
     }
     if labelled.stream is not None:
-        examples["train"] = DocumentStream(
-            labelled.stream,
-            tokenizer,
-            max_length,
-            labelled.problem_type,
-            labelled.label_names,
-            source=str(data.train_file or data.dataset_name),
-            text_column=data.text_column_name,
-            label_column=data.label_column_name,
-            label_separator=data.label_separator,
-            strict_length=model.strict_length,
-        )
+        examples["train"] = DocumentStream(labelled.stream, tokenizer, max_length, model.strict_length)
     return examples, TextCollator(tokenizer, labelled, loop.packing)

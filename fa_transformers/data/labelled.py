@@ -1,7 +1,7 @@
 """Labelled documents or images: read from what the options name or from Python, every row checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -11,11 +11,21 @@ import datasets
 from ..checks import check_sources
 from ..options import CardOptions, DataOptions
 from .facts import DataFacts
-from .readers.files import encode_columns, encode_dataset, load_text_files
-from .readers.images import collect_images, encode_images, load_image_folder
+from .readers.files import (
+    encode_columns,
+    encode_dataset,
+    fill,
+    load_text_files,
+    read_dataset,
+    read_files,
+    splits_to_read,
+)
+from .readers.images import encode_image_columns, encode_images, load_image_folder
+from .readers.labelling import LabelledSplits
 from .readers.labels import label_names, problem_type_of
-from .readers.streams import open_files, open_named
-from .readers.tables import DataError, ReadingOptions
+from .readers.named import find_tables, load_named
+from .readers.streams import LabelledStream, open_files, open_named
+from .readers.tables import ReadingOptions
 from .sets import digit_canvas, license_documents
 
 Task = Literal["text-classification", "image-classification"]
@@ -29,7 +39,8 @@ class LabelledData:
 
     `dataset` has the splits train and validation, and perhaps test, with the columns "label" and "text" or "image";
     `label_names` is None for regression. With `stream`, the rows to train on come from there, raw, and the split train
-    is the validation data once more.
+    is the validation data once more. `unlabelled` are the rows of a test split without labels, to be predicted, in the
+    columns "text" or "image" and "row", the number in the source.
     """
 
     dataset: datasets.DatasetDict
@@ -37,7 +48,7 @@ class LabelledData:
     label_names: list[str] | None
     facts: DataFacts
     is_demo: bool
-    stream: datasets.IterableDataset | None = None
+    stream: LabelledStream | None = None
     unlabelled: datasets.Dataset | None = None
 
     @property
@@ -98,6 +109,7 @@ def load_data(
     if rows is not None:
         _check_rows(rows, data)
     is_demo = rows is None and data.is_demo
+    dataset: datasets.DatasetDict
     stream = None
     if is_demo and is_text:
         dataset = encode_dataset(license_documents.load_license_documents())
@@ -108,10 +120,11 @@ def load_data(
         dataset = digit_canvas.load_digit_canvas(**{"seed": seed} | canvas)
         facts = _demo_facts("Digit canvas (generated)", digit_canvas)
     elif is_text:
-        dataset, stream = _read_text(data, _reading_options(data, seed), rows)
+        options = reading_options(data, seed)
+        dataset, stream = _read_stream(data, options) if data.streaming else (_read_text(data, options, rows), None)
         facts = describe_user_data(data, card)
     else:
-        dataset = _read_images(data, seed, rows)
+        dataset = _read_images(data, reading_options(data, seed), rows)
         facts = describe_user_data(data, card)
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     kept = {}
@@ -119,17 +132,8 @@ def load_data(
         limit = limits[split] or len(part)
         kept[split] = part if limit >= len(part) else part.shuffle(seed=seed).select(range(limit))
     names = label_names(dataset)
-    return LabelledData(datasets.DatasetDict(kept), problem_type_of(dataset), names, facts, is_demo, stream)
-
-
-def load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
-    """Load a data set of the Hub, or the local folder of one."""
-    if (Path(name) / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(name)
-    loaded = datasets.load_dataset(name, config_name)
-    if not isinstance(loaded, datasets.DatasetDict):
-        raise DataError(f"--dataset_name {name} has no splits; it needs at least 'train'.")
-    return loaded
+    unlabelled = dataset.unlabelled if isinstance(dataset, LabelledSplits) else None
+    return LabelledData(datasets.DatasetDict(kept), problem_type_of(dataset), names, facts, is_demo, stream, unlabelled)
 
 
 def _check_rows(rows: Any, data: DataOptions) -> None:
@@ -149,48 +153,69 @@ def _check_rows(rows: Any, data: DataOptions) -> None:
         raise TypeError("rows: a mapping of splits must be a datasets.DatasetDict, a plain one holds columns.")
 
 
-def _reading_options(data: DataOptions, seed: int) -> ReadingOptions:
+def reading_options(data: DataOptions, seed: int = 0) -> ReadingOptions:
+    """Return the meaning of columns that the options of a run give, and the seed of drawn splits."""
     return ReadingOptions(
         text_column=data.text_column_name,
+        image_column=data.image_column_name,
         label_column=data.label_column_name,
         problem_type=data.problem_type,
         label_separator=data.label_separator,
+        label_names=data.label_names,
+        group_column=data.group_column,
+        delimiter=data.delimiter,
+        drop_bad_rows=data.drop_bad_rows,
         seed=seed,
     )
 
 
-def _read_text(
-    data: DataOptions, options: ReadingOptions, rows: Rows | None
-) -> tuple[datasets.DatasetDict, datasets.IterableDataset | None]:
-    """Documents of all splits and the stream to train on, None without `data.streaming`."""
+def _read_text(data: DataOptions, options: ReadingOptions, rows: Rows | None) -> LabelledSplits:
     if rows is not None:
         if isinstance(rows, datasets.DatasetDict | datasets.Dataset):
-            return encode_dataset(_as_splits(rows), options), None
-        return encode_columns(rows, options), None
+            return encode_dataset(_as_splits(rows), options)
+        return encode_columns(rows, options)
     if data.train_file:
-        if not data.streaming:
-            return load_text_files(data.train_file, data.validation_file, data.test_file, options), None
+        return load_text_files(data.train_file, data.validation_file, data.test_file, options)
+    assert data.dataset_name is not None  # else this is the demo
+    files = find_tables(data.dataset_name, data.dataset_config_name)
+    if files is None:
+        return encode_dataset(load_named(data.dataset_name, data.dataset_config_name), options)
+    read = {split: files[split] for split in splits_to_read(files, data.dataset_name)}
+    return fill(read_files(read, options), options)
+
+
+def _read_stream(data: DataOptions, options: ReadingOptions) -> tuple[LabelledSplits, LabelledStream]:
+    """The splits that are read whole, "train" being the validation data once more, and the stream to train on."""
+    others: datasets.DatasetDict | dict[str, list[Path]]
+    if data.train_file:
         if data.validation_file is None:
             raise ValueError("--streaming needs a --validation_file, which is read whole and names the labels.")
-        stream = open_files(str(data.train_file))
-        return load_text_files(data.validation_file, data.validation_file, data.test_file, options), stream
-    assert data.dataset_name is not None  # else this is the demo
-    if not data.streaming:
-        return encode_dataset(load_named(data.dataset_name, data.dataset_config_name), options), None
-    stream, others = open_named(data.dataset_name, data.dataset_config_name)
-    loaded = datasets.DatasetDict({"train": others["validation"]} | others)
-    return encode_dataset(loaded, options), stream
+        others = {"validation": [data.validation_file]} | ({"test": [data.test_file]} if data.test_file else {})
+        rows = open_files(str(data.train_file), options)
+    else:
+        assert data.dataset_name is not None  # `check_sources` and `_check_rows` leave nothing else
+        rows, others = open_named(data.dataset_name, data.dataset_config_name, options)
+    if isinstance(others, datasets.DatasetDict):
+        splits = read_dataset(others, options, train="validation")
+    else:
+        splits = read_files(others, options, train="validation")
+    splits["validation"] = splits["train"]
+    origin = ("the validation data, which names the labels of a stream:", "mend the row, or add such a document there")
+    scheme = replace(splits.labels, origin=origin)
+    source = str(data.train_file or data.dataset_name)
+    columns = {"text_column": data.text_column_name, "label_column": data.label_column_name}
+    return splits, LabelledStream(rows, scheme, source, **columns, drop_bad_rows=data.drop_bad_rows)
 
 
-def _read_images(data: DataOptions, seed: int, rows: Rows | None) -> datasets.DatasetDict:
+def _read_images(data: DataOptions, options: ReadingOptions, rows: Rows | None) -> LabelledSplits:
     if data.image_folder:
-        return load_image_folder(data.image_folder, seed=seed)
-    columns = (data.image_column_name, data.label_column_name)
+        return load_image_folder(data.image_folder, options)
     if rows is None:
         assert data.dataset_name is not None  # else this is the demo
-        return encode_images(load_named(data.dataset_name, data.dataset_config_name), *columns, seed)
-    loaded = rows if isinstance(rows, datasets.DatasetDict | datasets.Dataset) else collect_images(rows, *columns)
-    return encode_images(_as_splits(loaded), *columns, seed, check=True)
+        return encode_images(load_named(data.dataset_name, data.dataset_config_name), options)
+    if isinstance(rows, datasets.DatasetDict | datasets.Dataset):
+        return encode_images(_as_splits(rows), options, check=True)
+    return encode_image_columns(rows, options)
 
 
 def _as_splits(rows: datasets.DatasetDict | datasets.Dataset) -> datasets.DatasetDict:

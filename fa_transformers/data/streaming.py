@@ -78,18 +78,21 @@ class StreamedExamples(IterableDataset):
 
     def __iter__(self) -> Iterator[StreamedBatch]:
         epoch, block, first, position = self.place
+        is_found = position is not None
         while True:
             share = split_dataset_by_node(self.documents.rows, self.process_index, self.num_processes)
             share.set_epoch(epoch)
             if position is not None:
                 share.load_state_dict(position)
             rows = iter(share)
-            while examples := self.documents.encode(take_block(rows)):
+            while raw := take_block(rows):
+                examples = self.documents.encode(raw)
                 after = share.state_dict()
                 lengths = [example.pop("length") for example in examples]
                 # Another seed for each epoch, another epoch for each block.
                 settings = self.batching | {"seed": self.batching["seed"] + epoch}
-                batches = LengthGroupedBatchSampler(lengths, **settings).batches(block)
+                # A block may be empty, all its rows dropped.
+                batches = LengthGroupedBatchSampler(lengths, **settings).batches(block) if examples else []
                 for number, indices in enumerate(batches[first:], start=first + 1):
                     is_last = number == len(batches)
                     place = Place(epoch, block + 1, 0, after) if is_last else Place(epoch, block, number, position)
@@ -99,13 +102,14 @@ class StreamedExamples(IterableDataset):
                         sum(lengths[index] for index in indices),
                         place,
                     )
+                    is_found = True
                 block, first, position = block + 1, 0, after
-            if block == 0:
+            if not is_found:
                 raise DataError(
                     f"{self.documents.source} has no documents for process {self.process_index} of "
                     f"{self.num_processes}: give more documents, or use fewer processes"
                 )
-            epoch, block, position = epoch + 1, 0, None
+            epoch, block, position, is_found = epoch + 1, 0, None, False
 
 
 def take_block(rows: Iterator[dict]) -> list[dict]:

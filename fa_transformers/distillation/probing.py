@@ -1,7 +1,7 @@
 """Accuracy of logistic regression on frozen embeddings: a converted model's worth downstream, beside its teacher's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -19,9 +19,10 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ..data.batching import grouped_batches
 from ..data.examples import ImageExamples, TokenizedRows
 from ..data.facts import DataFacts
-from ..data.readers.files import load_text_files
+from ..data.labelled import reading_options
+from ..data.readers.files import read_files
 from ..data.readers.images import find_class_images
-from ..data.readers.tables import DataError, ReadingOptions, listing
+from ..data.readers.tables import DataError, listing
 from ..data.sets import license_documents
 from ..data.tokenizing import tokenize_documents
 from ..evaluation import evaluating
@@ -74,12 +75,8 @@ def load_labelled_text(
     Raises:
         DataError: the file can't be used, or its labels are no classes.
     """
-    options = ReadingOptions(
-        text_column=data.text_column_name,
-        label_column=data.label_column_name,
-        problem_type="single_label_classification",
-    )
-    rows = datasets.concatenate_datasets(list(load_text_files(path, options=options).values()))
+    options = replace(reading_options(data), problem_type="single_label_classification", group_column=None)
+    rows = read_files({"train": [path]}, options)["train"]
     names = np.array(rows.features["label"].names)[rows["label"][:]]
     return _label_pieces(_unstated_facts(path.name), rows, names, tokenizer, max_length)
 

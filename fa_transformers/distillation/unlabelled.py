@@ -1,6 +1,7 @@
 """Unlabelled text and images to distil on: what the options name, or rows given in Python, split and checked."""
 
-from collections.abc import Mapping, Sequence
+import glob
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,8 +10,12 @@ import datasets
 import numpy as np
 
 from ..data.facts import DataFacts
-from ..data.labelled import describe_user_data, load_named
-from ..data.readers.images import check_images, find_split_folders, image_endings
+from ..data.labelled import describe_user_data, reading_options
+from ..data.readers.files import read_documents
+from ..data.readers.formats import FILE_TYPES
+from ..data.readers.images import find_sound_images, find_split_folders, image_endings
+from ..data.readers.named import find_tables, load_named
+from ..data.readers.problems import BadRows, check_column
 from ..data.readers.tables import DataError
 from ..data.sets import broad_text, license_documents
 from ..options import CardOptions, DataOptions
@@ -27,10 +32,6 @@ LICENSE_FACTS = DataFacts(
     license=license_documents.LICENSE,
     attribution=license_documents.ATTRIBUTION,
 )
-LOADERS = {
-    ".jsonl": ("json", {}), ".json": ("json", {}), ".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}),
-    ".parquet": ("parquet", {}), ".txt": ("text", {"sample_by": "document"}),  # else every line were a document
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ def read_text(data: DataOptions, card: CardOptions, seed: int, rows: Rows | None
     if rows is not None:
         loaded = as_splits(rows, column)
     elif data.train_file:
-        loaded = _read_files(data.train_file, data.validation_file)
+        loaded, column = _read_files(data, seed), "text"
+    elif files := find_tables(str(data.dataset_name), data.dataset_config_name):
+        _check_train(files, data)
+        wanted = {split: paths for split, paths in files.items() if split in ("train", "validation")}
+        loaded, column = read_documents(wanted, reading_options(data, seed)), "text"
     else:
         loaded = _load_named_with_train(data)
-    if column not in loaded["train"].column_names:
-        raise DataError(f"no column {column!r}, only {loaded['train'].column_names}: --text_column_name")
+    check_column(column, "text", loaded["train"].column_names, "rows" if rows is not None else str(data.dataset_name))
     parts = {name: _only(part, column, "text") for name, part in _with_validation(loaded, seed).items()}
     facts = describe_user_data(data, card)
     return UnlabelledRows(_limit(parts["train"], data, seed), {SAME_KINDS: parts["validation"]}, [facts])
@@ -86,7 +90,7 @@ def read_images(data: DataOptions, card: CardOptions, seed: int, rows: Rows | No
     if rows is None and data.is_demo:
         raise DataError("--task images needs an --image_folder or a --dataset_name: no images come with the package")
     if rows is None and data.image_folder:
-        train, heldout = _images_of_folder(data.image_folder, seed)
+        train, heldout = _images_of_folder(data.image_folder, seed, data.drop_bad_rows)
     else:
         loaded = _load_named_with_train(data) if rows is None else as_splits(rows, data.image_column_name, images=True)
         train, heldout = _images_of(loaded, data, seed)
@@ -114,8 +118,7 @@ def as_splits(rows: Any, column: str, *, images: bool = False) -> datasets.Datas
             f"rows must be a list of {'images' if images else 'texts'}, a mapping of columns such as "
             f"{{{column!r}: [...]}}, a datasets.Dataset or a datasets.DatasetDict, got {type(rows).__name__}"
         )
-    if column not in rows:
-        raise DataError(f"no column {column!r}, only {sorted(rows)}: --{'image' if images else 'text'}_column_name")
+    check_column(column, "image" if images else "text", list(rows), "rows")
     values = list(rows[column])
     if not images:
         check_texts(values)
@@ -138,24 +141,36 @@ def _limit(rows: datasets.Dataset, data: DataOptions, seed: int) -> datasets.Dat
     return rows.shuffle(seed=seed).select(range(min(data.max_train_samples, len(rows))))
 
 
-def _read_files(train_file: Path, validation_file: Path | None) -> datasets.DatasetDict:
-    files = {"train": train_file} | ({"validation": validation_file} if validation_file else {})
-    endings = {path.suffix.lower() for path in files.values()}
-    if len(endings) != 1 or not endings <= set(LOADERS):
-        raise DataError(f"--train_file {train_file}: give one of {', '.join(LOADERS)}, the same for all files")
-    for split, path in files.items():
-        if not path.is_file() and not any(character in path.name for character in "*?["):  # else it is a pattern
+def _read_files(data: DataOptions, seed: int) -> datasets.DatasetDict:
+    """The documents of `--train_file` and `--validation_file`, each a file or a pattern; a txt file is one document."""
+    assert data.train_file is not None
+    named = {"train": data.train_file} | ({"validation": data.validation_file} if data.validation_file else {})
+    files = {}
+    for split, path in named.items():
+        is_pattern = any(character in path.name for character in "*?[") and not path.is_file()
+        files[split] = [Path(found) for found in sorted(glob.glob(str(path)))] if is_pattern else [path]
+        if not files[split] or not files[split][0].is_file():
             raise DataError(f"--{split}_file {path}: there is no such file")
-    kind, options = LOADERS[endings.pop()]
-    return datasets.load_dataset(kind, data_files={name: str(path) for name, path in files.items()}, **options)
+    endings = {path.suffix.lower() for paths in files.values() for path in paths}
+    if endings == {".txt"}:
+        return datasets.load_dataset(  # by document, else every line were one
+            "text", data_files={split: list(map(str, paths)) for split, paths in files.items()}, sample_by="document"
+        )
+    if not endings <= set(FILE_TYPES):
+        raise DataError(f"--train_file {data.train_file}: give one of {', '.join((*FILE_TYPES, '.txt'))}")
+    return read_documents(files, reading_options(data, seed))
 
 
 def _load_named_with_train(data: DataOptions) -> datasets.DatasetDict:
     assert data.dataset_name is not None  # no other source is left
     loaded = load_named(data.dataset_name, data.dataset_config_name)
-    if "train" not in loaded:
-        raise DataError(f"--dataset_name {data.dataset_name} has no split 'train', only {sorted(loaded)}")
+    _check_train(loaded, data)
     return loaded
+
+
+def _check_train(splits: Iterable[str], data: DataOptions) -> None:
+    if "train" not in splits:
+        raise DataError(f"--dataset_name {data.dataset_name} has no split 'train', only {sorted(splits)}")
 
 
 def _with_validation(loaded: datasets.DatasetDict, seed: int) -> dict[str, datasets.Dataset]:
@@ -188,7 +203,9 @@ def _images_of(loaded: datasets.DatasetDict, data: DataOptions, seed: int) -> tu
     return train, heldout
 
 
-def _images_of_folder(folder: Path, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _images_of_folder(
+    folder: Path, seed: int, drop_bad_rows: bool = False
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Train and held-out rows of `--image_folder`: its folders "train" and "validation", where it has them.
 
     Without "train" all images in no folder of a split are trained on; without "validation" a share of those is held
@@ -204,12 +221,16 @@ def _images_of_folder(folder: Path, seed: int) -> tuple[datasets.Dataset, datase
         shuffled = [chosen[index] for index in np.random.default_rng(seed).permutation(len(chosen))]
         count = max(1, int(VALIDATION_SHARE * len(chosen)))
         heldout, chosen = sorted(shuffled[:count]), sorted(shuffled[count:])
-    if not chosen:
+    paths, bad = [*chosen, *heldout], BadRows(str(folder), drop_bad_rows)
+    sound = find_sound_images(paths, bad)
+    bad.check()
+    train = [paths[index] for index in sound if index < len(chosen)]
+    kept = [paths[index] for index in sound if index >= len(chosen)]
+    if not train or not kept:
         raise DataError(
-            f"--image_folder {folder} has {len(heldout)} images outside of 'test': not enough to train and hold out"
+            f"--image_folder {folder} has {len(sound)} images outside of 'test': not enough to train and hold out"
         )
-    check_images([*chosen, *heldout])
-    return as_image_rows(chosen), as_image_rows(heldout)
+    return as_image_rows(train), as_image_rows(kept)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -79,9 +79,6 @@ class ContenderOptions(OptionGroup):
     folds: int = option(
         0, "cross-validate over so many folds of all rows; 0 = the given split", group="comparison", common=True
     )
-    group_column: str | None = option(
-        None, "column whose equal values stay in one fold; the licences have families", group="comparison", common=True
-    )
     long_threshold: int = option(
         1024, "documents of more tokens are scored apart, too", group="comparison", common=True
     )

@@ -1,14 +1,19 @@
 """Folds for cross-validation that cut no group of documents."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-from ..data.labelled import LabelledData, load_named
-from ..data.readers.tables import DataError, open_table
+from ..data.labelled import LabelledData
+from ..data.readers.files import group_of
+from ..data.readers.formats import open_rows
+from ..data.readers.named import find_tables, load_named
+from ..data.readers.problems import BadRows, check_column
 from ..data.sets.license_documents import load_license_documents
 from ..options import DataOptions
 
@@ -18,32 +23,49 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
 
 
-def read_groups(data: DataOptions, group_column: str | None) -> dict[bytes, str]:
+def read_groups(data: DataOptions) -> dict[bytes, str]:
     """Return for the digest of each document the group that no fold may cut.
 
-    That is the value of `group_column`, for the licence documents the family; without a column there are no groups.
+    That is the value of `data.group_column`, for the licence documents the family; without a column there are none.
 
     Raises:
         DataError: the data have no such column.
     """
     if data.is_demo:
         loaded, text_column, column = load_license_documents(), "text", "family"
-    elif group_column is None:
+    elif data.group_column is None:
         return {}
-    elif data.train_file:
-        files = [path for path in (data.train_file, data.validation_file, data.test_file) if path is not None]
-        rows = (row for path in files for row in open_table(path, data.text_column_name, group_column)[1])
-        return {digest(text): str(group) for _, text, group in rows}
     else:
+        files = [path for path in (data.train_file, data.validation_file, data.test_file) if path is not None]
+        if data.dataset_name:
+            tables = find_tables(data.dataset_name, data.dataset_config_name)
+            files = [path for paths in (tables or {}).values() for path in paths]
+        if files:
+            return _groups_of_files(files, data, data.group_column)
         loaded = load_named(str(data.dataset_name), data.dataset_config_name)
-        text_column, column = data.text_column_name, group_column
+        text_column, column = data.text_column_name, data.group_column
     groups: dict[bytes, str] = {}
     for split, part in loaded.items():
-        if column not in part.column_names:
-            raise DataError(f"split {split!r} has no column {column!r}, only {part.column_names}: give --group_column")
+        check_column(column, "group", part.column_names, f"split {split!r}")
         for batch in part.select_columns([text_column, column]).iter(batch_size=64):
-            groups |= {digest(text): str(group) for text, group in zip(batch[text_column], batch[column], strict=True)}
+            groups |= _groups_of(zip(batch[text_column], batch[column], strict=True))
     return groups
+
+
+def _groups_of_files(files: Sequence[Path], data: DataOptions, column: str) -> dict[bytes, str]:
+    groups: dict[bytes, str] = {}
+    for path in files:
+        bad = BadRows(str(path), data.drop_bad_rows)
+        columns = {"text": data.text_column_name, "group": column}
+        groups |= _groups_of(row.values for row in open_rows(path, columns, bad, delimiter=data.delimiter))
+    return groups
+
+
+def _groups_of(rows: Iterable[Sequence]) -> dict[bytes, str]:
+    """The groups of rows of a document and a group; those without either, which were dropped, are left out."""
+    return {
+        digest(text): name for text, group in rows if isinstance(text, str) and (name := group_of(group)) is not None
+    }
 
 
 def split_folds(data: LabelledData, groups: dict[bytes, str], num_folds: int) -> list[LabelledData]:

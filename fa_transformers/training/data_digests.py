@@ -28,7 +28,8 @@ def digest_data(data: LabelledData) -> dict[str, str]:
                 digests[f"the {noun} of {split}"] = _digest_column(part, column)
         digests[f"the labels of {split}"] = _digest_column(part, "label")
     if data.stream is not None:
-        source = f"{data.facts.name}, {data.stream.num_shards} shards, {data.stream.column_names}"
+        rows = data.stream.rows
+        source = f"{data.facts.name}, {rows.num_shards} shards, {rows.column_names}"
         digests["the stream"] = hashlib.sha256(source.encode()).hexdigest()
     digests["the names of the classes"] = hashlib.sha256(repr(data.label_names).encode()).hexdigest()
     return digests

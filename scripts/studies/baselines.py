@@ -42,9 +42,10 @@ PROGRAM = "python scripts/studies/baselines.py"
 # Cells of an earlier run are of no use where one of these differs.
 SETTINGS = (
     "train_file", "validation_file", "test_file", "dataset_name", "dataset_config_name", "text_column_name",
-    "label_column_name", "label_separator", "problem_type", "max_train_samples", "max_eval_samples", "group_column",
-    "folds", "model_name_or_path", "fa_model", "stock_length", "passages_per_document", "token_budget", "learning_rate",
-    "head_learning_rate", "max_tokens_per_batch", "per_device_train_batch_size", "mixed_precision",
+    "label_column_name", "label_separator", "label_names", "problem_type", "delimiter", "drop_bad_rows",
+    "max_train_samples", "max_eval_samples", "group_column", "folds", "model_name_or_path", "fa_model",
+    "stock_length", "passages_per_document", "token_budget", "learning_rate", "head_learning_rate",
+    "max_tokens_per_batch", "per_device_train_batch_size", "mixed_precision",
 )  # fmt: skip
 
 
@@ -83,8 +84,6 @@ def check(job: ContenderJob) -> None:
             raise ValueError(f"--{name} must be at least 3 tokens, two of which are special, got {min(lengths)}.")
     if options.folds and options.folds < 3:
         raise ValueError(f"--folds must be 0, or at least 3 (train, validation, test), got {options.folds}.")
-    if options.group_column and not options.folds:
-        raise ValueError("--group_column says what a fold must not cut: give --folds too.")
     for name in ("seeds", "fa_lengths"):
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
@@ -146,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     prepare_output_dir(job)
     folds = [data]
     if options.folds:
-        folds = split_folds(data, read_groups(job.data, options.group_column), options.folds)
+        folds = split_folds(data, read_groups(job.data), options.folds)
     check_stock_length(options)
     tokenizer = AutoTokenizer.from_pretrained(read_source(options.model_name_or_path).model_folder)
     lengths = [count_lengths(fold, tokenizer) for fold in folds]

@@ -61,3 +61,11 @@ def test_help_shows_the_flags_that_most_people_need_and_an_example(capsys):
     assert len(shown - {"--help-all"}) == 25
     assert "example:\n  accelerate launch scripts/finetune.py --train_file my.csv" in text
     assert "(default: 3.0)" in text  # the epochs of users' data, not the demo's
+
+
+def test_the_task_follows_from_the_source_of_the_data_unless_it_is_typed():
+    assert command.parse(["--image_folder", "photos"]).task == "image-classification"
+    assert command.parse(["--train_file", "my.csv"]).task == command.parse([]).task == "text-classification"
+    assert command.parse(["--image_folder", "a", "--task", "text-classification"]).task == "text-classification"
+    images = command.parse(["--image_folder", "photos"])
+    assert images.loop == command.parse(["--image_folder", "photos", "--task", "image-classification"]).loop

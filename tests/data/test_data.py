@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
-from fa_transformers.data.readers import tables
+from fa_transformers.data.readers import json_rows
 from fa_transformers.data.readers.files import encode_dataset, load_text_files
 from fa_transformers.data.readers.labels import label_names, problem_type_of
 from fa_transformers.data.readers.tables import DataError, ReadingOptions
@@ -233,41 +233,57 @@ BAD_FILES = {
     "text_column_missing_in_a_line": (
         "train.jsonl",
         b'{"text": "a", "label": "law"}\n\n{"label": "sea"}\n',
-        r"line 3: there is no text column",
+        r"row 2 \(line 3\): there is no text column",
     ),
     "column_twice": ("train.csv", b"text,text,label\na,b,law\n", r"2 columns 'text'"),
     "no_bytes": ("train.csv", b"", r"train\.csv: the file is empty"),
     "only_a_header": ("train.csv", b"text,label\n", r"train\.csv: there are no rows"),
     "only_line_breaks": ("train.csv", b"\n\n", r"no header"),
     "empty_list": ("train.json", b"[]", r"there are no rows"),
-    "empty_document": ("train.csv", b"text,label\na,law\n,sea\n", r"train\.csv, line 3: the document is empty"),
-    "blank_document": ("train.jsonl", b'{"text": " \\n", "label": "law"}', r"line 1: the document is empty"),
-    "null_document": ("train.json", b'[{"text": null, "label": "law"}]', r"row 1: the document is empty"),
-    "document_of_another_type": ("train.json", b'[{"text": 5, "label": "law"}]', r"row 1: .*must be a string, got int"),
+    "empty_document": (
+        "train.csv",
+        b"text,label\na,law\n,sea\n",
+        r"train\.csv: 1 bad row:\n  row 2 \(line 3\): the document is empty",
+    ),
+    "blank_document": ("train.jsonl", b'{"text": " \\n", "label": "law"}', r"row 1 \(line 1\): the document is empty"),
+    "null_document": ("train.json", b'[{"text": null, "label": "law"}]', r"row 1 \(line 1\): the document is empty"),
+    "document_of_another_type": ("train.json", b'[{"text": 5, "label": "law"}]', r"row 1 .*must be a string, got int"),
     "not_utf8": (
         "train.csv",
         "text,label\nok,law\ncafé,sea\n".encode("latin-1"),
         r"line 3: byte 4 of the line \(byte 22 of the file, 0xe9\) is not valid UTF-8.*iconv",
     ),
-    "label_missing": ("train.csv", b"text,label\na,law\nb,\n", r"line 3, column 'label': the label is missing"),
+    "label_missing": ("train.csv", b"text,label\na,law\nb,\n", r"row 2 \(line 3\): .*'label': the label is missing"),
     "labels_of_mixed_types": (
         "train.jsonl",
         b'{"text": "a", "label": "law"}\n{"text": "b", "label": 0.5}\n',
-        r"line 2, column 'label': a class must be a string or an integer, got 0\.5",
+        r"row 2 \(line 2\): column 'label': a class must be a string or an integer, got 0\.5",
     ),
     "some_labels_are_lists": (
         "train.jsonl",
         b'{"text": "a", "label": ["law"]}\n{"text": "b", "label": "sea"}\n',
-        r"line 2, column 'label': expected a list of labels",
+        r"row 2 \(line 2\): column 'label': expected a list of labels",
     ),
     "one_class": ("train.csv", b"text,label\na,law\nb,law\n", r"two or more labels, the only one is 'law'"),
     "no_label_at_all": ("train.json", b'[{"text": "a", "label": []}]', r"the only one is none at all"),
-    "too_few_fields": ("train.csv", b'text,label\n"a\nb",law\nb\n', r"line 4: the row has 1 fields, the header has 2"),
-    "too_many_fields": ("train.csv", b"text,label\na,b,law\n", r"line 2: the row has 3 fields.*double quotes"),
+    "too_few_fields": (
+        "train.csv",
+        b'text,label\n"a\nb",law\nb\n',
+        r"row 2 \(line 4\): the row has 1 fields, the header has 2",
+    ),
+    "too_many_fields": ("train.csv", b"text,label\na,b,law\n", r"(?s)row 1 \(line 2\): .* 3 fields.*double quotes"),
     "open_quote": ("train.csv", b'text,label\na,law\nb,"sea\nc,law\n', r"row that starts in line 3: unexpected end"),
-    "broken_json_line": ("train.jsonl", b'{"text": "a", "label": "law"}\n{"text": \n', r"line 2: not valid JSON"),
+    "broken_json_line": (
+        "train.jsonl",
+        b'{"text": "a", "label": "law"}\n{"text": \n',
+        r"row 2 \(line 2\): not valid JSON",
+    ),
     "broken_json_list": ("train.json", b'[{"text": "a",\n "label": }]', r"line 2, column 11: not valid JSON"),
-    "json_list_of_strings": ("train.json", b'["a"]', r"row 1: expected an object with the columns, got str"),
+    "json_list_of_strings": (
+        "train.json",
+        b'["a"]',
+        r"row 1 \(line 1\): expected an object with the columns, got: string",
+    ),
     "broken_parquet": ("train.parquet", b"PAR1 and not much else", r"train\.parquet: not a readable parquet file"),
     "unknown_ending": ("train.txt", b"a", r"the ending '\.txt' is not one of '\.csv'"),
 }
@@ -294,7 +310,7 @@ def test_a_bad_file_is_an_error_that_names_the_place_and_the_mend(tmp_path, load
     ],
 )
 def test_a_json_list_is_read_in_pieces_that_keep_the_place_of_an_error(tmp_path, load, monkeypatch, content):
-    monkeypatch.setattr(tables, "READ_CHARACTERS", 7)
+    monkeypatch.setattr(json_rows, "READ_CHARACTERS", 7)
     path = tmp_path / "train.json"
     path.write_text(content % ("a" * 1500), encoding="utf-8")
     with pytest.raises(json.JSONDecodeError) as whole:
@@ -308,7 +324,7 @@ def test_a_json_list_is_read_in_pieces_that_keep_the_place_of_an_error(tmp_path,
 def test_half_of_a_surrogate_pair_is_an_error_that_names_the_row(tmp_path, load):
     path = tmp_path / "train.jsonl"
     path.write_text('{"text": "a", "label": "law"}\n{"text": "b\\ud800", "label": "sea"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match="line 2: character 2 of the document is half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"row 2 \(line 2\): character 2 of the document is half of a surrogate pair"):
         load(path)
 
 
@@ -319,14 +335,15 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path, load):
 
 def test_a_label_of_validation_that_train_lacks_is_an_error_that_lists_the_known_ones(tmp_path, load, train_file):
     path = write_rows(tmp_path / "valid.csv", [ROWS[0], {"text": "b", "label": "lwa"}])
-    with pytest.raises(DataError, match=r"valid\.csv, line 3, column 'label': the label 'lwa'.*'law', 'sea'"):
+    message = r"valid\.csv: 1 bad row:\n  row 2 \(line 3\): column 'label': the label 'lwa'.*'law', 'sea'"
+    with pytest.raises(DataError, match=message):
         load(train_file, path)
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf", "1e39"])
 def test_a_regression_label_that_is_no_finite_number_is_an_error(tmp_path, load, label):
     path = write_rows(tmp_path / "train.csv", [{"text": "a", "label": "1.5"}, {"text": "b", "label": label}])
-    with pytest.raises(DataError, match=rf"line 3, column 'label': '{label}' is not a finite float32 number"):
+    with pytest.raises(DataError, match=rf"row 2 \(line 3\): column 'label': '{label}' is not a finite float32 number"):
         load(path, problem_type="regression")
 
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from fa_transformers.data.readers.images import convert_image, load_image_folder, open_image
-from fa_transformers.data.readers.tables import DataError
+from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.data.sets import digit_canvas
 from fa_transformers.data.sets.digit_canvas import (
     CELL_PX,
@@ -158,7 +158,7 @@ def image_folder(tmp_path):
 
 
 def test_class_folders_become_labels_and_missing_splits_are_drawn(image_folder):
-    dataset = load_image_folder(image_folder, seed=1)
+    dataset = load_image_folder(image_folder, ReadingOptions(seed=1))
     assert {split: len(part) for split, part in dataset.items()} == {"train": 6, "validation": 2, "test": 2}
     assert dataset["train"].features["label"].names == ["cat", "dog"]
     for part in dataset.values():

@@ -100,10 +100,19 @@ def test_splits_of_a_given_set_are_kept_and_limits_count():
 
 BAD_ROWS = {
     "no_label_column": ({"text": ["a"]}, r"rows: there is no label column 'label'; the columns are 'text'.*label_colu"),
-    "empty_document": (COLUMNS | {"text": [*COLUMNS["text"][:19], " "]}, r"rows, row 20: the document is empty"),
-    "document_of_another_type": (COLUMNS | {"text": [5] * 20}, r"rows, row 1: the document must be a string, got int"),
-    "label_missing": (COLUMNS | {"label": ["law", None] * 10}, r"rows, row 2, column 'label': the label is missing"),
-    "labels_of_mixed_types": (COLUMNS | {"label": ["law", 0.5] * 10}, r"rows, row 2.*a string or an integer, got 0\.5"),
+    "empty_document": (
+        COLUMNS | {"text": [*COLUMNS["text"][:19], " "]},
+        r"rows: 1 bad row:\n  row 20: the document is empty",
+    ),
+    "document_of_another_type": (
+        COLUMNS | {"text": [5] * 20},
+        r"rows: 20 bad rows:\n  row 1: the document must be a string, got int: 5\n  row 2",
+    ),
+    "label_missing": (
+        COLUMNS | {"label": ["law", None] * 10},
+        r"rows: 10 bad rows:\n  row 2: column 'label': the label is missing\n  row 4",
+    ),
+    "labels_of_mixed_types": (COLUMNS | {"label": ["law", 0.5] * 10}, r"row 2: .*a string or an integer, got 0\.5"),
     "one_class": (COLUMNS | {"label": ["law"] * 20}, r"two or more labels, the only one is 'law'"),
     "fewer_labels": (COLUMNS | {"label": ["law", "sea"]}, r"'text' has 20 values and 'label' has 2"),
     "a_string": ({"text": "abc", "label": "xyz"}, r"rows, column 'text': a column must be a list of values, got str"),
@@ -177,17 +186,20 @@ def test_images_given_in_python_are_those_of_a_folder(tmp_path, draw):
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
 BAD_IMAGES = {
-    "no_image_column": ({"label": ["a"]}, r"rows have no column 'image', only \['label'\]: give --image_column_name"),
+    "no_image_column": (
+        {"label": ["a"]},
+        r"rows: there is no image column 'image'; the columns are 'label'.*--image_column_name",
+    ),
     "fewer_labels": ({"image": [PIXELS], "label": []}, r"'image' has 1 values and 'label' has 0"),
     "a_string": ({"image": "a.png", "label": ["a"]}, r"column 'image': a column must be a list of images, got str"),
     "a_number": ({"image": [5, 6], "label": ["a", "b"]}, r"rows, row 1: an image must be Pillow's, an array.*got int"),
     "an_odd_array": ({"image": [np.ones((2, 2, 7), dtype=complex)] * 2, "label": ["a", "b"]}, r"can't be stored"),
-    "broken": ({"image": [as_png(0), b"no image"], "label": ["a", "b"]}, r"split 'train', row 2: "),
-    "missing": ({"image": [PIXELS, None], "label": ["a", "b"]}, r"split 'train', row 2: the image is missing"),
-    "no_label": ({"image": [PIXELS, PIXELS], "label": ["a", None]}, r"row 2: the label is missing"),
+    "broken": ({"image": [as_png(0), b"no image"], "label": ["a", "b"]}, r"rows: 1 bad row:\n  row 2: "),
+    "missing": ({"image": [PIXELS, None], "label": ["a", "b"]}, r"rows: 1 bad row:\n  row 2: the image is missing"),
+    "no_label": ({"image": [PIXELS, PIXELS], "label": ["a", None]}, r"row 2: column 'label': the label is missing"),
     "no_label_in_a_set": (
         datasets.Dataset.from_dict({"image": [PIXELS, PIXELS], "label": ["a", None]}, features=FEATURES),
-        r"split 'train', row 2: the label is missing",
+        r"split 'train': 1 bad row:\n  row 2: column 'label': the label is missing",
     ),
     "not_images": (datasets.Dataset.from_dict({"image": ["a"], "label": ["b"]}), r"'image' holds .*, not images"),
     "floating_point": (

@@ -18,9 +18,7 @@ NUMBERS = [f"{index}.5" for index in range(20)]
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "nan", "1e300"])
 def test_a_cell_that_is_no_finite_number_among_numbers_is_named(cell, tmp_path):
-    with pytest.raises(
-        DataError, match=rf"train\.csv, line 9, column 'label': '{cell}' is not a finite float32.*of 21"
-    ):
+    with pytest.raises(DataError, match=rf"row 8 \(line 9\): column 'label': '{cell}' is not a finite float32.*of 21"):
         read(tmp_path, NUMBERS[:7] + [cell] + NUMBERS[7:])
     chosen = {"problem_type": "single_label_classification"}
     assert read(tmp_path, (NUMBERS[:2] + [cell]) * 20, **chosen) == "single_label_classification"

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pytest
 from repository import HELPERS, ROOT
 
 from fa_transformers.data.readers.files import _store, encode_columns
+from fa_transformers.data.readers.formats import Row
+from fa_transformers.data.readers.problems import BadRows
 from fa_transformers.data.readers.tables import ReadingOptions
 from fa_transformers.files import sha256_of
 
@@ -47,13 +50,16 @@ def test_a_run_that_writes_while_another_of_its_number_does_keeps_its_rows(tmp_p
     monkeypatch.setattr(os, "getpid", lambda: 1)
     found = {}
 
-    def rows(name: str, then: str | None = None) -> Iterator[tuple]:
+    def stored(name: str, found: Iterator[Row]) -> datasets.Dataset:
+        return _store(found, {"text": "text", "label": "label"}, BadRows(name), tmp_path).contents
+
+    def rows(name: str, then: str | None = None) -> Iterator[Row]:
         for number, text in enumerate(columns_of(name)["text"], start=1):
             if then and number == NUM_ROWS // 2:
-                found[then] = _store(then, "row", rows(then), tmp_path).texts["text"][:]
-            yield number, text, "a"
+                found[then] = stored(then, rows(then))["text"][:]
+            yield Row(number, None, (text, "a"))
 
-    found["sea"] = _store("sea", "row", rows("sea", then="law"), tmp_path).texts["text"][:]
+    found["sea"] = stored("sea", rows("sea", then="law"))["text"][:]
     assert found == {name: columns_of(name)["text"] for name in ("sea", "law")}
 
 

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 
 from fa_transformers import PackingCollator
 from fa_transformers.data import streaming
-from fa_transformers.data.readers.streams import DocumentStream, open_files, open_named
-from fa_transformers.data.readers.tables import DataError
+from fa_transformers.data.readers.labels import LabelScheme
+from fa_transformers.data.readers.streams import DocumentStream, LabelledStream, open_files, open_named
+from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.data.streaming import StreamedBatches, StreamedExamples, make_stream_loader
 
 BATCHING = {"batch_size": 4, "max_tokens": 40, "group_by_length": True, "packing": False, "seed": 5}
@@ -47,8 +48,17 @@ def write_shards(folder: Path, ending: str, num_shards: int, num: int = NUM_ROWS
 
 
 def documents(stream: datasets.IterableDataset, **fields) -> DocumentStream:
-    names = {"problem_type": "single_label_classification", "label_names": ["a", "b"], "source": "shards"}
-    return DocumentStream(stream, split_words, **{"max_length": 32} | names | fields)
+    """The stream with labels "a" and "b", one a row, unless `fields` say otherwise."""
+    settings = {"max_length": 32, "problem_type": "single_label_classification", "names": ("a", "b")} | fields
+    scheme = LabelScheme(
+        settings["problem_type"], settings["names"], fields.get("separator"), origin=("the validation data:", "mend it")
+    )
+    labelled = LabelledStream(stream, scheme, "shards", drop_bad_rows=fields.get("drop_bad_rows", False))
+    return DocumentStream(labelled, split_words, settings["max_length"], fields.get("strict_length", False))
+
+
+def open_shards(pattern: str, **options) -> datasets.IterableDataset:
+    return open_files(pattern, ReadingOptions(**options))
 
 
 def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
@@ -76,7 +86,7 @@ def test_each_document_is_in_one_batch_of_one_process_in_each_epoch(num_shards, 
     for epoch in (0, 1):
         shares = []
         for rank in (0, 1):
-            examples = batches_of(open_files(pattern), rank, 2)
+            examples = batches_of(open_shards(pattern), rank, 2)
             seen: list[int] = []
             for batch in itertools.islice(examples, 60):
                 if batch.next_place.epoch == epoch:
@@ -87,7 +97,7 @@ def test_each_document_is_in_one_batch_of_one_process_in_each_epoch(num_shards, 
 
 
 def test_epochs_and_blocks_differ_in_order_and_batches_keep_their_budget(tmp_path):
-    examples = batches_of(open_files(write_shards(tmp_path, ".jsonl", 2)))
+    examples = batches_of(open_shards(write_shards(tmp_path, ".jsonl", 2)))
     batches = list(itertools.islice(examples, 60))
     for batch in batches:
         lengths = batch.inputs["cu_seqlens"].diff()
@@ -96,7 +106,7 @@ def test_epochs_and_blocks_differ_in_order_and_batches_keep_their_budget(tmp_pat
     first = [numbers(batch) for batch in batches if batch.next_place.epoch == 0]
     second = [numbers(batch) for batch in batches if batch.next_place.epoch == 1]
     assert first != second[: len(first)]
-    again = batches_of(open_files(str(tmp_path / "shard-*.jsonl")))
+    again = batches_of(open_shards(str(tmp_path / "shard-*.jsonl")))
     assert [numbers(batch) for batch in itertools.islice(again, 60)] == [numbers(batch) for batch in batches]
 
 
@@ -104,7 +114,7 @@ def test_epochs_and_blocks_differ_in_order_and_batches_keep_their_budget(tmp_pat
 @pytest.mark.parametrize("num_shards", [1, 4])
 def test_a_stream_goes_on_at_any_batch_without_reading_what_was_done(num_shards, ending, tmp_path, monkeypatch):
     pattern = write_shards(tmp_path, ending, num_shards)
-    whole = list(itertools.islice(batches_of(open_files(pattern), 1, 2), 30))
+    whole = list(itertools.islice(batches_of(open_shards(pattern), 1, 2), 30))
     assert whole[-1].next_place.epoch >= 1
     encoded: list[dict] = []
     encode = DocumentStream.encode
@@ -113,7 +123,7 @@ def test_a_stream_goes_on_at_any_batch_without_reading_what_was_done(num_shards,
         place = whole[start].next_place
         for middle in (start, start + 2):  # stopped once, and twice
             encoded.clear()
-            resumed = batches_of(open_files(pattern), 1, 2)
+            resumed = batches_of(open_shards(pattern), 1, 2)
             resumed.place = place
             rest = list(itertools.islice(resumed, 29 - middle))
             for got, expected in zip(rest, whole[middle + 1 :], strict=True):
@@ -127,8 +137,8 @@ def test_a_stream_goes_on_at_any_batch_without_reading_what_was_done(num_shards,
 @pytest.mark.slow
 def test_a_worker_that_reads_ahead_changes_nothing(tmp_path):
     pattern = write_shards(tmp_path, ".parquet", 4)
-    expected = list(itertools.islice(batches_of(open_files(pattern)), 12))
-    examples = batches_of(open_files(pattern))
+    expected = list(itertools.islice(batches_of(open_shards(pattern)), 12))
+    examples = batches_of(open_shards(pattern))
     examples.place = expected[3].next_place
     loaded = list(itertools.islice(make_stream_loader(examples, 3), 8))
     for got, batch in zip(loaded, expected[4:], strict=True):
@@ -138,9 +148,9 @@ def test_a_worker_that_reads_ahead_changes_nothing(tmp_path):
 def test_the_loss_weights_of_a_step_follow_its_batches_and_its_state_resumes(tmp_path):
     pattern = write_shards(tmp_path, ".jsonl", 2)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
-    examples = batches_of(open_files(pattern))
+    examples = batches_of(open_shards(pattern))
     source = StreamedBatches(examples, accelerator)
-    expected = list(itertools.islice(batches_of(open_files(pattern)), 9))
+    expected = list(itertools.islice(batches_of(open_shards(pattern)), 9))
     states = []
     for index, batch in enumerate(itertools.islice(source.epoch_batches(make_stream_loader(examples, 0), 0), 6)):
         step = expected[index - index % 3 :][:3]
@@ -150,7 +160,7 @@ def test_the_loss_weights_of_a_step_follow_its_batches_and_its_state_resumes(tmp
         assert source.loss_weight(0, index, 0, 3) == pytest.approx(expected[index].num_examples * 3 / total)
         source.gather_places()
         states.append(source.state_dict())
-    resumed = batches_of(open_files(pattern))
+    resumed = batches_of(open_shards(pattern))
     source = StreamedBatches(resumed, accelerator)
     source.load_state_dict(states[2])
     rest = itertools.islice(source.epoch_batches(make_stream_loader(resumed, 0), 0, 3), 3)
@@ -162,9 +172,9 @@ def test_a_stored_data_set_streams_and_class_labels_keep_their_numbers(tmp_path)
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["b", "a"])})
     part = datasets.Dataset.from_list([row | {"label": index % 2} for index, row in enumerate(rows(6))], features)
     datasets.DatasetDict(train=part, validation=part).save_to_disk(tmp_path / "stored")
-    stream, others = open_named(str(tmp_path / "stored"))
+    stream, others = open_named(str(tmp_path / "stored"), None, ReadingOptions())
     assert list(others) == ["validation"]
-    encoded = documents(stream, label_names=["a", "b"]).encode(list(stream))
+    encoded = documents(stream, names=("a", "b")).encode(list(stream))
     assert [example["label"] for example in encoded] == [1, 0] * 3
 
 
@@ -176,7 +186,7 @@ def test_a_stored_data_set_streams_and_class_labels_keep_their_numbers(tmp_path)
         ({"text": " ", "label": "a"}, {}, "the document is empty"),
         ({"text": "1 2 3", "label": "a"}, {"max_length": 2, "strict_length": True}, "has 3 tokens, the limit is 2"),
         ({"body": "1 2", "label": "a"}, {}, "there is no text column 'text'"),
-        ({"text": "1", "label": "x"}, {"label_names": None}, "'x' is not a finite float32 number"),
+        ({"text": "1", "label": "x"}, {"names": None, "problem_type": "regression"}, "'x' is not a finite float32"),
         ({"text": "1", "label": ["a"]}, {}, r"expected one label, got \['a'\]"),
         ({"text": "1", "label": "a"}, {"problem_type": "multi_label_classification"}, "expected a list of labels"),
     ],
@@ -188,25 +198,25 @@ def test_rows_that_cannot_be_used_are_errors_that_show_them(row, fields, message
 
 
 def test_labels_of_several_classes_and_numbers_are_read():
-    several = documents(datasets.Dataset.from_list(rows(2)).to_iterable_dataset(), label_separator="|")
-    several = DocumentStream(**vars(several) | {"problem_type": "multi_label_classification"})
+    stream = datasets.Dataset.from_list(rows(2)).to_iterable_dataset()
+    several = documents(stream, separator="|", problem_type="multi_label_classification")
     assert several.encode([{"text": "1", "label": "b|a"}, {"text": "2", "label": ""}])[0]["label"] == [1, 0]
-    numbers_ = DocumentStream(**vars(several) | {"problem_type": "regression", "label_names": None})
+    numbers_ = documents(stream, problem_type="regression", names=None)
     assert numbers_.encode([{"text": "1", "label": "2.5"}])[0]["label"] == 2.5
 
 
 def test_streams_that_cannot_be_opened_are_errors(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
-        open_files(str(tmp_path / "*.jsonl"))
+        open_shards(str(tmp_path / "*.jsonl"))
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(DataError, match="must have one of the endings"):
-        open_files(str(tmp_path / "*"))
+        open_shards(str(tmp_path / "*"))
     part = datasets.Dataset.from_list(rows(3))
     datasets.DatasetDict(train=part).save_to_disk(tmp_path / "stored")
     with pytest.raises(DataError, match="a stream needs 'train' and 'validation'"):
-        open_named(str(tmp_path / "stored"))
+        open_named(str(tmp_path / "stored"), None, ReadingOptions())
     with pytest.raises(DataError, match="has no documents for process 1 of 2"):
-        next(iter(batches_of(open_files(write_shards(tmp_path, ".jsonl", 1, num=1)), 1, 2)))
+        next(iter(batches_of(open_shards(write_shards(tmp_path, ".jsonl", 1, num=1)), 1, 2)))
 
 
 @pytest.mark.slow
@@ -215,7 +225,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = """
 import itertools, resource, sys
 import test_streaming as tests
-examples = tests.batches_of(tests.open_files(sys.argv[1]))
+examples = tests.batches_of(tests.open_shards(sys.argv[1]))
 for batch in examples:
     if batch.next_place.epoch:
         break

@@ -21,9 +21,13 @@ CARD = CardOptions(data_name="mine", data_license="cc0-1.0", data_attribution="m
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("texts.csv", 'text\nred\n""\nblue\ngreen\n', "row 2 of the texts has None"),
+        (
+            "texts.csv",
+            'text\nred\n""\nblue\ngreen\n',
+            r"1 bad row:\n  row 2 \(line 3\): the document is empty",
+        ),
         ("texts.tsv", "text\tnumber\nred\t1\nblue\t2\ngreen\t3\n", "no document has 32 tokens"),
-        ("texts.xml", "red", "give one of .jsonl"),
+        ("texts.xml", "red", "give one of .csv, .*.txt"),
     ],
 )
 def test_unlabelled_files_that_cannot_be_used_are_named(tmp_path, stock, name, content, message):
@@ -91,8 +95,8 @@ def test_a_split_for_validation_is_held_out_and_fewer_rows_are_drawn_by_the_seed
     [
         ("one text", TypeError, "rows must be a list of texts, .* got str"),
         (7, TypeError, "rows must be a list of texts, .* got int"),
-        ({"body": ["a"]}, DataError, r"no column 'text', only \['body'\]: --text_column_name"),
-        (datasets.Dataset.from_dict({"body": ["a"]}), DataError, "no column 'text'"),
+        ({"body": ["a"]}, DataError, "no text column 'text'; the columns are 'body'. .*--text_column_name"),
+        (datasets.Dataset.from_dict({"body": ["a"]}), DataError, "no text column 'text'"),
         (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["a"]})}), DataError, "no split 'train'"),
         (["a", None], DataError, "row 2 of the texts has None"),
         ([{"text": "a"}], DataError, "row 1 of the texts has {'text': 'a'}"),
@@ -159,7 +163,7 @@ def test_images_given_in_python_are_read_as_a_data_set_is():
         ]
     with pytest.raises(DataError, match="rows: the column 'image' holds no images"):
         read_images(DataOptions(), CARD, 0, datasets.Dataset.from_dict({"image": ["a", "b"]}))
-    with pytest.raises(DataError, match="no column 'image', only .*--image_column_name"):
+    with pytest.raises(DataError, match="no image column 'image'; the columns are .*--image_column_name"):
         read_images(DataOptions(), CARD, 0, {"photo": pictures})
     with pytest.raises(TypeError, match="rows must be a list of images"):
         as_splits(7, "image", images=True)

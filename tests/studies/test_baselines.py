@@ -286,7 +286,6 @@ def test_folds_pair_differences_over_folds_and_seeds(flags):
     ("wrong", "message"),
     [
         (["--folds", "2"], "at least 3"),
-        (["--group_column", "author"], "give --folds"),
         (["--token_budget", "0"], "--token_budget"),
         (["--seeds", "1", "1"], "each once"),
         (["--fa_lengths", "2"], "--fa_lengths"),

@@ -12,6 +12,8 @@ from PIL import Image
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
 from fa_transformers.data.readers.images import load_image_folder
+from fa_transformers.data.readers.labels import LabelScheme
+from fa_transformers.data.readers.streams import LabelledStream
 from fa_transformers.training.checkpointing import CheckpointError, TrainingState, load_checkpoint, save_checkpoint
 from fa_transformers.training.data_digests import digest_data
 
@@ -86,8 +88,9 @@ def test_images_that_changed_are_noticed_and_a_folder_that_moved_is_not(tmp_path
 
 
 def test_of_a_stream_the_source_counts():
-    stream = datasets.IterableDataset.from_generator(lambda: iter([{"text": "x"}]))
-    data = replace(labelled(), stream=stream)
+    rows = datasets.IterableDataset.from_generator(lambda: iter([{"text": "x"}]))
+    scheme = LabelScheme("single_label_classification", ("a", "b"))
+    data = replace(labelled(), stream=LabelledStream(rows, scheme, "texts"))
     digests = digest_data(data)
     assert "the documents of train" not in digests and "the stream" in digests
     renamed = replace(data, facts=replace(data.facts, name="other"))

@@ -33,7 +33,7 @@ from transformers import (
 from fa_transformers.commands import finetune as command
 from fa_transformers.data.examples import crop_randomly
 from fa_transformers.data.readers.images import encode_images
-from fa_transformers.data.readers.tables import DataError
+from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.training import finetune
 
 SCRIPT = SCRIPTS / "finetune.py"
@@ -268,16 +268,17 @@ def test_a_data_set_by_name_may_have_other_columns_and_labels_as_words(tmp_path)
 
 
 def test_image_columns_that_do_not_fit_are_named():
+    columns = ReadingOptions(image_column="picture", label_column="kind")
     dataset = image_dataset(["odd", "even"] * 5)
-    with pytest.raises(DataError, match="no column 'image', only .*give --image_column_name"):
+    with pytest.raises(DataError, match="no image column 'image'; the columns are .*--image_column_name"):
         encode_images(dataset)
     with pytest.raises(DataError, match="column 'kind' holds .*, not images"):
-        encode_images(dataset, image_column="kind", label_column="picture")
+        encode_images(dataset, ReadingOptions(image_column="kind", label_column="picture"))
     dataset["test"] = image_dataset(["prime"])["train"]
-    with pytest.raises(DataError, match="split 'test' has the label 'prime', which train lacks"):
-        encode_images(dataset, "picture", "kind")
+    with pytest.raises(DataError, match="split 'test'.*\n  row 1: column 'kind': the label 'prime' doesn't"):
+        encode_images(dataset, columns)
     with pytest.raises(DataError, match="no split 'train'"):
-        encode_images(datasets.DatasetDict(test=dataset["test"]), "picture", "kind")
+        encode_images(datasets.DatasetDict(test=dataset["test"]), columns)
 
 
 def test_crops_stay_inside_the_image_and_keep_most_of_it():
@@ -458,10 +459,13 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
         (["--preprocessing_num_workers", "0"], "--preprocessing_num_workers must be above 0"),
         (["--train_file", "a.csv", "--dataset_name", "b"], "two sources of data"),
         (["--test_file", "a.csv"], "go with --train_file"),
-        (["--image_folder", "a"], "--image_folder is for images, and --task for text"),
+        (
+            ["--image_folder", "a", "--task", "text-classification"],
+            "--image_folder is for images, and the task is text: give --task image-classification",
+        ),
         (
             ["--task", "image-classification", "--train_file", "a.csv"],
-            "--train_file is for text, and --task for images",
+            "--train_file is for text, and the task is images: leave --task out",
         ),
         (["--packing", "--max_tokens_per_batch", "0"], "--packing is for text and needs a --max_tokens_per_batch"),
         (["--packing", "--task", "image-classification"], "--packing is for text"),

@@ -16,19 +16,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow
 
-from .labels import class_names, encode_tables
+from .formats import Row, open_rows
+from .labelling import LabelledSplits, Table, encode_tables
+from .labels import as_whole, clean_label
+from .parquet_rows import declared_classes
+from .problems import BadRows, Place, check_column
 from .splits import fill_splits
-from .tables import DataError, ReadingOptions, Row, Table, check_column, listing, open_table
+from .tables import DataError, ReadingOptions, cut, listing
 
 logger = logging.getLogger(__name__)
 
 STORED_CHUNK_BYTES = 2**23
 DEFAULTS = ReadingOptions()
+SPLITS = ("train", "validation", "test")
 
 
 def load_text_files(
@@ -36,63 +41,142 @@ def load_text_files(
     validation_file: str | Path | None = None,
     test_file: str | Path | None = None,
     options: ReadingOptions = DEFAULTS,
-) -> datasets.DatasetDict:
-    """Read csv, tsv, json, jsonl or parquet files into a DatasetDict with the columns "text" and "label".
+) -> LabelledSplits:
+    """Read files of any of `formats.FILE_TYPES` into splits with the columns "text" and "label".
 
     The type of "label" follows `options.problem_type`: ClassLabel for "single_label_classification", a list of
     ClassLabel for "multi_label_classification", float32 for "regression". The classes are the train file's, sorted.
     Labels of several classes are lists in json and parquet, and strings that `options.label_separator` divides in csv,
-    where an empty cell is then a row without labels.
+    where an empty cell is then a row without labels; or lists of zeros and ones, an entry for each class.
 
     Without `validation_file`, `options.validation_share` of the train rows is drawn for it with `options.seed`; without
-    both other files `options.test_share` likewise. Rows are counted from 1, the header of a csv file not counted.
+    both other files `options.test_share` likewise. A test file without labels is returned apart. Rows are counted from
+    1, the header of a csv file not counted.
 
     The checked documents are kept in `options.cache_dir` under a name that their content gives, memory-mapped, so that
     `Dataset.map` is cached too and a set may be larger than memory.
 
     Raises:
-        DataError: a file, row, column or label can't be used.
+        DataError: a file, row, column or label can't be used; bad rows are all named at once.
     """
     files = {"train": train_file, "validation": validation_file, "test": test_file}
+    return fill(
+        read_files({split: [Path(path)] for split, path in files.items() if path is not None}, options), options
+    )
+
+
+def read_files(
+    files: Mapping[str, Sequence[Path]], options: ReadingOptions = DEFAULTS, train: str = "train"
+) -> LabelledSplits:
+    """Read the files of each split as `load_text_files` does; no split is drawn.
+
+    Args:
+        files: paths of the files of each split.
+        options: the meaning of the columns.
+        train: the split that decides what labels mean, and is called "train" in the result.
+
+    Raises:
+        DataError: a file, row, column or label can't be used.
+    """
     tables = {}
-    for split, path in files.items():
-        if path is not None:
-            unit, rows = open_table(Path(path), options.text_column, options.label_column)
-            tables[split] = _store(str(path), unit, rows, options.cache_dir)
-    return _fill(encode_tables(tables, options), options)
+    for split in _named_train(files, train):
+        is_train = split == "train"
+        paths = files[train if is_train else split]
+        tables[split] = [_read_table(path, options.columns, options, is_train) for path in paths]
+    return encode_tables(tables, options)
 
 
-def encode_dataset(dataset: datasets.DatasetDict, options: ReadingOptions = DEFAULTS) -> datasets.DatasetDict:
+def _named_train(splits: Iterable[str], train: str) -> list[str]:
+    """The splits to read, of which `train` is called "train"."""
+    return ["train"] + [split for split in SPLITS if split in splits and split not in ("train", train)]
+
+
+def read_documents(files: Mapping[str, Sequence[Path]], options: ReadingOptions = DEFAULTS) -> datasets.DatasetDict:
+    """Read the column "text" alone of the files of each split.
+
+    Raises:
+        DataError: a file, row or column can't be used.
+    """
+    read = {}
+    for split, paths in files.items():
+        tables = [_read_table(path, {"text": options.text_column}, options) for path in paths]
+        for table in tables:
+            table.bad.check()
+        read[split] = datasets.concatenate_datasets([table.contents for table in tables])
+    return datasets.DatasetDict(read)
+
+
+def _read_table(path: Path, columns: Mapping[str, str], options: ReadingOptions, is_train: bool = True) -> Table:
+    bad = BadRows(str(path), options.drop_bad_rows)
+    optional = () if is_train else ("label", "group")
+    rows = open_rows(path, columns, bad, optional=optional, delimiter=options.delimiter)
+    table = _store(rows, columns, bad, options.cache_dir, groups_needed=is_train)
+    if path.suffix.lower() != ".parquet" or "label" not in columns:
+        return table
+    return replace(table, class_names=declared_classes(path, columns["label"]))
+
+
+def encode_dataset(dataset: datasets.DatasetDict, options: ReadingOptions = DEFAULTS) -> LabelledSplits:
     """Check and label a DatasetDict that is already loaded, as `load_text_files` does files.
 
-    The set needs a split "train"; "validation" and "test" are used if they are there. A ClassLabel column keeps the
-    order of its names.
+    The set needs a split "train"; "validation" and "test" are used if they are there, others are named in a warning. A
+    ClassLabel column keeps the order of train's names, whatever their numbers are in other splits.
 
     Raises:
         DataError: a split, column, row or label can't be used.
     """
-    if "train" not in dataset:
-        raise DataError(f"the data set has no split 'train', only {listing(dataset)}: name one of them 'train'")
+    splits_to_read(dataset, "the data set")
+    return fill(read_dataset(dataset, options), options)
+
+
+def read_dataset(
+    dataset: datasets.DatasetDict, options: ReadingOptions = DEFAULTS, train: str = "train"
+) -> LabelledSplits:
+    """Check and label a DatasetDict as `encode_dataset` does; no split is drawn, and `train` is as in `read_files`.
+
+    Raises:
+        DataError: a column, row or label can't be used.
+    """
     tables = {}
-    names = None
-    for split in ("train", "validation", "test"):
-        if split not in dataset:
-            continue
-        source = f"split {split!r}"
-        part = dataset[split]
-        for role, column in options.columns.items():
+    for split in _named_train(dataset, train):
+        is_train = split == "train"
+        name = train if is_train else split
+        tables[split] = [_table_of(dataset[name], f"split {name!r}", options, is_train)]
+    return encode_tables(tables, options)
+
+
+def splits_to_read(splits: Iterable[str], source: str) -> list[str]:
+    """Return the splits that are trained and scored on, in order, and warn of others.
+
+    Raises:
+        DataError: there is no split "train".
+    """
+    found = list(splits)
+    if "train" not in found:
+        raise DataError(f"{source} has no split 'train', only {listing(found)}: name one of them 'train'")
+    if others := [split for split in found if split not in SPLITS]:
+        logger.warning("%s: the splits %s are neither trained nor scored on", source, listing(others))
+    return [split for split in SPLITS if split in found]
+
+
+def _table_of(part: datasets.Dataset, source: str, options: ReadingOptions, is_train: bool) -> Table:
+    for role, column in options.columns.items():
+        if role == "text" or is_train or column in part.column_names:
             check_column(column, role, part.column_names, source)
-        feature = part.features[options.label_column]
-        class_label = getattr(feature, "feature", feature)
-        table = _store(source, "row", _rows_of(part, options), options.cache_dir)
-        if isinstance(class_label, datasets.ClassLabel):
-            names = names or class_label.names
-            table = replace(table, labels=[class_names(label, class_label) for label in table.labels])
-        tables[split] = table
-    return _fill(encode_tables(tables, options, names), options)
+    bad = BadRows(source, options.drop_bad_rows)
+    rows = _rows_of(part, list(options.columns.values()))
+    table = _store(rows, options.columns, bad, options.cache_dir, groups_needed=is_train)
+    return replace(table, class_names=class_names_of(part.features, options.label_column))
 
 
-def encode_columns(columns: Mapping[str, Sequence], options: ReadingOptions = DEFAULTS) -> datasets.DatasetDict:
+def class_names_of(features: Mapping[str, Any] | None, column: str) -> list[str] | None:
+    """Return the names that the numbers of a column, or those of its lists, stand for; None if they are no numbers."""
+    feature = (features or {}).get(column)
+    feature = getattr(feature, "feature", feature)
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def encode_columns(columns: Mapping[str, Sequence], options: ReadingOptions = DEFAULTS) -> LabelledSplits:
     """Check and label rows that are given in Python, {name of a column: its values}, as `load_text_files` does files.
 
     All rows are train's; other splits are drawn from them. Values may be lists, numpy arrays, tensors or pandas Series.
@@ -100,18 +184,18 @@ def encode_columns(columns: Mapping[str, Sequence], options: ReadingOptions = DE
     Raises:
         DataError: a column is missing, is no list, or is longer than another; or a row or label can't be used.
     """
-    values = {}
+    values = []
     for role, column in options.columns.items():
         check_column(column, role, list(columns), "rows")
-        values[role] = list_of(columns[column], f"rows, column {column!r}")
-    texts, labels = values["text"], values["label"]
-    if len(texts) != len(labels):
-        raise DataError(
-            f"rows: column {options.text_column!r} has {len(texts)} values and {options.label_column!r} has "
-            f"{len(labels)}: give one label for each document"
-        )
-    rows = zip(range(1, len(texts) + 1), texts, labels, strict=True)
-    return _fill(encode_tables({"train": _store("rows", "row", rows, options.cache_dir)}, options), options)
+        values.append(list_of(columns[column], f"rows, column {column!r}"))
+        if len(values[-1]) != len(values[0]):
+            raise DataError(
+                f"rows: column {options.text_column!r} has {len(values[0])} values and {column!r} has "
+                f"{len(values[-1])}: give one {role} for each document"
+            )
+    rows = (Row(number, None, row) for number, row in enumerate(zip(*values, strict=True), start=1))
+    table = _store(rows, options.columns, BadRows("rows", options.drop_bad_rows), options.cache_dir)
+    return fill(encode_tables({"train": [table]}, options), options)
 
 
 def list_of(values: Any, where: str) -> list:
@@ -127,19 +211,44 @@ def list_of(values: Any, where: str) -> list:
     return list(values)
 
 
-def _fill(dataset: datasets.DatasetDict, options: ReadingOptions) -> datasets.DatasetDict:
-    return fill_splits(dataset, options.validation_share, options.test_share, options.seed)
+def fill(splits: LabelledSplits, options: ReadingOptions) -> LabelledSplits:
+    """Return the splits with those that are missing drawn from train, as `fill_splits` says."""
+    _warn_of_shared_groups(splits)
+    filled = fill_splits(splits, options.validation_share, options.test_share, options.seed)
+    return LabelledSplits(filled, splits.labels, splits.unlabelled)
 
 
-def _rows_of(part: datasets.Dataset, options: ReadingOptions) -> Iterable[Row]:
-    columns = [options.text_column, options.label_column]
-    batches = part.select_columns(columns).iter(batch_size=64)
-    rows = chain.from_iterable(zip(*(batch[column] for column in columns), strict=True) for batch in batches)
-    for number, (text, label) in enumerate(rows, start=1):
-        yield number, text, label
+def _warn_of_shared_groups(dataset: datasets.DatasetDict) -> None:
+    """Warn where a split that was given has groups of train's: what was learnt of them is then scored."""
+    groups = {split: set(part["group"]) for split, part in dataset.items() if "group" in part.column_names}
+    for split in groups.keys() - {"train"}:
+        if shared := (groups[split] & groups["train"]) - {None}:
+            logger.warning(
+                "%d groups of --group_column are in train and in %s, such as %s: scores on it are too good",
+                len(shared),
+                split,
+                listing(sorted(shared)[:3]),
+            )
 
 
-def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | None) -> Table:
+def _rows_of(part: datasets.Dataset, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a data set; columns that it lacks are None."""
+    present = [column for column in columns if column in part.column_names]
+    batches = part.select_columns(present).with_format(None).iter(batch_size=64)
+    rows = chain.from_iterable(zip(*(batch[column] for column in present), strict=True) for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        found = dict(zip(present, row, strict=True))
+        yield Row(number, None, tuple(found.get(column) for column in columns))
+
+
+def _store(
+    rows: Iterable[Row],
+    columns: Mapping[str, str],
+    bad: BadRows,
+    cache_dir: str | Path | None,
+    *,
+    groups_needed: bool = True,
+) -> Table:
     """Check every document and write it, a chunk at a time, to a file in a folder that is named by their content.
 
     The cache may be shared by processes of several machines and containers. Each writes a file of a random name, and
@@ -148,37 +257,65 @@ def _store(source: str, unit: str, rows: Iterable[Row], cache_dir: str | Path | 
     root = Path(cache_dir) if cache_dir else Path(datasets.config.HF_CACHE_HOME) / "fa_transformers"
     root = root / "files"
     root.mkdir(parents=True, exist_ok=True)
-    labels: list[Any] = []
-    numbers = array("q")
-    documents = _checked(source, unit, rows, labels, numbers)
+    found = _Found(array("q"), array("q"), [], [])
     scratch = Path(tempfile.mkdtemp(suffix=".tmp", dir=root))
     try:
         temporary = scratch / "documents.arrow"
-        digest = _write_documents(documents, temporary)
-        if not numbers:
-            raise DataError(f"{source}: there are no rows")
+        digest = _write_documents(_checked(rows, columns, bad, found, groups_needed), temporary)
+        if not found.numbers:
+            bad.check()
+            raise DataError(f"{bad.source}: there are no rows" + (" left" if bad.count else ""))
         stored = root / digest[:32] / "documents.arrow"
         stored.parent.mkdir(exist_ok=True)
-        if not _holds(stored, digest, len(numbers)):
+        if not _holds(stored, digest, len(found.numbers)):
             temporary.replace(stored)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     texts = datasets.Dataset.from_file(str(stored))
-    if not _holds(stored, digest, len(numbers)) or len(texts) != len(numbers):
+    if not _holds(stored, digest, len(found.numbers)) or len(texts) != len(found.numbers):
         raise DataError(
-            f"{source}: {stored} does not hold the documents that were written to it: another program writes there, or "
-            "the disk is faulty. Set HF_HOME to another folder"
+            f"{bad.source}: {stored} does not hold the documents that were written to it: another program writes "
+            "there, or the disk is faulty. Set HF_HOME to another folder"
         )
-    return Table(source, texts, labels, unit, numbers)
+    groups = found.groups if "group" in columns else None
+    return Table(texts, found.labels, found.numbers, bad, found.lines, groups=groups)
 
 
-def _checked(source: str, unit: str, rows: Iterable[Row], labels: list, numbers: array) -> Iterator[bytes]:
-    """Yield each row's document in UTF-8, and note its label and number."""
-    for number, text, label in rows:
-        document = check_text(text, f"{source}, {unit} {number}")
-        labels.append(label)
-        numbers.append(number)
+class _Found(NamedTuple):
+    """What is noted of the rows beside their documents."""
+
+    numbers: array
+    lines: array
+    labels: list
+    groups: list
+
+
+def _checked(
+    rows: Iterable[Row], columns: Mapping[str, str], bad: BadRows, found: _Found, groups_needed: bool
+) -> Iterator[bytes]:
+    """Yield each sound document in UTF-8, and note its label, group, number and line."""
+    for number, line, values in rows:
+        row = dict(zip(columns, values, strict=True))
+        group = group_of(row.get("group"))
+        try:
+            document = check_text(row["text"])
+            if group is None and groups_needed and "group" in columns:
+                raise TextError(f"the group is missing in column {columns['group']!r}")
+        except TextError as error:
+            bad.add(Place(number, line), str(error))
+            continue
+        found.numbers.append(number)
+        found.lines.append(line or 0)
+        found.labels.append(row.get("label"))
+        found.groups.append(group)
         yield document
+
+
+def group_of(value: Any) -> str | None:
+    """Return the name of the group that a cell names, 1 and 1.0 being one; None for none."""
+    value = clean_label(value)
+    whole = as_whole(value)
+    return None if value is None else str(value if whole is None else whole)
 
 
 def _write_documents(documents: Iterable[bytes], path: Path) -> str:
@@ -219,20 +356,24 @@ def _holds(path: Path, expected: str, num_rows: int) -> bool:
     return found == num_rows and digest.hexdigest() == expected
 
 
-def check_text(text: Any, where: str) -> bytes:
+class TextError(ValueError):
+    """A document can't be used; the message says why, and whoever reads the row knows its place."""
+
+
+def check_text(text: Any) -> bytes:
     """Return a document in UTF-8.
 
     Raises:
-        DataError: it is empty, no string, or has half of a surrogate pair; the message begins with `where`.
+        TextError: it is empty, no string, or has half of a surrogate pair.
     """
-    if text is None or (isinstance(text, str) and not text.strip()):
-        raise DataError(f"{where}: the document is empty; remove the row or give it a text")
+    if text is None or (isinstance(text, str) and not text.strip()) or (isinstance(text, float) and text != text):
+        raise TextError("the document is empty; remove the row or give it a text")
     if not isinstance(text, str):
-        raise DataError(f"{where}: the document must be a string, got {type(text).__name__}: {text!r}")
+        raise TextError(f"the document must be a string, got {type(text).__name__}: {cut(text)}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: character {error.start + 1} of the document is half of a surrogate pair, which is no text; "
-            "remove or replace it"
+        raise TextError(
+            f"character {error.start + 1} of the document is half of a surrogate pair, which is no text; remove or "
+            "replace it"
         ) from error

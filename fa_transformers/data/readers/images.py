@@ -3,9 +3,11 @@
 import logging
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,8 +15,11 @@ import pyarrow
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .files import fill_splits, list_of
-from .tables import DataError, listing
+from .files import DEFAULTS, class_names_of, fill, group_of, list_of, splits_to_read
+from .labelling import LabelledSplits, Table, encode_tables
+from .labels import clean_label
+from .problems import BadRows, Place, check_column
+from .tables import DataError, ReadingOptions, listing
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +28,16 @@ MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 LARGEST_16_BIT = 65535
 
 
-def load_image_folder(
-    folder: str | Path,
-    *,
-    validation_share: float = 0.1,
-    test_share: float = 0.1,
-    seed: int = 0,
-) -> datasets.DatasetDict:
-    """Read images from one subfolder per class into a DatasetDict with "image" and "label" (ClassLabel).
+def load_image_folder(folder: str | Path, options: ReadingOptions = DEFAULTS) -> LabelledSplits:
+    """Read images from one subfolder per class into splits with "image" and "label" (ClassLabel).
 
     `folder` holds either the splits (train, and validation and test if there are any), each with the class folders, or
-    the class folders themselves. Missing splits are drawn from train with `seed`, as in `load_text_files`. Classes are
-    the sorted names of train's folders. Files are read in any format that Pillow opens; of an animation the first
-    frame counts; files of other endings are left out and counted in a warning. Images are decoded again when they are
-    accessed, so only paths are held in memory.
+    the class folders themselves. Missing splits are drawn from train, as in `load_text_files`. Classes are the names of
+    train's folders, read and sorted like those of a file. Files are read in any format that Pillow opens; of an
+    animation the first frame counts; files of other endings are left out and counted in a warning. Images are decoded
+    again when they are accessed, so only paths are held in memory.
 
-    Raises DataError for a broken, truncated or empty image, for one of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
+    Raises DataError for broken, truncated or empty images, for those of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
     (89,478,485 unless you set it; larger files may be decompression bombs), for a class without images, and for a
     class that train doesn't have.
     """
@@ -55,108 +54,147 @@ def load_image_folder(
             f"{split_folders['train']}: found {len(names)} class folders ({listing(names) or 'none'}); a classifier "
             "needs two or more, one subfolder of images per class"
         )
+    known = set(map(clean_label, names))
+    tables = {}
     for split, by_class in files.items():
-        unknown = sorted(set(by_class) - set(names))
-        if unknown:
+        unknown = sorted(name for name in by_class if clean_label(name) not in known)
+        if unknown and not options.drop_bad_rows:
             raise DataError(
                 f"{split_folders[split] / unknown[0]}: the class {unknown[0]!r} doesn't occur in train, whose classes "
                 f"are {listing(names)}; rename the folder or add such images to train"
             )
-        check_images([path for paths in by_class.values() for path in paths])
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    dataset = {}
-    for split, by_class in files.items():
-        rows = [(str(path), name) for name in sorted(by_class) for path in by_class[name]]
-        paths, labels = zip(*rows, strict=True)
-        columns = {"image": list(paths), "label": [names.index(label) for label in labels]}
-        dataset[split] = datasets.Dataset.from_dict(columns, features=features)
-    return fill_splits(datasets.DatasetDict(dataset), validation_share, test_share, seed)
+        paths = [path for name in sorted(by_class) for path in by_class[name]]
+        labels = [name for name in sorted(by_class) for _ in by_class[name]]
+        bad = BadRows(str(split_folders[split]), options.drop_bad_rows)
+        features = datasets.Features({"image": datasets.Image()})
+        images = datasets.Dataset.from_dict({"image": list(map(str, paths))}, features=features)
+        tables[split] = [_sound_table(images, labels, bad, find_sound_images(paths, bad))]
+    return fill(encode_tables(tables, _as_classes(options)), options)
+
+
+def _as_classes(options: ReadingOptions) -> ReadingOptions:
+    """The options for names of folders, which are never numbers to predict."""
+    if options.problem_type not in (None, "single_label_classification"):
+        raise DataError(f"--problem_type {options.problem_type}: folders of images stand for single labels")
+    return replace(options, problem_type="single_label_classification")
+
+
+def _sound_table(
+    images: datasets.Dataset,
+    labels: Sequence[Any],
+    bad: BadRows,
+    sound: Sequence[int],
+    groups: Sequence[str | None] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Table:
+    """The table of the rows with these indices; a train row without a group has none of them."""
+    if not sound:
+        bad.check()
+        raise DataError(f"{bad.source}: there are no rows" + (" left" if bad.count else ""))
+    return Table(
+        images if len(sound) == len(images) else images.select(sound),
+        [labels[index] for index in sound],
+        [index + 1 for index in sound],
+        bad,
+        class_names=class_names,
+        groups=None if groups is None else [groups[index] for index in sound],
+    )
 
 
 def encode_images(
-    dataset: datasets.DatasetDict,
-    image_column: str = "image",
-    label_column: str = "label",
-    seed: int = 0,
-    check: bool = False,
-) -> datasets.DatasetDict:
-    """Reduce a loaded DatasetDict to the columns "image" and "label" (ClassLabel); missing splits are drawn from train.
+    dataset: datasets.DatasetDict, options: ReadingOptions = DEFAULTS, check: bool = False
+) -> LabelledSplits:
+    """Reduce a loaded DatasetDict to the columns "image" and "label"; missing splits are drawn from train.
 
-    With `check` every image is decoded once, as `load_image_folder` does.
+    Labels are read as those of documents are. With `check` every image is decoded once, as `load_image_folder` does.
 
     Raises:
-        DataError: a column is missing or has another type, a label is missing, a later split has a label that train
-            lacks, or with `check` an image is missing, broken or of a mode that can't be converted.
+        DataError: a column is missing or has another type, a label is missing or not one of train's, or with `check`
+            an image is missing, broken or of a mode that can't be converted.
     """
-    if "train" not in dataset:
-        raise DataError(f"the data set has no split 'train', only {sorted(dataset)}: name one of them 'train'")
-    encoded = {}
-    names: list[str] | None = None
-    for split in [name for name in ("train", "validation", "test") if name in dataset]:
-        part = _pick_columns(dataset[split], split, image_column, label_column)
-        if not isinstance(part.features["label"], datasets.ClassLabel):
-            values = [str(value) for value in part["label"]]
-            names = names or sorted(set(values))
-            unknown = sorted(set(values) - set(names))
-            if unknown:
-                raise DataError(f"split {split!r} has the label {unknown[0]!r}, which train lacks")
-            part = part.remove_columns("label").add_column("label", [names.index(value) for value in values])
-            part = part.cast_column("label", datasets.ClassLabel(names=names))
-        if check:
-            _check_rows(part, split)
-        encoded[split] = part
-    return fill_splits(datasets.DatasetDict(encoded), 0.1, 0.1, seed)
+    tables = {
+        split: [_table_of(dataset[split], split, options, check)] for split in splits_to_read(dataset, "the data set")
+    }
+    return fill(encode_tables(tables, options), options)
 
 
-def _pick_columns(part: datasets.Dataset, split: str, image_column: str, label_column: str) -> datasets.Dataset:
-    """The two columns, as "image" and "label"."""
-    for flag, column in (("--image_column_name", image_column), ("--label_column_name", label_column)):
+def _table_of(part: datasets.Dataset, split: str, options: ReadingOptions, check: bool) -> Table:
+    source, is_train = f"split {split!r}", split == "train"
+    for role, column in options.image_columns.items():
+        if role == "image" or is_train or column in part.column_names:
+            check_column(column, role, part.column_names, source)
+    images = part.select_columns(options.image_column)
+    if not isinstance(images.features[options.image_column], datasets.Image):
+        raise DataError(
+            f"{source}: column {options.image_column!r} holds {images.features[options.image_column]}, not images"
+        )
+    if options.image_column != "image":
+        images = images.rename_column(options.image_column, "image")
+
+    def values_of(column: str | None) -> list:
         if column not in part.column_names:
-            raise DataError(f"split {split!r} has no column {column!r}, only {part.column_names}: give {flag}")
-    part = part.select_columns([image_column, label_column])
-    part = part.rename_columns({image_column: "image", label_column: "label"})
-    if not isinstance(part.features["image"], datasets.Image):
-        raise DataError(f"split {split!r}: column {image_column!r} holds {part.features['image']}, not images")
-    for number, label in enumerate(part["label"], start=1):
-        if label is None:
-            raise DataError(f"split {split!r}, row {number}: the label is missing")
-    return part
+            return [None] * len(part)
+        return list(part.select_columns(column).with_format(None)[:][column])
+
+    bad = BadRows(source, options.drop_bad_rows)
+    groups = [group_of(value) for value in values_of(options.group_column)] if options.group_column else None
+    sound = list(_sound_rows(images, bad, check, groups if is_train else None))
+    class_names = class_names_of(part.features, options.label_column)
+    return _sound_table(images, values_of(options.label_column), bad, sound, groups, class_names)
 
 
-def _check_rows(part: datasets.Dataset, split: str) -> None:
-    for index in tqdm(range(len(part)), desc="checking images", unit="image"):
-        where = f"split {split!r}, row {index + 1}"
+def _sound_rows(
+    images: datasets.Dataset, bad: BadRows, check: bool, groups: Sequence[str | None] | None
+) -> Iterator[int]:
+    """Yield the indices of rows that have an image that can be used, if that is to be checked, and a group."""
+    for index in tqdm(range(len(images)), desc="checking images", unit="image", disable=not check):
         try:
-            image = part[index]["image"]
-            if image is None:
+            if check and (image := images[index]["image"]) is not None:
+                convert_image(image)
+            elif check:
                 raise DataError("the image is missing: remove the row or give it one")
-            convert_image(image)
+            if groups is not None and groups[index] is None:
+                raise DataError("the group is missing")
         except (OSError, SyntaxError, ValueError) as error:  # DataError is a ValueError
-            raise DataError(f"{where}: {error}") from error
+            bad.add(Place(index + 1), str(error))
+        else:
+            yield index
 
 
-def collect_images(columns: Mapping[str, Sequence], image_column: str, label_column: str) -> datasets.Dataset:
-    """Return rows that are given in Python as a dataset, for `encode_images`.
+def encode_image_columns(columns: Mapping[str, Sequence], options: ReadingOptions = DEFAULTS) -> LabelledSplits:
+    """Check and label images that are given in Python, {name of a column: its values}, as `load_image_folder` does.
 
-    Images may be Pillow's, arrays [height, width, channels] of bytes, paths of files, or the bytes of files.
+    Images may be Pillow's, arrays [height, width, channels] of bytes, paths of files, or the bytes of files. All rows
+    are train's; other splits are drawn from them.
 
     Raises:
         DataError: a column is missing, is no list, or is longer than the other; or an image is none of these.
     """
-    for flag, column in (("--image_column_name", image_column), ("--label_column_name", label_column)):
-        if column not in columns:
-            raise DataError(f"rows have no column {column!r}, only {list(columns)}: give {flag}")
-    images = columns[image_column]
+    for role, column in options.image_columns.items():
+        check_column(column, role, list(columns), "rows")
+    images = columns[options.image_column]
     if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
         raise DataError(
-            f"rows, column {image_column!r}: a column must be a list of images, got {type(images).__name__}"
+            f"rows, column {options.image_column!r}: a column must be a list of images, got {type(images).__name__}"
         )
-    labels = list_of(columns[label_column], f"rows, column {label_column!r}")
-    if len(images) != len(labels):
-        raise DataError(
-            f"rows: column {image_column!r} has {len(images)} values and {label_column!r} has {len(labels)}: give one "
-            "label for each image"
-        )
+    others = {}
+    for role, column in options.image_columns.items():
+        if role != "image":
+            others[role] = list_of(columns[column], f"rows, column {column!r}")
+            if len(images) != len(others[role]):
+                raise DataError(
+                    f"rows: column {options.image_column!r} has {len(images)} values and {column!r} has "
+                    f"{len(others[role])}: give one {role} for each image"
+                )
+    bad = BadRows("rows", options.drop_bad_rows)
+    stored = _store_images(images, f"rows, column {options.image_column!r}")
+    groups = [group_of(value) for value in others["group"]] if options.group_column else None
+    sound = list(_sound_rows(stored, bad, True, groups))
+    table = _sound_table(stored, others["label"], bad, sound, groups)
+    return fill(encode_tables({"train": [table]}, options), options)
+
+
+def _store_images(images: Sequence, where: str) -> datasets.Dataset:
     for number, image in enumerate(images, start=1):
         if not isinstance(image, Image.Image | np.ndarray | str | Path | bytes | None):
             raise DataError(
@@ -165,11 +203,10 @@ def collect_images(columns: Mapping[str, Sequence], image_column: str, label_col
             )
     try:
         return datasets.Dataset.from_dict(
-            {image_column: list(images), label_column: [None if label is None else str(label) for label in labels]},
-            features=datasets.Features({image_column: datasets.Image(), label_column: datasets.Value("string")}),
+            {"image": list(images)}, features=datasets.Features({"image": datasets.Image()})
         )
     except (pyarrow.ArrowException, TypeError, ValueError, OSError) as error:
-        raise DataError(f"rows, column {image_column!r}: an image can't be stored: {error}") from error
+        raise DataError(f"{where}: an image can't be stored: {error}") from error
 
 
 def convert_image(image: Image.Image, num_channels: int = 3) -> Image.Image:
@@ -291,20 +328,29 @@ def find_class_images(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def check_images(paths: Iterable[Path]) -> None:
+def find_sound_images(paths: Sequence[Path], bad: BadRows) -> list[int]:
     """Decode every image once, in a few threads: Pillow's decoders run outside Python's lock.
 
-    Raises DataError, naming the file, as `open_image` and `convert_image` do.
+    Returns the indices of those that can be used; the others are noted as bad with the name of the file.
     """
-    paths = list(paths)
 
-    def check(path: Path) -> None:
-        image = open_image(path)
+    def problem_of(path: Path) -> str | None:
+        try:
+            image = open_image(path)
+        except DataError as error:
+            return str(error)
         try:
             convert_image(image)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            return f"{path}: {error}"
+        return None
 
+    sound = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for _ in tqdm(pool.map(check, paths), total=len(paths), desc="checking images", unit="image"):
-            pass
+        problems = tqdm(pool.map(problem_of, paths), total=len(paths), desc="checking images", unit="image")
+        for index, problem in enumerate(problems):
+            if problem is None:
+                sound.append(index)
+            else:
+                bad.add(Place(index + 1), problem)
+    return sound

@@ -42,8 +42,11 @@ class BadRows:
         self._shown: list[str] = []
         self._advice: dict[str, None] = {}
 
-    def add(self, place: Place, message: str, advice: str = "") -> None:
-        """Note one bad row and what is wrong with it, once for a row; `advice` on mending is printed once for all."""
+    def add(self, place: Place | str, message: str, advice: str = "") -> None:
+        """Note one bad row and what is wrong with it, once for a row; `advice` on mending is printed once for all.
+
+        `place` is text where rows have no numbers, as in a stream.
+        """
         self.count += 1
         if len(self._shown) < SHOWN_ROWS:
             self._shown.append(f"{place}: {message}")
