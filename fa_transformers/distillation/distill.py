@@ -150,10 +150,10 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     if job.distillation.long_steps:
         processor.model_max_length = job.distillation.long_length
     if accelerator.is_main_process:
-        is_named = labelled is None or labelled.facts in data.facts
-        facts = build_facts(
-            job, student, teacher_source, receipt, data.facts if is_named else [*data.facts, labelled.facts]
-        )
+        named = data.rows.facts
+        if labelled is not None and labelled.facts not in named:
+            named = [*named, labelled.facts]
+        facts = build_facts(job, student, teacher_source, receipt, named)
         _publish(job, student, processor, source, facts, receipt)
     else:
         receipt = {}

@@ -18,6 +18,7 @@ from ..files import write_json
 from ..hub.timing import describe_hardware
 from ..options import LoopOptions
 from ..training.checkpointing import TrainingState, choose_resume, prepare_output_dir
+from ..training.data_digests import digest_examples, digest_once
 from ..training.folder_lock import unlock_folder
 from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
@@ -127,6 +128,7 @@ def train_classifier(
         best_metric="accuracy",
         max_steps=steps,
         output_dir=loop.output_dir,
+        data_digests=digest_once(accelerator, lambda: digest_examples(examples)),
         resume_command=resume_command,
     )
     return trained, state, loaders
