@@ -27,10 +27,10 @@ def digest_once(accelerator: Accelerator, digest: Callable[[], dict[str, str]]) 
 def digest_data(data: LabelledData) -> dict[str, str]:
     """Return the digest of each part of the data by its name in words, such as "the labels of train".
 
-    Documents, images in memory and labels count whole and in their order; of image files their size and parts all over them.
+    Documents, images in memory and labels count whole and in their order, image files by their size and pieces of them.
     Of a stream the source counts, whose rows nobody has read yet, and the splits that are in memory.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for split, part in data.dataset.items():
         if split == "train" and data.stream is not None:
             continue
