@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from ..data.collators import pad_batch
 from ..evaluation import evaluating
 from ..files import write_json
+from ..hub.folder_lock import unlock_folder
 from ..hub.timing import describe_hardware
 from ..options import LoopOptions
 from ..training.checkpointing import TrainingState, choose_resume, prepare_output_dir
 from ..training.data_digests import digest_examples, digest_once
-from ..training.folder_lock import unlock_folder
 from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_parameters

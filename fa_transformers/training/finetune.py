@@ -20,6 +20,7 @@ from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
 from ..evaluation import evaluating
+from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..hub.push import push
 from ..memory import estimate_memory, return_freed_memory
@@ -32,7 +33,6 @@ from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from .data_digests import digest_data, digest_once
-from .folder_lock import released
 from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training

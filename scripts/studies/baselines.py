@@ -22,6 +22,7 @@ from fa_transformers.commands.flags import describe_command, script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
+from fa_transformers.hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from fa_transformers.options import CardOptions, DataOptions, LoopOptions, flat, resolve
 from fa_transformers.studies import contenders_report as report
 from fa_transformers.studies.contenders import (
@@ -96,7 +97,7 @@ def prepare_output_dir(job: ContenderJob, data: LabelledData) -> None:
     """Make the folder, and refuse to mix cells of different settings or data.
 
     Raises:
-        FileExistsError: the folder holds a run, and --resume wasn't given.
+        FileExistsError: the folder holds a run, and --resume wasn't given; or another run uses it.
         ValueError: that run had other settings or other data.
     """
     folder = job.loop.output_dir
@@ -104,7 +105,9 @@ def prepare_output_dir(job: ContenderJob, data: LabelledData) -> None:
     settings = json.loads(json.dumps({name: options[name] for name in SETTINGS}, default=str))
     digests = digest_data(data)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not job.contenders.resume:
+    lock_folder(folder)
+    if any(entry.name != LOCK_FILE for entry in folder.iterdir()) and not job.contenders.resume:
+        unlock_folder(folder)
         raise FileExistsError(f"--output_dir {folder} is not empty: choose another folder, or give --resume.")
     path = folder / "settings.json"
     if path.exists():
@@ -166,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     text = report.render_report(summary, command, data.facts.name, options.token_budget, chart)
     write_text(loop.output_dir / "report.md", text)
     write_json(loop.output_dir / "results.json", results)
+    unlock_folder(loop.output_dir)
     print(f"\n{report.render_table(summary)}\n")
     print(json.dumps(results, allow_nan=False))
     return results
