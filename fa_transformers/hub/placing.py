@@ -54,7 +54,10 @@ def placed_in(folder: Path, last: str, own: set[str]) -> Iterator[Path]:
             # What stops it leaves the lists of files there for the next call.
             _move_all(folder, scratch, obsolete, last)
             for path in (*leftovers, scratch):
-                shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:  # of a probe
+                    path.unlink(missing_ok=True)
     except BaseException:
         if is_new and not any(folder.iterdir()):
             folder.rmdir()

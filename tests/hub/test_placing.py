@@ -154,6 +154,15 @@ def test_a_block_that_fails_changes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_what_a_killed_probe_leaves_is_removed_too(tmp_path):
+    for step in range(20):
+        if not in_a_child(lambda: probe_placing(tmp_path), step):
+            break
+    assert step > 5 and list(tmp_path.glob(f"{PREFIX}*.probe"))
+    place(tmp_path, AFTER)
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
+
+
 def test_two_processes_do_not_place_files_in_one_folder_at_once(tmp_path):
     with placed_in(tmp_path, LAST, OWN) as new:
         with pytest.raises(FileExistsError, match="another process is writing a model"):
