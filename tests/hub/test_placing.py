@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fa_transformers.files import sha256_of
+from fa_transformers.hub.folder_lock import LOCK_FILE
 from fa_transformers.hub.placing import PREFIX, check_name, placed_in, probe_placing
 
 LAST, OWN = "self_test.json", {"README.md"}
@@ -33,7 +34,7 @@ def place(folder: Path, files: dict[str, str]) -> None:
 def read(folder: Path) -> dict[str, str]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
-    return {name: content for name, content in files.items() if name not in (LAST, "README.md")}
+    return {name: content for name, content in files.items() if name not in (LAST, "README.md", LOCK_FILE)}
 
 
 def is_complete(folder: Path) -> bool:
@@ -151,6 +152,15 @@ def test_a_block_that_fails_changes_nothing(tmp_path):
             new.write_text("2")
     assert read(tmp_path / "old") == BEFORE | FOREIGN and is_complete(tmp_path / "old")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_probe_leaves_is_removed_too(tmp_path):
+    for step in range(20):
+        if not in_a_child(lambda: probe_placing(tmp_path), step):
+            break
+    assert step > 5 and list(tmp_path.glob(f"{PREFIX}*.probe"))
+    place(tmp_path, AFTER)
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
 
 
 def test_two_processes_do_not_place_files_in_one_folder_at_once(tmp_path):
