@@ -87,7 +87,7 @@ class CheckFacts:
 
     @property
     def title(self) -> str:
-        """What was checked on what, in one line."""
+        """The check and its inputs, in one line."""
         return one_line(self.check + (f" on {self.inputs}" if self.inputs else ""), 160)
 
 
