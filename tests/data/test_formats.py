@@ -102,9 +102,6 @@ def test_an_optional_column_that_is_missing_gives_none(tmp_path, ending):
         read(path, columns)
 
 
-# --- csv and tsv
-
-
 def random_text(random_source: random.Random) -> str:
     pieces = ["sea", " ", ",", ";", "\t", "|", '"', "\n", "\r\n", "é", "東", "text,label", "1,5", "'", "sep=;", "🐋"]
     return "a" + "".join(random_source.choice(pieces) for _ in range(random_source.randrange(30)))
@@ -219,8 +216,6 @@ def test_rows_of_another_length_are_all_named_and_can_be_left_out(tmp_path):
     assert [int(row.values[0].split("\n")[0]) + 1 for row in rows] == [row.number for row in rows]
     assert len(rows) == 60
 
-
-# --- json and jsonl
 
 OBJECTS = [{"text": text, "label": label, "id": number} for number, (text, label) in enumerate(TABLE)]
 JSON_SHAPES = {
@@ -354,9 +349,6 @@ def test_a_key_that_the_first_rows_lack_is_no_misspelt_column(tmp_path):
     assert values(read(path, drop=True)) == [("b", "x")]
 
 
-# --- xlsx
-
-
 def test_a_spreadsheets_cells_have_the_values_that_it_shows(tmp_path):
     labels = [
         (1, 1),
@@ -404,9 +396,6 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "python_calamine", None)
     with pytest.raises(DataError, match=r"pip install 'fa_transformers\[excel\]'"):
         read(write_workbook(tmp_path / "train.xlsx", {"rows": [["text", "label"]]}))
-
-
-# --- parquet
 
 
 def test_parquets_types_come_as_python_values(tmp_path):
@@ -460,9 +449,6 @@ def test_long_documents_of_parquet_are_read_a_few_at_a_time(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet", write_batch_size=1, use_dictionary=False)
     with pyarrow.parquet.ParquetFile(tmp_path / "train.parquet") as file:
         assert parquet_rows._batch_size(file.metadata) <= 2
-
-
-# --- files
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_up_to_20_rows_are_named_and_all_are_counted(count):
     assert places == [(str(3 * number), str(10 * number)) for number in range(1, min(count, 20) + 1)]
     assert (f"and {count - 20} more" in str(caught.value)) == (count > 20)
     assert str(caught.value).count("Give each a text") == 1
-    assert bad.count == count
+    assert bad.count == count and len(bad._shown) == min(count, 20)
 
 
 def test_dropped_rows_are_counted_in_one_warning_that_shows_the_first(caplog):
