@@ -4,10 +4,12 @@ import logging
 from collections.abc import Callable
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ..files import count_cores
 from .readers.tables import DataError
+from .text_prefixes import CHARACTERS_PER_TOKEN, LEAST_CHARACTERS, find_prefix, has_safe_cuts
 
 logger = logging.getLogger(__name__)
 
@@ -62,34 +64,67 @@ def tokenize_documents(
         if len(result) != len(part):  # a file that was cut off
             result = part.map(tokenize, load_from_cache_file=False, **arguments)
         full_length = result.with_format("numpy")["full_length"][:]
-        if full_length.max() > max_length:
-            too_long = full_length > max_length
+        least_length = np.abs(full_length)
+        too_long = least_length > max_length
+        if too_long.any():
             if strict_length:
                 row = int(too_long.argmax())
                 raise DataError(
-                    f"split {split!r}, row {row + 1}: the document has {full_length[row]} tokens, the limit is "
-                    f"{max_length}: raise max_length, shorten the document, or leave strict_length off to truncate"
+                    f"split {split!r}, row {row + 1}: the document has {count_tokens(tokenizer, part[row]['text'])} "
+                    f"tokens, the limit is {max_length}: raise max_length, shorten the document, or leave "
+                    "strict_length off to truncate"
                 )
             logger.warning(
-                "split %r: %d of %d documents are longer than %d tokens and were truncated; the longest has %d",
+                "split %r: %d of %d documents are longer than %d tokens and were truncated; the longest has %s%d",
                 split,
                 too_long.sum(),
                 len(result),
                 max_length,
-                full_length.max(),
+                "at least " if full_length.min() < 0 else "",
+                least_length.max(),
             )
         tokenized[split] = result.remove_columns("full_length")
     return datasets.DatasetDict(tokenized)
 
 
 def tokenize_texts(tokenizer: Callable, texts: list[str], max_length: int) -> dict[str, list]:
-    """Return the tokenizer's columns, "length" (tokens kept, `max_length` at most) and "full_length" (all)."""
-    encoded = tokenizer(texts, truncation=False, padding=False, verbose=False)
+    """Return the tokenizer's columns, "length" (tokens kept, `max_length` at most) and "full_length".
+
+    Of a text that is much longer than `max_length` tokens only a beginning is tokenized where that gives the same
+    tokens. "full_length" is then below 0: the text has at least so many tokens, the sign taken away, and more than
+    `max_length`. Else it counts all tokens.
+    """
+    beginnings = _find_beginnings(tokenizer, texts, max_length)
+    encoded = tokenizer(beginnings, truncation=False, padding=False, verbose=False)
     full_length = [len(token_ids) for token_ids in encoded["input_ids"]]
     if max(full_length) > max_length:
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False, verbose=False)
+        encoded = tokenizer(beginnings, truncation=True, max_length=max_length, padding=False, verbose=False)
     length = [len(token_ids) for token_ids in encoded["input_ids"]]
+    full_length = [
+        count if len(beginning) == len(text) else -count
+        for count, beginning, text in zip(full_length, beginnings, texts, strict=True)
+    ]
     return {**encoded, "length": length, "full_length": full_length}
+
+
+def _find_beginnings(tokenizer: Callable, texts: list[str], max_length: int) -> list[str]:
+    """Return for each text a beginning that has the same first tokens, and more than `max_length`, or the whole."""
+    num_characters = max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * max_length)
+    if max(map(len, texts)) <= 2 * num_characters or not has_safe_cuts(tokenizer):
+        return texts
+    beginnings = list(texts)
+    for index, text in enumerate(texts):
+        size = num_characters
+        beginnings[index] = find_prefix(text, size)
+        while len(beginnings[index]) < len(text) and count_tokens(tokenizer, beginnings[index]) <= max_length:
+            size *= 4
+            beginnings[index] = find_prefix(text, size)
+    return beginnings
+
+
+def count_tokens(tokenizer: Callable, text: str) -> int:
+    """Return the number of tokens of a whole text, special tokens included."""
+    return len(tokenizer([text], truncation=False, padding=False, verbose=False)["input_ids"][0])
 
 
 def choose_num_proc(num_bytes: int) -> int | None:

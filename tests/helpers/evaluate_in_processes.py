@@ -1,8 +1,7 @@
-"""Started by test_metrics.py under torchrun: finetune's `evaluate` on fixed logits, one JSON file each."""
+"""Started by test_metrics.py under torchrun: `evaluate` on fixed logits, one JSON file each, and the answers."""
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.collators import label_tensor
 from fa_transformers.metrics import PROBLEM_METRICS
+from fa_transformers.training.predictions import Predictions
 from fa_transformers.training.scoring import evaluate
 
 NUM_EXAMPLES, NUM_LABELS = 11, 3
@@ -35,11 +35,11 @@ class Data:
 
 def main(folder: str) -> None:
     accelerator = Accelerator(cpu=True)
-    reports = {problem_type: report(problem_type, evaluate, accelerator) for problem_type in PROBLEM_METRICS}
+    reports = {problem_type: report(problem_type, accelerator, Path(folder)) for problem_type in PROBLEM_METRICS}
     Path(folder, f"{accelerator.process_index}.json").write_text(json.dumps(reports))
 
 
-def report(problem_type: str, evaluate: Callable, accelerator: Accelerator) -> dict:
+def report(problem_type: str, accelerator: Accelerator, folder: Path) -> dict:
     random = np.random.default_rng(5)
     data = Data(problem_type)
     logits = random.normal(size=(NUM_EXAMPLES, data.num_labels))
@@ -65,7 +65,10 @@ def report(problem_type: str, evaluate: Callable, accelerator: Accelerator) -> d
         lengths, 4, max_tokens=8, shuffle=False, num_processes=accelerator.num_processes
     )
     loader = accelerator.prepare(DataLoader(range(NUM_EXAMPLES), batch_sampler=sampler, collate_fn=collate))
-    scores = evaluate(Echo(), loader, accelerator, data)
+    predictions = Predictions(data, loader, labels=labels)
+    scores = evaluate(Echo(), loader, accelerator, data, predictions)
+    if accelerator.is_main_process:
+        predictions.write(folder / f"{problem_type}.csv")
     return {
         "scores": scores,
         "num_processes": accelerator.num_processes,

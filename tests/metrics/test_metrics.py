@@ -1,5 +1,6 @@
 """Protects the scores: they equal scikit-learn's and SciPy's on the whole set, whatever the batches and processes."""
 
+import csv
 import json
 import os
 import subprocess
@@ -140,7 +141,11 @@ def reports_of_two_processes(tmp_path_factory) -> list[dict]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*launcher, str(WORKER), str(folder)], check=True, env=environment, timeout=240)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    reports = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for problem_type, report in reports[0].items():
+        with (folder / f"{problem_type}.csv").open(encoding="utf-8", newline="") as file:
+            report["answers"] = list(csv.DictReader(file))
+    return reports
 
 
 @pytest.mark.slow
@@ -160,6 +165,22 @@ def test_two_real_processes_score_every_example_once(problem_type, reports_of_tw
     else:
         assert scores["accuracy"] == sklearn_metrics.accuracy_score(references, predictions)
         assert scores["macro_f1"] == pytest.approx(sklearn_metrics.f1_score(references, predictions, average="macro"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem_type", sorted(PROBLEM_METRICS))
+def test_two_real_processes_write_the_answers_in_the_order_of_the_examples(problem_type, reports_of_two_processes):
+    report = reports_of_two_processes[0][problem_type]
+    logits, rows = np.array(report["logits"]), report["answers"]
+    assert [row["row"] for row in rows] == [str(number) for number in range(1, 12)]
+    if problem_type == "regression":
+        np.testing.assert_allclose([float(row["predicted"]) for row in rows], logits[:, 0], rtol=1e-5)
+        return
+    odds = 1 / (1 + np.exp(-logits))
+    if problem_type == "single_label_classification":
+        odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = [[float(row[f"score of {name}"]) for name in ("ant", "bee", "cat")] for row in rows]
+    np.testing.assert_allclose(found, odds, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_classes", [101, 1_000, 100_000])

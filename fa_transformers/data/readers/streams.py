@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from ..tokenizing import tokenize_texts
+from ..tokenizing import count_tokens, tokenize_texts
 from .files import TextError, check_text, class_names_of
 from .formats import FILE_TYPES, open_rows
 from .labels import LabelError, LabelScheme
@@ -164,11 +164,12 @@ class DocumentStream:
             return []
         columns = tokenize_texts(self.tokenizer, texts, self.max_length)
         full_length = columns.pop("full_length")
-        if self.strict_length and max(full_length) > self.max_length:
-            text = texts[full_length.index(max(full_length))]
+        longest = max(range(len(texts)), key=lambda index: abs(full_length[index]))
+        if self.strict_length and abs(full_length[longest]) > self.max_length:
             raise DataError(
-                f"{self.source}, the document that begins {text[:60]!r} has {max(full_length)} tokens, the limit is "
-                f"{self.max_length}: raise --max_length, shorten it, or leave --strict_length off to truncate"
+                f"{self.source}, the document that begins {texts[longest][:60]!r} has "
+                f"{count_tokens(self.tokenizer, texts[longest])} tokens, the limit is {self.max_length}: raise "
+                "--max_length, shorten it, or leave --strict_length off to truncate"
             )
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [example | {"label": label} for example, label in zip(examples, labels, strict=True)]
