@@ -282,7 +282,7 @@ def _store(
 
 
 class _Found(NamedTuple):
-    """What is noted of the rows beside their documents."""
+    """Numbers, lines, labels and groups of sound rows, noted while their documents are written."""
 
     numbers: array
     lines: array

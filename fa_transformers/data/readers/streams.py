@@ -166,11 +166,10 @@ class DocumentStream:
         full_length = columns.pop("full_length")
         longest = max(range(len(texts)), key=lambda index: abs(full_length[index]))
         if self.strict_length and abs(full_length[longest]) > self.max_length:
-            text = texts[longest]
             raise DataError(
-                f"{self.source}, the document that begins {text[:60]!r} has {count_tokens(self.tokenizer, text)} "
-                f"tokens, the limit is {self.max_length}: raise --max_length, shorten it, or leave --strict_length off "
-                "to truncate"
+                f"{self.source}, the document that begins {texts[longest][:60]!r} has "
+                f"{count_tokens(self.tokenizer, texts[longest])} tokens, the limit is {self.max_length}: raise "
+                "--max_length, shorten it, or leave --strict_length off to truncate"
             )
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         return [example | {"label": label} for example, label in zip(examples, labels, strict=True)]
