@@ -63,9 +63,6 @@ def failing(certificate: Certificate) -> set[str]:
     return {row.check for row in certificate.rows if row.outcome == "failed"}
 
 
-# What is right
-
-
 @pytest.mark.parametrize(
     ("config_class", "auto_class", "model_class"), HEADS, ids=lambda value: getattr(value, "__name__", "")
 )
@@ -116,9 +113,6 @@ def test_the_precision_that_a_model_is_stored_in_comes_first_and_counts(dtype, t
     checked = [row.check.split()[0] for row in certificate.rows if "beside" in row.check]
     own = str(dtype).removeprefix("torch.")
     assert checked == list(dict.fromkeys([own, "bfloat16", "float16"]))[own == "float64" :]
-
-
-# What is broken
 
 
 def read_padding(monkeypatch):
@@ -240,9 +234,6 @@ def test_other_weights_on_disk_fail(monkeypatch, tokenizer):
     assert digest_weights(model) == digest_weights(model)
     monkeypatch.setattr(model, "save_pretrained", save_others)
     assert failing(certify(model, tokenizer)) == {"saved and loaded"}
-
-
-# In a folder
 
 
 @pytest.fixture(scope="module")
@@ -433,9 +424,6 @@ def test_text_in_a_certificate_is_text_on_the_card_and_in_the_terminal():
     for text in (certificate.table(), *certificate.failures):
         assert "\x1b" not in text and "\u202e" not in text
     assert len(certificate.table().splitlines()) == 3
-
-
-# The command
 
 
 @pytest.mark.usefixtures("as_published")
