@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
-from ..redaction import without_local_paths
+from ..redaction import redact, without_local_paths
 from .flags import FlagParser, describe_command, how_started
 
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     try:
         return convert(run)
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(redact(f"error: {error}")) from error
 
 
 def convert(run: ConvertCommand) -> dict:

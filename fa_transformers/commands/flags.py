@@ -8,11 +8,12 @@ import argparse
 import difflib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from types import UnionType
+from types import TracebackType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from ..options import UNSET
@@ -221,21 +222,28 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
 
 @contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """End the process in one line where a user's mistake was found; any other error keeps its traceback.
+    """End the process in one line where a user's mistake was found; any other error keeps its traceback. No token of
+    the Hub stands in either.
 
-    Mistakes are bad data, files and folders that aren't there or are in the way, checkpoints that can't be gone on
-    with, and flags with which a message begins.
+    Mistakes are bad data, models that can't be read, files and folders that aren't there or are in the way, checkpoints
+    that can't be gone on with, and flags with which a message begins.
     """
+    sys.excepthook = _print_redacted
     try:
         yield
     except (OSError, RuntimeError, TypeError, ValueError) as error:
+        from ..conversion.json_file import SourceError
         from ..data.readers.tables import DataError  # loaded by now, if any data was read
         from ..training.checkpointing import CheckpointError
 
-        mistakes = CheckpointError | DataError | FileExistsError | FileNotFoundError
+        mistakes = CheckpointError | DataError | FileExistsError | FileNotFoundError | SourceError
         if isinstance(error, mistakes) or str(error).startswith("--"):
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(redact(f"error: {error}")) from error
         raise
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def resuming(command: str) -> str:

@@ -20,7 +20,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..hub.publish import check_target
 from ..models import ARCHITECTURES
+from .config_file import CONFIG_FILE
 from .folder import write_converted_folder
+from .json_file import refusing_sources
 from .source import CheckpointSource, load_processor, read_source
 from .stock_checkpoints import (
     FRESH_PARTS,
@@ -266,6 +268,7 @@ def _check_length_options(
     return "interpolate" if positions == "interpolate" else "tile"
 
 
+@refusing_sources()
 def _convert(
     source: CheckpointSource, auto_class: str | None, overrides: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, list[TensorChange]]:
@@ -317,10 +320,15 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
             )
     if "num_labels" in overrides or "id2label" in overrides:
         fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+    try:
+        earlier = config_class.from_dict(fields)
+    except ValueError as error:
+        folder = source.model_folder
+        where = f"the configuration of {source.name!r}" if folder is None else str(folder / CONFIG_FILE)
+        raise ValueError(f"{where}: {error}") from error
     config, unused = config_class.from_dict(fields, return_unused_kwargs=True, **overrides)
     if unused:
         raise ValueError(f"{config_class.__name__} has no field {sorted(unused)[0]!r}.")
-    earlier = config_class.from_dict(fields)
     has_new_operator = not set(config.factorized_layers) <= set(earlier.factorized_layers) or any(
         getattr(config, name) != getattr(earlier, name) for name in OPERATOR_FIELDS
     )

@@ -1,10 +1,27 @@
 """JSON files of a checkpoint that somebody else made."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 Content = TypeVar("Content", dict, list)
+
+
+class SourceError(ValueError):
+    """A checkpoint can't be read or converted as it was asked for; the message names the file or the field."""
+
+
+@contextmanager
+def refusing_sources() -> Iterator[None]:
+    """Turn any ValueError of the block into `SourceError`, by which commands know a mistake of their user."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 def read_json(path: Path, kind: type[Content]) -> Content:

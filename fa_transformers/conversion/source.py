@@ -23,7 +23,7 @@ from ..files import sha256_of
 from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
 from ..hub.self_check import path_inside
 from .config_file import read_config
-from .json_file import read_json
+from .json_file import read_json, refusing_sources
 from .packaged import HUB_IDS, resolve_checkpoint
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -69,6 +69,7 @@ class CheckpointSource:
         return read_tensors(self.model_folder)
 
 
+@refusing_sources()
 def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointSource) -> CheckpointSource:
     """Find a checkpoint and read its configuration; its weights are read when they are needed.
 
@@ -161,6 +162,7 @@ def check_links(folder: Path) -> None:
             path_inside(folder, value, f"{settings}: {key!r}")
 
 
+@refusing_sources()
 def read_pooling(folder: Path) -> str | None:
     """Return how a sentence-transformers model makes one vector of a text, "mean" or "cls"; None where it isn't stated.
 

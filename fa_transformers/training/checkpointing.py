@@ -34,6 +34,8 @@ from .processes import ProcessFailed, run_together, was_restarted
 STATE_FILE = "training_state.json"
 LAUNCH_FILE = ".launch"  # which launcher's run accepted the folder
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+# Of a checkpoint that was being saved or deleted, and of a file that was being written by rename.
+_LEFTOVER_NAME = re.compile(r"\.checkpoint-\d+\.tmp|\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
 class CheckpointError(RuntimeError):
@@ -119,8 +121,9 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
     lock_folder(output_dir)
-    for leftover in [*output_dir.glob(".checkpoint-*.tmp"), *output_dir.glob("*/.checkpoint-*.tmp")]:
-        shutil.rmtree(leftover)
+    for leftover in [*output_dir.glob(".*.tmp"), *output_dir.glob("*/.*.tmp")]:
+        if _LEFTOVER_NAME.fullmatch(leftover.name):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     names = sorted(entry.name for entry in output_dir.iterdir())
     entries = [name for name in names if name != LAUNCH_FILE and not name.startswith((PREFIX, LOCK_FILE))]
     if entries and not resume and not overwrite:

@@ -26,6 +26,7 @@ from ..metrics import BEST_METRICS
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
+from ..redaction import redact
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
@@ -192,7 +193,7 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
     `source` None starts from new weights, which are for images.
     """
     options = job.model
-    overrides = data.config_fields | options.config_fields
+    overrides = redact(data.config_fields) | options.config_fields
     if source is None:
         from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
 

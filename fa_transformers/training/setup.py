@@ -16,7 +16,7 @@ from ..files import count_cores
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions
-from ..redaction import redact
+from ..redaction import redact, without_local_paths
 from .processes import meet_after_restart
 
 
@@ -117,6 +117,8 @@ def reports_examples() -> bool:
 def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:
     """Start the trackers that the accelerator was made with, with the run's flags as their config.
 
+    Neither tokens of the Hub nor local paths are in it, as a tracker may be a server.
+
     Raises:
         ValueError: `report_to` names a tracker that is not installed.
     """
@@ -126,4 +128,5 @@ def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: 
         raise ValueError(f"--report_to {report_to}: that tracker is not installed; install it, or use none.")
     plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
     plain.pop("hub_token", None)
+    plain = {key: without_local_paths(value) if isinstance(value, str) else value for key, value in plain.items()}
     accelerator.init_trackers(name, config=redact(plain))

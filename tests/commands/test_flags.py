@@ -14,7 +14,9 @@ from repository import ROOT, SCRIPTS
 
 from fa_transformers import commands
 from fa_transformers.commands.flags import FlagParser, describe_command, mistakes_in_one_line, script_parser
+from fa_transformers.conversion.json_file import SourceError
 from fa_transformers.options import UNSET, LoopOptions, OptionGroup, Scheduler, option, resolve
+from fa_transformers.training.checkpointing import CheckpointError
 
 TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks
 
@@ -189,6 +191,24 @@ def test_a_file_that_is_not_there_ends_the_command_in_one_line(command, tmp_path
 def test_only_mistakes_lose_their_traceback():
     with pytest.raises(SystemExit, match="^error: --seed is wrong"), mistakes_in_one_line():
         raise ValueError("--seed is wrong")
+    for mistake in (SourceError("bad/config.json: field 'id2label'"), CheckpointError("made with other data")):
+        with pytest.raises(SystemExit, match=f"^error: {mistake}$"), mistakes_in_one_line():
+            raise mistake
     for fault in (ValueError("shapes differ"), RuntimeError("a bug"), KeyError("x"), PermissionError("disk")):
         with pytest.raises(type(fault)), mistakes_in_one_line():
             raise fault
+
+
+def test_no_error_shows_a_token(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-a-company")
+    with pytest.raises(SystemExit) as end, mistakes_in_one_line():
+        raise FileNotFoundError("owner/a-token-of-a-company is no folder")
+    assert str(end.value) == "error: owner/hidden-token is no folder"
+    try:
+        with mistakes_in_one_line():
+            raise KeyError("a-token-of-a-company")
+    except KeyError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert shown.splitlines()[-1] == "KeyError: 'hidden-token'" and "a-token-of" not in shown

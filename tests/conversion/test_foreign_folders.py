@@ -158,6 +158,13 @@ def test_a_broken_field_of_a_configuration_is_named_beside_its_file(field, value
     assert_refused(model, rf"config\.json: .*'{field}'")
 
 
+@pytest.mark.parametrize(("field", "value"), [("hidden_act", "evil"), ("num_attention_heads", 0), ("vocab_size", -1)])
+def test_a_field_that_no_fa_model_can_have_is_named_beside_its_file(field, value, model):
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert_refused(model, rf"config\.json: .*`{field}`")
+
+
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": ' + "[" * 3000 + "]" * 3000 + "}", "\xff"])
 def test_a_configuration_that_is_no_object_is_named(content, model):
     (model / "config.json").write_bytes(content.encode("latin-1"))

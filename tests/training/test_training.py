@@ -22,7 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel
 from fa_transformers.data.batching import LengthGroupedBatchSampler, count_update_steps
-from fa_transformers.files import write_json
+from fa_transformers.files import write_json, written_by_rename
 from fa_transformers.hub.folder_lock import LOCK_FILE
 from fa_transformers.options import LoopOptions
 from fa_transformers.tables import format_table
@@ -239,10 +239,12 @@ def test_an_output_folder_with_files_is_refused_unless_asked_for(tmp_path):
     accelerator, _ = prepared()
     save_checkpoint(accelerator, tmp_path, TrainingState({}, step=1))
     (tmp_path / ".checkpoint-2.tmp").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
+    with written_by_rename(tmp_path / "notes.txt") as leftover:
+        leftover.write_text("mine")
+    leftover.write_text("half")  # as of a process that was killed
     with pytest.raises(FileExistsError, match="not empty .* --resume_from_checkpoint last.*--overwrite_output_dir"):
         prepare_output_dir(tmp_path, overwrite=False, resume=False)
-    assert not (tmp_path / ".checkpoint-2.tmp").exists()
+    assert not (tmp_path / ".checkpoint-2.tmp").exists() and not leftover.exists()
     prepare_output_dir(tmp_path, overwrite=False, resume=True)
     assert len(list_checkpoints(tmp_path)) == 1
     prepare_output_dir(tmp_path, overwrite=True, resume=False)
@@ -419,3 +421,15 @@ def test_a_sharded_model_is_gathered_whole_on_the_main_process():
     assert type(gathered) is FABertModel and not gathered.training
     for name, weight in model.state_dict().items():
         assert torch.equal(gathered.state_dict()[name], weight), name
+
+
+def test_trackers_get_neither_tokens_nor_local_paths(monkeypatch):
+    got = {}
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config: got.update(config))
+    accelerator = Accelerator(cpu=True)
+    accelerator.log_with = ["a tracker"]
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-a-company")
+    command = "finetune --train_file /data/private/my.csv --data_name a-token-of-a-company"
+    start_trackers(accelerator, "all", "run", {"command": command, "model_name_or_path": "/models/bert", "seed": 1})
+    expected = "finetune --train_file my.csv --data_name hidden-token"
+    assert got == {"command": expected, "model_name_or_path": "bert", "seed": 1}

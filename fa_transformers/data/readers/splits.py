@@ -94,7 +94,7 @@ def _without_groups(dataset: datasets.DatasetDict) -> datasets.DatasetDict:
 
 
 class _Units(NamedTuple):
-    """What is drawn as a whole, rows or groups: how many rows each has, and which labels occur in it, as pairs."""
+    """The units that are drawn whole, rows or groups: the rows of each, and the labels that occur in it, as pairs."""
 
     sizes: np.ndarray
     units: np.ndarray
