@@ -123,7 +123,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     lock_folder(output_dir)
     for leftover in [*output_dir.glob(".*.tmp"), *output_dir.glob("*/.*.tmp")]:
         if _LEFTOVER_NAME.fullmatch(leftover.name):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)  # gone with its folder
     names = sorted(entry.name for entry in output_dir.iterdir())
     entries = [name for name in names if name != LAUNCH_FILE and not name.startswith((PREFIX, LOCK_FILE))]
     if entries and not resume and not overwrite:

@@ -239,6 +239,7 @@ def test_an_output_folder_with_files_is_refused_unless_asked_for(tmp_path):
     accelerator, _ = prepared()
     save_checkpoint(accelerator, tmp_path, TrainingState({}, step=1))
     (tmp_path / ".checkpoint-2.tmp").mkdir()
+    (tmp_path / ".checkpoint-2.tmp" / ".training_state.json.17-0123abcd.tmp").write_text("half")
     with written_by_rename(tmp_path / "notes.txt") as leftover:
         leftover.write_text("mine")
     leftover.write_text("half")  # as of a process that was killed
