@@ -192,3 +192,82 @@ def tight_boxes(masks: np.ndarray) -> np.ndarray:
         boxes[:, high] = is_filled.shape[1] - is_filled[:, ::-1].argmax(axis=1)
     boxes[~masks.any(axis=(1, 2))] = 0
     return boxes
+
+
+def encode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of the union of `polygons`, each [x0, y0, x1, y1, ...] in pixel edges.
+
+    The pixels are those of COCO's reference code, which walks each edge in steps of a fifth of a pixel. What lies
+    outside the image is cut off.
+
+    Raises:
+        ValueError: a polygon is no list of six or more finite numbers, an even number of them: four numbers are a box
+            to some readers, nothing to others and an error to the rest.
+    """
+    for polygon in polygons:
+        check_polygon(polygon)
+    size = [height, width]
+    masks = [_runs_between(_trace_polygon(polygon, height, width), height * width) for polygon in polygons]
+    runs = masks[0] if len(masks) == 1 else _unite(masks, height * width)
+    return {"size": size, "counts": compress_runs(runs)}
+
+
+def check_polygon(polygon: Any) -> None:
+    """Raise ValueError where `polygon` is no list of six or more finite numbers, an even number of them."""
+    is_list = isinstance(polygon, Sequence | np.ndarray) and not isinstance(polygon, str | bytes)
+    if not is_list or not all(isinstance(x, int | float | np.number) and np.isfinite(x) for x in polygon):
+        raise ValueError(f"a polygon must be a list of finite numbers [x0, y0, x1, y1, ...], got {str(polygon)[:60]}.")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(
+            f"a polygon needs at least three corners, two numbers for each, got {len(polygon)} numbers: "
+            f"{str(polygon)[:60]}. Four numbers are a box: give it as 'bbox'."
+        )
+
+
+POLYGON_STEPS = 5
+"""Steps of a pixel's side in which COCO's reference code walks along a polygon."""
+
+
+def _trace_polygon(polygon: Sequence[float], height: int, width: int) -> np.ndarray:
+    """Positions in the columns-first order of pixels at which a polygon begins or ends, sorted."""
+    corners = np.trunc(POLYGON_STEPS * np.asarray(polygon, dtype=np.float64).reshape(-1, 2) + 0.5)
+    corners = np.concatenate([corners, corners[:1]])
+    points = np.concatenate([_walk(start, end) for start, end in zip(corners[:-1], corners[1:], strict=True)])
+    (before_x, before_y), (x, y) = points[:-1].T, points[1:].T
+    columns = (np.where(x < before_x, x, x - 1) + 0.5) / POLYGON_STEPS - 0.5
+    is_crossing = (x != before_x) & (columns == np.floor(columns)) & (columns >= 0) & (columns <= width - 1)
+    rows = (np.minimum(y, before_y) + 0.5) / POLYGON_STEPS - 0.5
+    rows = np.ceil(np.clip(rows, 0, height))
+    return np.sort((columns * height + rows)[is_crossing].astype(np.int64))
+
+
+def _walk(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Integer points [steps + 1, 2] from `start` to `end`, a step for each unit of the longer axis.
+
+    Both directions give the same points, because halves are rounded as seen from the lower end.
+    """
+    along = 0 if abs(end[0] - start[0]) >= abs(end[1] - start[1]) else 1
+    low, high = (start, end) if start[along] <= end[along] else (end, start)
+    steps = np.arange(high[along] - low[along] + 1)
+    slope = (high[1 - along] - low[1 - along]) / max(1, len(steps) - 1)
+    points = np.empty((len(steps), 2))
+    points[:, along] = low[along] + steps
+    points[:, 1 - along] = np.trunc(low[1 - along] + slope * steps + 0.5)
+    return points if low is start else points[::-1]
+
+
+def _runs_between(changes: np.ndarray, num_pixels: int) -> np.ndarray:
+    """Run lengths of the mask that changes at `changes`, sorted; two changes at one place cancel."""
+    places, counts = np.unique(changes, return_counts=True)
+    places = places[(counts % 2 == 1) & (places < num_pixels)]
+    return np.diff(np.concatenate([[0], places, [num_pixels]]))
+
+
+def _unite(masks: Sequence[np.ndarray], num_pixels: int) -> np.ndarray:
+    """Run lengths of the union of masks that are given by their run lengths."""
+    depths = np.zeros(num_pixels + 1, dtype=np.int64)
+    for runs in masks:
+        ends = np.cumsum(runs)
+        np.add.at(depths, ends[:-1], np.where(np.arange(len(ends) - 1) % 2, -1, 1))
+    inside = np.cumsum(depths[:-1]) > 0
+    return _runs_between(np.flatnonzero(np.diff(inside, prepend=False)), num_pixels)

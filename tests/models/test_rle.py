@@ -10,6 +10,7 @@ from fa_transformers.models.fa_rle import (
     decode_mask,
     decompress_runs,
     encode_mask,
+    encode_polygons,
     rle_area,
     rle_box,
     run_lengths,
@@ -90,3 +91,46 @@ def test_a_mask_needs_two_sizes_and_columns_must_be_inside():
 
 def test_the_boxes_of_no_masks_are_none():
     assert tight_boxes(np.zeros((0, 4, 5), bool)).shape == (0, 4)
+
+
+def random_polygons(random: np.random.Generator, count: int) -> list[list[float]]:
+    """Polygons of 3 to 12 corners, partly outside, some on whole pixels, some that cross themselves or repeat."""
+    polygons = []
+    for _ in range(count):
+        corners = random.uniform(-8, 60, size=(random.integers(3, 13), 2))
+        if random.random() < 0.4:
+            corners = np.round(corners)
+        if random.random() < 0.2:
+            corners = np.repeat(corners, 2, axis=0)
+        polygons.append(corners.ravel().tolist())
+    return polygons
+
+
+def test_polygons_have_the_pixels_of_cocos_code():
+    random = np.random.default_rng(1)
+    for _ in range(150):
+        height, width = (int(side) for side in random.integers(1, 55, size=2))
+        polygons = random_polygons(random, random.integers(1, 4))
+        expected = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        assert encode_polygons(polygons, height, width)["counts"] == expected["counts"].decode()
+
+
+def test_a_polygon_on_pixel_edges_is_that_rectangle():
+    mask = decode_mask(encode_polygons([[3, 2, 9, 2, 9, 7, 3, 7]], 12, 10))
+    assert mask.sum() == 30 and mask[2:7, 3:9].all()
+
+
+@pytest.mark.parametrize(
+    ("polygon", "complaint"),
+    [
+        ([1, 2, 3, 4], "got 4 numbers"),
+        ([1, 2, 3, 4, 5, 6, 7], "got 7 numbers"),
+        ([1, 2, 3, 4, 5, float("nan")], "finite numbers"),
+        ([[1, 2], [3, 4], [5, 6]], "finite numbers"),
+        ("123456", "finite numbers"),
+        (7, "finite numbers"),
+    ],
+)
+def test_what_is_no_polygon_is_named(polygon, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        encode_polygons([[0, 0, 4, 0, 4, 4], polygon], 10, 10)
