@@ -229,35 +229,38 @@ POLYGON_STEPS = 5
 
 
 def _trace_polygon(polygon: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Positions in the columns-first order of pixels at which a polygon begins or ends, sorted."""
+    """Positions in the columns-first order of pixels at which a polygon begins or ends, unsorted."""
     corners = np.trunc(POLYGON_STEPS * np.asarray(polygon, dtype=np.float64).reshape(-1, 2) + 0.5)
-    corners = np.concatenate([corners, corners[:1]])
-    points = np.concatenate([_walk(start, end) for start, end in zip(corners[:-1], corners[1:], strict=True)])
+    points = _walk(corners, np.roll(corners, -1, axis=0))
     (before_x, before_y), (x, y) = points[:-1].T, points[1:].T
     columns = (np.where(x < before_x, x, x - 1) + 0.5) / POLYGON_STEPS - 0.5
     is_crossing = (x != before_x) & (columns == np.floor(columns)) & (columns >= 0) & (columns <= width - 1)
     rows = (np.minimum(y, before_y) + 0.5) / POLYGON_STEPS - 0.5
     rows = np.ceil(np.clip(rows, 0, height))
-    return np.sort((columns * height + rows)[is_crossing].astype(np.int64))
+    return (columns * height + rows)[is_crossing].astype(np.int64)
 
 
-def _walk(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Integer points [steps + 1, 2] from `start` to `end`, a step for each unit of the longer axis.
+def _walk(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Integer points [points, 2] from `starts` to `ends` [edges, 2], a step for each unit of an edge's longer axis.
 
-    Both directions give the same points, because halves are rounded as seen from the lower end.
+    An edge has the same points in both directions, because it is rounded as seen from its lower end.
     """
-    along = 0 if abs(end[0] - start[0]) >= abs(end[1] - start[1]) else 1
-    low, high = (start, end) if start[along] <= end[along] else (end, start)
-    steps = np.arange(high[along] - low[along] + 1)
-    slope = (high[1 - along] - low[1 - along]) / max(1, len(steps) - 1)
-    points = np.empty((len(steps), 2))
-    points[:, along] = low[along] + steps
-    points[:, 1 - along] = np.trunc(low[1 - along] + slope * steps + 0.5)
-    return points if low is start else points[::-1]
+    spans = np.abs(ends - starts)
+    along = np.where(spans[:, 0] >= spans[:, 1], 0, 1)
+    edges = np.arange(len(starts))
+    is_turned = starts[edges, along] > ends[edges, along]
+    low, high = np.where(is_turned[:, None], (ends, starts), (starts, ends))
+    num_steps = spans.max(axis=1).astype(np.int64)
+    slopes = (high - low) / np.maximum(1, num_steps)[:, None]
+    firsts = np.concatenate([[0], np.cumsum(num_steps + 1)[:-1]])
+    edge = np.repeat(edges, num_steps + 1)
+    step = np.arange(len(edge)) - firsts[edge]
+    step = np.where(is_turned[edge], num_steps[edge] - step, step)
+    return np.trunc(low[edge] + slopes[edge] * step[:, None] + 0.5)
 
 
 def _runs_between(changes: np.ndarray, num_pixels: int) -> np.ndarray:
-    """Run lengths of the mask that changes at `changes`, sorted; two changes at one place cancel."""
+    """Run lengths of the mask that changes at `changes`; two changes at one place cancel."""
     places, counts = np.unique(changes, return_counts=True)
     places = places[(counts % 2 == 1) & (places < num_pixels)]
     return np.diff(np.concatenate([[0], places, [num_pixels]]))
@@ -265,9 +268,8 @@ def _runs_between(changes: np.ndarray, num_pixels: int) -> np.ndarray:
 
 def _unite(masks: Sequence[np.ndarray], num_pixels: int) -> np.ndarray:
     """Run lengths of the union of masks that are given by their run lengths."""
-    depths = np.zeros(num_pixels + 1, dtype=np.int64)
-    for runs in masks:
-        ends = np.cumsum(runs)
-        np.add.at(depths, ends[:-1], np.where(np.arange(len(ends) - 1) % 2, -1, 1))
-    inside = np.cumsum(depths[:-1]) > 0
-    return _runs_between(np.flatnonzero(np.diff(inside, prepend=False)), num_pixels)
+    changes = [np.cumsum(runs)[:-1] for runs in masks]
+    steps = [np.where(np.arange(len(places)) % 2, -1, 1) for places in changes]
+    places, order = np.unique(np.concatenate([[0], *changes]), return_inverse=True)
+    depths = np.cumsum(np.bincount(order, np.concatenate([[0], *steps])))
+    return _runs_between(places[np.diff(depths > 0, prepend=False)], num_pixels)
