@@ -4,6 +4,7 @@ Masks stay run-length encoded until a batch needs them. Faults are collected: on
 `drop_bad` asks for it, the object or picture is left out and counted.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ...models.fa_rle import decode_mask
+from ...models.fa_rle import decode_mask, rle_area
 from .files import fill_splits
 from .images import convert_image, open_image
 from .object_checks import check_object, shorten
@@ -88,6 +89,11 @@ class DenseImage:
     is_crowd: np.ndarray
     rles: tuple[dict[str, Any], ...] | None
     mask_boxes: np.ndarray
+
+    @functools.cached_property
+    def mask_areas(self) -> np.ndarray:
+        """The pixels inside each mask, int64 [n]; nothing where there are no masks."""
+        return np.array([rle_area(rle) for rle in self.rles or ()], dtype=np.int64)
 
     def open(self) -> Image.Image:
         """Return the picture in mode RGB, of `size`.
