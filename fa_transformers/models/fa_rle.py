@@ -39,6 +39,22 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in mask.shape], "counts": compress_runs(runs)}
 
 
+def encode_part(part: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """Return the compressed RLE of a mask [height, width] that is `part` [h, w] at (top, left) and empty elsewhere.
+
+    It costs what the part costs, whatever the size of the mask.
+
+    Raises:
+        ValueError: the part is not inside the mask.
+    """
+    part = np.asarray(part).astype(bool)
+    if not (0 <= top <= height - part.shape[0] and 0 <= left <= width - part.shape[1]):
+        raise ValueError(f"a part of shape {part.shape} at {(top, left)} is not inside a mask of {(height, width)}.")
+    columns, rows = np.nonzero(np.diff(np.pad(part, ((1, 1), (0, 0))), axis=0).T)
+    runs = _runs_between((left + columns) * height + top + rows, height * width)
+    return {"size": [height, width], "counts": compress_runs(runs)}
+
+
 def decode_mask(rle: Rle) -> np.ndarray:
     """Return the mask [H, W] of booleans that an RLE, compressed or not, stands for.
 

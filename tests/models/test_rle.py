@@ -10,6 +10,7 @@ from fa_transformers.models.fa_rle import (
     decode_mask,
     decompress_runs,
     encode_mask,
+    encode_part,
     encode_polygons,
     rle_area,
     rle_box,
@@ -48,6 +49,17 @@ def test_both_directions_are_cocos_and_boxes_and_areas_need_no_pixels(mask):
         assert rle_box(rle).tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     first, end = sorted(np.random.default_rng(mask.size).integers(0, mask.shape[1] + 1, size=2))
     assert np.array_equal(decode_columns(rle, first, end), mask[:, first:end])
+
+
+@pytest.mark.parametrize("mask", random_masks(20), ids=lambda mask: "x".join(map(str, mask.shape)))
+def test_a_part_is_encoded_as_the_whole_mask_is(mask):
+    height, width = mask.shape
+    for size, top, left in ((mask.shape, 0, 0), ((height + 9, width + 4), 9, 4), ((height + 9, width + 4), 3, 0)):
+        whole = np.zeros(size, dtype=bool)
+        whole[top : top + height, left : left + width] = mask
+        assert encode_part(mask, top, left, *size) == encode_mask(whole)
+    with pytest.raises(ValueError, match="not inside a mask"):
+        encode_part(mask, 1, 0, *mask.shape)
 
 
 def test_long_runs_and_empty_ones_survive():
