@@ -106,7 +106,7 @@ def test_what_a_digit_looks_like_says_nothing_about_its_class_and_the_whole_canv
 
 
 def test_neither_size_nor_place_of_a_digit_says_its_class():
-    drawn = [each for row in range(25) for each in draw_digit_scene("train", row, 256, 0, None).objects]
+    drawn = [each for row in range(16) for each in draw_digit_scene("train", row, 224, 0, None).objects]
     labels = np.array([each["label"] for each in drawn])
     for values in (np.array([each["area"] for each in drawn]), *np.array([each["bbox"][:2] for each in drawn]).T):
         single, repeated = values[labels == 0], values[labels == 1]

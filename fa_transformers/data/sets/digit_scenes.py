@@ -32,15 +32,16 @@ NUM_SINGLE, NUM_REPEATED_KINDS, NUM_COPIES = (5, 7), 3, (2, 3)
 """Of an odd-one-out canvas: single digits, kinds that are repeated, and digits of each of these."""
 ODD_CLASSES = ("single", "repeated")
 DRAWN_PX = 128
-INK = (0.25, 0.65)
+INK = (0.3, 0.7)
 """Share of the darkest ink at which a pixel counts as empty, and as covered whole: between, a stroke has its edge."""
 
 
 @functools.cache
 def _pictures() -> np.ndarray:
+    """All digits, bytes [1797, 10, 10]: an empty pixel around each lets strokes at the border end round."""
     from sklearn.datasets import load_digits
 
-    return np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    return np.pad(np.round(load_digits().images * (255 / 16)).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
 
 
 def draw_digit(index: int, random: np.random.Generator) -> Image.Image:
