@@ -63,9 +63,11 @@ def photograph_parts() -> dict[str, list[Image.Image]]:
     return parts
 
 
-def draw_background(parts: Sequence[Image.Image], size_px: int, random: np.random.Generator) -> Image.Image:
-    """Return a cluttered square picture of `size_px`, made of pieces of `parts`."""
-    canvas = _cut_piece(parts, random, PIECE_PX).resize((size_px, size_px), Image.Resampling.BICUBIC)
+def draw_background(
+    parts: Sequence[Image.Image], size_px: int, random: np.random.Generator, piece_px: tuple[int, int] = PIECE_PX
+) -> Image.Image:
+    """Return a cluttered square picture of `size_px`, made of pieces of `parts`; `piece_px`: sides of the largest."""
+    canvas = _cut_piece(parts, random, piece_px).resize((size_px, size_px), Image.Resampling.BICUBIC)
     share = (size_px / CLUTTERED_PX) ** 2
     for _ in range(round(NUM_PATCHES * share)):
         patch = _cut_piece(parts, random, PATCH_PX)
@@ -115,6 +117,7 @@ def draw_scene(
     draw_object: Callable[[int, np.random.Generator], Image.Image],
     size_px: int,
     random: np.random.Generator,
+    piece_px: tuple[int, int] = PIECE_PX,
 ) -> Scene:
     """Return a scene with one object for each of `labels`.
 
@@ -125,11 +128,12 @@ def draw_scene(
             filled with a random colour, or "RGBA".
         size_px: side of the canvas.
         random: decides everything that is drawn.
+        piece_px: shortest and longest side of the piece of a photograph that is enlarged to the canvas.
 
     Raises:
         ValueError: the objects find no place.
     """
-    canvas = draw_background(parts, size_px, random)
+    canvas = draw_background(parts, size_px, random, piece_px)
     stamps = [_trim(draw_object(index, random)) for index in range(len(labels))]
     places = place_boxes([stamp.size for stamp in stamps], size_px, random)
     objects = []
