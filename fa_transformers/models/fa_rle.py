@@ -181,8 +181,11 @@ def rle_box(rle: Rle) -> np.ndarray:
     Raises:
         ValueError: `rle` is none, as `run_lengths` says.
     """
-    height, _ = mask_size(rle)
-    runs = run_lengths(rle)
+    return box_of_runs(run_lengths(rle), mask_size(rle)[0])
+
+
+def box_of_runs(runs: np.ndarray, height: int) -> np.ndarray:
+    """Return the tight box, float32 [4], of a mask of `height` that is given by its run lengths; zeros where empty."""
     ends = np.cumsum(runs)[1::2]
     starts = ends - runs[1::2]
     starts, ends = starts[ends > starts], ends[ends > starts]
@@ -220,12 +223,19 @@ def encode_polygons(polygons: Sequence[Sequence[float]], height: int, width: int
         ValueError: a polygon is no list of six or more finite numbers, an even number of them: four numbers are a box
             to some readers, nothing to others and an error to the rest.
     """
+    return {"size": [height, width], "counts": compress_runs(polygon_runs(polygons, height, width))}
+
+
+def polygon_runs(polygons: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """Return the run lengths of the union of `polygons`, as `encode_polygons` compresses them.
+
+    Raises:
+        ValueError: a polygon is none, as `encode_polygons` says.
+    """
     for polygon in polygons:
         check_polygon(polygon)
-    size = [height, width]
     masks = [_runs_between(_trace_polygon(polygon, height, width), height * width) for polygon in polygons]
-    runs = masks[0] if len(masks) == 1 else _unite(masks, height * width)
-    return {"size": size, "counts": compress_runs(runs)}
+    return masks[0] if len(masks) == 1 else _unite(masks, height * width)
 
 
 def check_polygon(polygon: Any) -> None:

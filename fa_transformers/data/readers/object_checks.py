@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.fa_rle import compress_runs, encode_polygons, mask_size, rle_area, rle_box, run_lengths
+from ...models.fa_rle import box_of_runs, compress_runs, mask_size, polygon_runs, run_lengths
 from ..boxes_and_masks import box_areas, box_ious, boxes_from_coco, clip_boxes
 
 ROUNDING_PX = 1.0
@@ -23,8 +23,8 @@ def check_object(record: Mapping[str, Any], size: tuple[int, int], masks: bool) 
         ValueError: one of them is missing, broken, empty, outside the image of `size` (height, width), or contradicts
             another.
     """
-    rle = read_mask(record.get("segmentation"), size) if masks else None
-    tight = None if rle is None else rle_box(rle)
+    runs = read_mask(record.get("segmentation"), size) if masks else None
+    tight = None if runs is None else box_of_runs(runs, size[0])
     box = tight if record.get("bbox") is None else read_box(record["bbox"], size)
     if box is None:
         raise ValueError("there is no bbox: give (left, top, width, height) in pixels")
@@ -42,7 +42,8 @@ def check_object(record: Mapping[str, Any], size: tuple[int, int], masks: bool) 
     if area is not None and not (_is_number(area) and area >= 0):
         raise ValueError(f"area must be a number of square pixels, got {area!r}")
     if not area:
-        area = rle_area(rle) if rle is not None else box_areas(box[None])[0]
+        area = runs[1::2].sum() if runs is not None else box_areas(box[None])[0]
+    rle = None if runs is None else {"size": list(size), "counts": compress_runs(runs)}
     return box, float(area), bool(crowd), rle, tight
 
 
@@ -67,8 +68,8 @@ def read_box(box: Any, size: tuple[int, int]) -> np.ndarray:
     return inside[0]
 
 
-def read_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return the compressed RLE of a list of polygons or of either kind of RLE.
+def read_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the run lengths of the mask that is a list of polygons or either kind of RLE.
 
     Raises:
         ValueError: it is none of these, doesn't decode, is empty, or is for an image of another size than `size`.
@@ -77,21 +78,21 @@ def read_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         if mask_size(segmentation) != size:
             height, width = mask_size(segmentation)
             raise ValueError(f"the mask has {width} x {height} pixels, and the image {size[1]} x {size[0]}")
-        rle = {"size": list(size), "counts": compress_runs(run_lengths(segmentation))}
+        runs = run_lengths(segmentation)
     elif isinstance(segmentation, Sequence) and not isinstance(segmentation, str) and len(segmentation):
         if _is_number(segmentation[0]):
             raise ValueError(
                 "segmentation must be a list of polygons, each a list of numbers, got one list of numbers: put it into"
                 " a list"
             )
-        rle = encode_polygons(segmentation, *size)
+        runs = polygon_runs(segmentation, *size)
     else:
         raise ValueError(
             f"there is no mask: segmentation must be a list of polygons or an RLE, got {shorten(segmentation)}"
         )
-    if not rle_area(rle):
+    if not runs[1::2].any():
         raise ValueError("the mask is empty: no pixel of the image is inside")
-    return rle
+    return runs
 
 
 def _is_number(value: Any) -> bool:

@@ -33,7 +33,7 @@ JPEG = {"quality": 90, "subsampling": 0}
 
 @dataclass(frozen=True)
 class SetSettings:
-    """What a drawn set depends on: its name, the number of its recipe, side of a canvas, seed, canvases, objects."""
+    """The settings that a drawn set depends on, and nothing else; `counts` are canvases in the order of `SPLITS`."""
 
     name: str
     recipe: int
