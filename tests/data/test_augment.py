@@ -104,6 +104,13 @@ def test_a_view_is_what_cropping_and_resizing_make_of_the_whole(seed):
             assert np.array_equal(getattr(seen, name), getattr(expected, name)), name
 
 
+def test_a_smaller_mask_takes_the_pixels_in_the_middle():
+    masks = np.zeros((1, 9, 12), dtype=bool)
+    masks[0, 1::3, 1::3] = True
+    example = Example(np.zeros((9, 12, 3), np.uint8), np.array([0]), tight_boxes(masks), masks, np.ones(1, np.float32))
+    assert np.array_equal(resize(example, 3, 4).masks, np.ones((1, 3, 4), dtype=bool))
+
+
 def test_boxes_without_masks_follow_those_with_masks():
     """A box that has no mask is flipped, cropped and scaled as the full rectangle is."""
     image, picture = draw_image(3)
@@ -137,7 +144,8 @@ def test_objects_of_which_little_is_left_are_dropped_whatever_the_steps():
     shares = [half.visible[0] for half in halves]
     assert sum(shares) == pytest.approx(1, abs=1e-6) and min(shares) > 0.2
     quarter = crop(halves[0], (0, 0, middle, (top + bottom) // 2))
-    assert quarter.visible[0] < shares[0]
+    area = example.masks[0].sum()
+    assert quarter.visible[0] == pytest.approx(quarter.masks[0].sum() / area, abs=1e-6) and quarter.visible[0] < 0.4
     assert len(crop(halves[0], (0, 0, middle, (top + bottom) // 2), 0.5).labels) < len(quarter.labels)
     for seed in range(20):
         seen = augment(image, AugmentOptions(crop_size=30, min_visible=0.7), (seed,), picture)

@@ -47,12 +47,14 @@ def test_digits_have_the_stated_size_and_are_never_nothing():
 
 
 def test_a_mask_is_what_the_object_covers():
-    """An object in one colour on a canvas without noise: its colour is found where the mask is, and only there."""
+    """An object in one colour on a canvas without noise: its colour is found where the mask is, and only there.
+
+    Pixels that it covers by less than half, 100 of 255, are of a mixed colour and not in the mask.
+    """
 
     def draw(index: int, random: np.random.Generator) -> Image.Image:
-        return Image.fromarray(
-            np.kron(random.integers(0, 2, size=(5, 4)) | np.eye(5, 4, dtype=int), np.ones((6, 6))) * 255
-        ).convert("L")
+        coverage = np.maximum(random.choice([0, 100, 255], size=(5, 4)), 255 * np.eye(5, 4, dtype=int))
+        return Image.fromarray(np.kron(coverage, np.ones((6, 6))).astype(np.uint8))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "NOISE", 0.0)
@@ -166,11 +168,13 @@ def test_a_damaged_set_is_drawn_again(tmp_path, damage):
 def test_of_two_processes_that_draw_one_set_both_read_it_whole(tmp_path):
     """The second one draws the whole set while the first is in the middle of it."""
     settings = SetSettings("twice", 1, 64, 0, (2, 1, 1), None)
-    inner = []
+    inner: list[DenseData] = []
+    kept: list[int] = []
 
     def draw(split: str, row: int) -> scenes.Scene:
         if split == "validation" and not inner:
             inner.append(load_drawn_set(settings, ["a"], draw_plain, tmp_path))
+            kept.append((tmp_path / settings.folder).stat().st_ino)
         return draw_plain(split, row)
 
     def draw_plain(split: str, row: int) -> scenes.Scene:
@@ -184,6 +188,7 @@ def test_of_two_processes_that_draw_one_set_both_read_it_whole(tmp_path):
         assert ids_of(data) == {"train": 2, "validation": 1, "test": 1}
         assert all(image.open().size == (64, 64) for images in data.splits.values() for image in images)
     assert [path.name for path in tmp_path.iterdir()] == [settings.folder]
+    assert kept == [(tmp_path / settings.folder).stat().st_ino], "what the first to end has put there stays"
 
 
 @pytest.mark.slow

@@ -101,6 +101,12 @@ def test_a_mask_needs_two_sizes_and_columns_must_be_inside():
         decode_columns(encode_mask(np.ones((4, 5))), 2, 6)
 
 
+def test_a_run_that_goes_on_in_the_next_column_reaches_from_top_to_bottom():
+    mask = np.zeros((6, 4), dtype=bool)
+    mask[4:, 1], mask[:2, 2] = True, True
+    assert rle_box(encode_mask(mask)).tolist() == [1, 0, 3, 6] == tight_boxes(mask[None])[0].tolist()
+
+
 def test_the_boxes_of_no_masks_are_none():
     assert tight_boxes(np.zeros((0, 4, 5), bool)).shape == (0, 4)
 
