@@ -44,12 +44,20 @@ def _pictures() -> np.ndarray:
     return np.pad(np.round(load_digits().images * (255 / 16)).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
 
 
+@functools.cache
+def _stretch_ink() -> np.ndarray:
+    low, high = (255 * share for share in INK)
+    return np.clip(np.round((np.arange(256) - low) / (high - low) * 255), 0, 255).astype(int)
+
+
+_split_digits = functools.cache(split_digits)
+
+
 def draw_digit(index: int, random: np.random.Generator) -> Image.Image:
     """Return digit `index` of scikit-learn's, turned, `DIGIT_PX` long: mode "L", how much of a pixel the ink covers."""
     picture = Image.fromarray(_pictures()[index]).resize((DRAWN_PX, DRAWN_PX), Image.Resampling.BICUBIC)
     picture = picture.rotate(float(random.uniform(-TURN_DEGREES, TURN_DEGREES)), Image.Resampling.BICUBIC, expand=True)
-    low, high = (255 * share for share in INK)
-    picture = picture.point([int(np.clip(round((value - low) / (high - low) * 255), 0, 255)) for value in range(256)])
+    picture = picture.point(_stretch_ink().tolist())
     picture = picture.crop(picture.point(lambda value: 255 * (value >= 128)).getbbox())
     longest = float(np.exp(random.uniform(*np.log(DIGIT_PX))))
     factor = longest / max(picture.size)
@@ -64,7 +72,7 @@ def draw_digit_scene(split: str, row: int, size_px: int, seed: int, num_objects:
             canvas, with the classes `ODD_CLASSES`.
     """
     random = np.random.default_rng([seed, SPLITS.index(split), row])
-    indices, kinds = split_digits(seed)[split]
+    indices, kinds = _split_digits(seed)[split]
     if num_objects is None:
         chosen, labels = draw_odd_kinds(random)
     else:
