@@ -106,7 +106,7 @@ def load_digit_scenes(
 ) -> DenseData:
     """Handwritten digits on cluttered photographs, classes "0" to "9", every one with its mask.
 
-    The set is drawn once, about 0.2 s a canvas of 1,024 px, and kept as a COCO folder in `cache_dir`, by default in
+    The set is drawn once, about 0.1 s a canvas of 1,024 px, and kept as a COCO folder in `cache_dir`, by default in
     Hugging Face's cache.
 
     Args:
