@@ -28,6 +28,7 @@ from transformers import PretrainedConfig
 
 from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
+from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
@@ -39,6 +40,7 @@ from .modeling_fa_bert import (
     FABertForTokenClassification,
     FABertModel,
 )
+from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
@@ -55,6 +57,7 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
         "AutoModelForImageClassification": FAViTForImageClassification,
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
+    FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
 }
 
 ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
@@ -78,6 +81,8 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FAResNetBackbone",
+    "FAResNetConfig",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",

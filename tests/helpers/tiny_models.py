@@ -51,6 +51,11 @@ OPTION_SETS = {
     "local": {"local_kernel_size": 3, "local_window": 1, "classifier_pooling": "mean"},
     "all": ALL_OPTIONS,
     "all scaling": {**ALL_OPTIONS, "attention_normalization": "scaling", "num_register_tokens": 3},
+    "every stage": {
+        "attention_stages": ["stem", "stage1", "stage2", "stage3", "stage4"],
+        "attention_heads": 2,
+        "norm_type": "group",
+    },
 }
 
 
