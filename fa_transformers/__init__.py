@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         FABertModel,
         FAResNetBackbone,
         FAResNetConfig,
+        FAViTBackbone,
         FAViTConfig,
         FAViTForImageClassification,
         FAViTForMaskedImageModeling,
@@ -103,6 +104,7 @@ __all__ = [
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
     "FAViTModel",
+    "FAViTBackbone",
     "FAResNetConfig",
     "FAResNetBackbone",
     # The operator, alone and in stock models.
@@ -138,8 +140,8 @@ _HOMES = {
     ".models": (
         "FABertConfig", "FABertForMaskedLM", "FABertForMultipleChoice", "FABertForQuestionAnswering",
         "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAResNetBackbone",
-        "FAResNetConfig", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel",
-        "factorized_attention", "sequence_parallel",
+        "FAResNetConfig", "FAViTBackbone", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling",
+        "FAViTModel", "factorized_attention", "sequence_parallel",
     ),
     ".models.configuration_fa": ("FactorizedConfig",),
     ".models.fa_block": ("FactorizedAttentionBlock",),

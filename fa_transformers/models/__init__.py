@@ -41,7 +41,7 @@ from .modeling_fa_bert import (
     FABertModel,
 )
 from .modeling_fa_resnet import FAResNetBackbone
-from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
@@ -54,6 +54,7 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     },
     FAViTConfig: {
         "AutoModel": FAViTModel,
+        "AutoBackbone": FAViTBackbone,
         "AutoModelForImageClassification": FAViTForImageClassification,
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
@@ -83,6 +84,7 @@ __all__ = [
     "FABertModel",
     "FAResNetBackbone",
     "FAResNetConfig",
+    "FAViTBackbone",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
