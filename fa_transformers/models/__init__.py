@@ -28,6 +28,7 @@ from transformers import PretrainedConfig
 
 from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
+from .configuration_fa_dense import FADenseConfig
 from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
@@ -40,6 +41,7 @@ from .modeling_fa_bert import (
     FABertForTokenClassification,
     FABertModel,
 )
+from .modeling_fa_dense import FADenseForInstanceSegmentation, FADenseForObjectDetection
 from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
@@ -59,6 +61,11 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
     FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+    FADenseConfig: {
+        "AutoModelForObjectDetection": FADenseForObjectDetection,
+        "AutoModelForInstanceSegmentation": FADenseForInstanceSegmentation,
+        "AutoModelForImageSegmentation": FADenseForInstanceSegmentation,
+    },
 }
 
 ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
@@ -82,6 +89,9 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FADenseConfig",
+    "FADenseForInstanceSegmentation",
+    "FADenseForObjectDetection",
     "FAResNetBackbone",
     "FAResNetConfig",
     "FAViTBackbone",

@@ -62,7 +62,7 @@ class FAResNetConfig(CheckedConfig, StagesConfig, PretrainedConfig):
     def __init__(
         self,
         num_channels=3,
-        embedding_size=32,
+        embedding_size=16,
         hidden_sizes=(32, 64, 128, 160),
         depths=(1, 1, 1, 1),
         layer_type="basic",
