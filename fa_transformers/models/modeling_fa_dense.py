@@ -74,6 +74,7 @@ class FADenseOutput(ModelOutput):
         pred_boxes: [B, Q, 4] as (centre x, centre y, width, height) in fractions of the image's own size.
         pred_masks: logits [B, Q, H/4, W/4] (begun places of 4 pixels) of instance segmentation, except in training. Of
             an image's own size; -20 outside, and far from the object's box.
+        image_sizes: int64 [B, 2], height and width of each image without padding.
     """
 
     loss: Tensor | None = None
@@ -81,6 +82,7 @@ class FADenseOutput(ModelOutput):
     logits: Tensor | None = None
     pred_boxes: Tensor | None = None
     pred_masks: Tensor | None = None
+    image_sizes: Tensor | None = None
 
 
 class FADensePreTrainedModel(PreTrainedModel):
@@ -177,6 +179,7 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
                 if labels is not None:
                     losses.append(self.image_losses(labels[index], *own, (height, width)))
         output = self.gather(found, *pixel_values.shape[2:])
+        output.image_sizes = torch.tensor(sizes, device=pixel_values.device)
         if labels is not None:
             output.loss, output.loss_dict = self.weigh(losses, sum(len(entry["class_labels"]) for entry in labels))
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()

@@ -209,7 +209,7 @@ def shapes_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]
         return {f"feature_maps {index}": (2, channels, *size) for index, (channels, size) in enumerate(maps)}
     if auto_class in DETECTION:
         count, (height, width) = model.config.num_queries, inputs["pixel_values"].shape[2:]
-        shapes = {"logits": (2, count, NUM_LABELS), "pred_boxes": (2, count, 4)}
+        shapes = {"logits": (2, count, NUM_LABELS), "pred_boxes": (2, count, 4), "image_sizes": (2, 2)}
         masks = {"pred_masks": (2, count, -(-height // 4), -(-width // 4))}
         return shapes | (masks if auto_class != "AutoModelForObjectDetection" else {})
     num_tokens = inputs[model.main_input_name].shape[-1]
