@@ -113,8 +113,8 @@ def box_places(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, 
     claims.index_add_(0, flat[is_inside], torch.ones_like(flat[is_inside]))
     keeps = is_inside & (claims[flat] == 1)
     keeps[:, 0] = True
-    weights = keeps / keeps.sum(1, keepdim=True)
-    return places[keeps], keeps.nonzero()[:, 0], weights[keeps].to(boxes.dtype)
+    weights = keeps.to(boxes.dtype) / keeps.sum(1, keepdim=True)
+    return places[keeps], keeps.nonzero()[:, 0], weights[keeps]
 
 
 def generalized_iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
