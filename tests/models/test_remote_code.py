@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
-from tiny_models import tiny_config
+from tiny_models import MODEL_IDS, MODELS, tiny_config
 from transformers import AutoTokenizer, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
@@ -29,13 +29,7 @@ from fa_transformers.models import ARCHITECTURES, ENCODERS, IMAGE_PROCESSORS
 SHIPPED_FOLDER = Path(fa_transformers.models.__file__).parent
 SHIPPED_FILES = sorted(path for path in SHIPPED_FOLDER.glob("*.py") if path.name != "__init__.py")
 PUBLIC_TRANSFORMERS = {"transformers", "transformers.activations", "transformers.modeling_outputs"}
-# A class that several Auto classes load is tried with the first of them, and its pipeline with another.
-HEADS = [
-    pytest.param(config_class, auto_class, model_class, id=model_class.__name__)
-    for config_class, heads in ARCHITECTURES.items()
-    for auto_class, model_class in heads.items()
-    if model_class not in list(heads.values())[: list(heads).index(auto_class)]
-]
+HEADS = [pytest.param(*model, id=model_id) for model, model_id in zip(MODELS, MODEL_IDS, strict=True)]
 PIPELINES = {
     "FABertModel": "feature-extraction",
     "FABertForMaskedLM": "fill-mask",
