@@ -15,15 +15,20 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
 `configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
 `fa_block` is the paper's module for feature maps, which needs the operator alone.
 
-`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. A configuration's
-`AUTO_MAP` names the same classes for remote loading.
+`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. `ENCODERS` are the
+rows with a `FactorizedConfig`, which have an "AutoModel" and layers; other rows need not. Adding an architecture takes
+three edits: its files, its row in the table, and its configuration's `AUTO_MAP`, which names the same classes for
+remote loading.
 """
 
 from typing import Any
 
 import transformers
+from transformers import PretrainedConfig
 
+from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
+from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
@@ -35,9 +40,10 @@ from .modeling_fa_bert import (
     FABertForTokenClassification,
     FABertModel,
 )
+from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
-ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
+ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
         "AutoModel": FABertModel,
         "AutoModelForMaskedLM": FABertForMaskedLM,
@@ -51,6 +57,11 @@ ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
         "AutoModelForImageClassification": FAViTForImageClassification,
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
+    FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+}
+
+ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
+    config_class: heads for config_class, heads in ARCHITECTURES.items() if issubclass(config_class, FactorizedConfig)
 }
 
 for config_class, heads in ARCHITECTURES.items():
@@ -62,6 +73,7 @@ for config_class, heads in ARCHITECTURES.items():
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -69,6 +81,8 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FAResNetBackbone",
+    "FAResNetConfig",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
