@@ -29,9 +29,11 @@ from transformers import PretrainedConfig
 from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
 from .configuration_fa_resnet import FAResNetConfig
+from .configuration_fa_stereo import FAStereoConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
+from .image_processing_fa_stereo import FAStereoImageProcessor
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -41,7 +43,9 @@ from .modeling_fa_bert import (
     FABertModel,
 )
 from .modeling_fa_resnet import FAResNetBackbone
+from .modeling_fa_stereo import FAStereoForDepthEstimation
 from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .pipeline_fa_stereo import FAStereoPipeline
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
@@ -58,6 +62,12 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
     FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+    FAStereoConfig: {"AutoModelForDepthEstimation": FAStereoForDepthEstimation},
+}
+
+# Image processors of ours, for models whose inputs no stock one prepares.
+IMAGE_PROCESSORS: dict[type[PretrainedConfig], type[transformers.BaseImageProcessor]] = {
+    FAStereoConfig: FAStereoImageProcessor,
 }
 
 ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
@@ -71,9 +81,14 @@ for config_class, heads in ARCHITECTURES.items():
         getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
 
+for config_class, processor_class in IMAGE_PROCESSORS.items():
+    transformers.AutoImageProcessor.register(config_class, slow_image_processor_class=processor_class, exist_ok=True)
+    processor_class.register_for_auto_class("AutoImageProcessor")
+
 __all__ = [
     "ARCHITECTURES",
     "ENCODERS",
+    "IMAGE_PROCESSORS",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -83,6 +98,10 @@ __all__ = [
     "FABertModel",
     "FAResNetBackbone",
     "FAResNetConfig",
+    "FAStereoConfig",
+    "FAStereoForDepthEstimation",
+    "FAStereoImageProcessor",
+    "FAStereoPipeline",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",

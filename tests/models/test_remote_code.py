@@ -16,18 +16,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
 from transformers import AutoTokenizer, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import fa_transformers.models
-from fa_transformers.models import ARCHITECTURES, ENCODERS
+from fa_transformers.models import ARCHITECTURES, ENCODERS, IMAGE_PROCESSORS, FAStereoPipeline
 
 SHIPPED_FOLDER = Path(fa_transformers.models.__file__).parent
 SHIPPED_FILES = sorted(path for path in SHIPPED_FOLDER.glob("*.py") if path.name != "__init__.py")
-PUBLIC_TRANSFORMERS = {"transformers", "transformers.activations", "transformers.modeling_outputs"}
+PUBLIC_TRANSFORMERS = {
+    "transformers",
+    "transformers.activations",
+    "transformers.image_utils",
+    "transformers.modeling_outputs",
+}
 HEADS = [
     pytest.param(config_class, auto_class, model_class, id=model_class.__name__)
     for config_class, heads in ARCHITECTURES.items()
@@ -40,7 +45,9 @@ PIPELINES = {
     "FABertForTokenClassification": "token-classification",
     "FAViTModel": "image-feature-extraction",
     "FAViTForImageClassification": "image-classification",
+    "FAStereoForDepthEstimation": "stereo-depth-estimation",
 }
+PIPELINE_CLASSES = {"FAStereoForDepthEstimation": FAStereoPipeline}
 TABLE_LENGTH = 1024
 LONG_TEXT = "The licensee may copy and change the work. " * 80
 TOO_LONG_TEXT = LONG_TEXT * 2
@@ -156,6 +163,9 @@ def test_the_auto_map_names_every_head_where_it_is(config_class):
     expected = {"AutoConfig": f"{config_class.__module__.split('.')[-1]}.{config_class.__name__}"}
     for auto_class, model_class in ARCHITECTURES[config_class].items():
         expected[auto_class] = f"{model_class.__module__.split('.')[-1]}.{model_class.__name__}"
+    if config_class in IMAGE_PROCESSORS:
+        processor_class = IMAGE_PROCESSORS[config_class]
+        expected["AutoImageProcessor"] = f"{processor_class.__module__.split('.')[-1]}.{processor_class.__name__}"
     assert config_class().auto_map == expected
 
 
@@ -219,6 +229,8 @@ def make_pipeline_calls(task: str | None, image: str) -> list:
     """Calls with texts of more than 512 tokens, one longer than the position table where the task can truncate it."""
     if task in ("image-classification", "image-feature-extraction"):
         return [[image, {}]]
+    if task == "stereo-depth-estimation":
+        return [[{"left": image, "right": image}, {"focal_length": 100.0, "baseline": 0.5, "doffs": 1.0}]]
     if task == "fill-mask":
         return [[f"{LONG_TEXT} Copyright [MASK].", {}]]
     if task == "text-classification":
@@ -245,10 +257,13 @@ def remote(tmp_path_factory):
             name = model_class.__name__
             reads_images = model_class.main_input_name == "pixel_values"
             model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
+            if config_class in IMAGE_PROCESSORS:
+                processor = IMAGE_PROCESSORS[config_class]()
             model.save_pretrained(folder / name)
             processor.save_pretrained(folder / name)
             task = PIPELINES.get(name)
             job = {"folder": str(folder / name), "auto_class": auto_class, "task": task, "text": LONG_TEXT}
+            job["reads_pairs"] = auto_class == "AutoModelForDepthEstimation"
             job["base_auto_class"] = "AutoModel" if "AutoModel" in heads else auto_class
             job |= {
                 "image": str(image) if reads_images else None,
@@ -311,7 +326,7 @@ def test_a_model_saved_again_by_another_process_is_the_same_and_complete(remote,
 def test_pipelines_in_another_process_answer_as_here_also_to_long_texts(remote, name):
     """transformers 5 has no question-answering pipeline; the head's start and end logits are compared above."""
     model, processor, job, result = remote[name]
-    here = call_pipeline(model, processor, job)
+    here = call_pipeline(model, processor, job, PIPELINE_CLASSES.get(name))
     assert len(here) == len(job["pipeline_calls"]) > 0
     assert len(result["pipelines"]) == 2
     for there in result["pipelines"]:
@@ -344,6 +359,12 @@ def _assert_nested_close(found, expected) -> None:
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             _assert_nested_close(one, other)
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected)
+    elif isinstance(expected, Image.Image):
+        # A grey value may round the other way.
+        assert found.mode == expected.mode == "L" and found.size == expected.size
+        assert ImageChops.difference(found, expected).getextrema()[1] <= 1
     elif isinstance(expected, str) or expected is None:
         assert found == expected
     else:
