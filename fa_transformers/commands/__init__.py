@@ -11,6 +11,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on your documents or images, score it, write a folder ready to publish",
     "distill": "recover a converted model: it learns from the softmax model that its weights came from",
     "convert": "convert a pretrained text or image encoder to factorized attention",
+    "finetune_stereo": "train a stereo network on rectified pairs with disparities, score it, write its folder",
     "push": "check a model folder, upload it to the Hub and load it back",
 }
 

@@ -186,12 +186,13 @@ def check_sizes(pairs: list[StereoPair]) -> None:
         DataError: a file can't be read, or two sizes of a pair differ; the message names both files.
     """
     for pair in pairs:
-        sizes = {path: _size_of(path) for path in (pair.left, pair.right, pair.disparity) if path is not None}
+        sizes = {path: read_image_size(path) for path in (pair.left, pair.right, pair.disparity) if path is not None}
         for path, size in sizes.items():
             _check_sizes(pair.left, sizes[pair.left], path, size)
 
 
-def _size_of(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image or of disparities, of PFM and PNG files from the header."""
     if path.suffix.lower() == ".pfm":
         return read_pfm_size(path)
     if path.suffix.lower() == ".png":
