@@ -1,10 +1,12 @@
-"""Small stereo sets, written byte by byte: files of disparities and folders in the layouts of the known sets."""
+"""Small stereo sets, written byte by byte: files, folders in the layouts of the known sets, pairs; a tiny network."""
 
 import struct
 import zlib
 
 import numpy as np
 from PIL import Image
+
+from fa_transformers.data.readers.stereo_folders import StereoSample
 
 MIDDLEBURY = """cam0=[3979.911 0 1244.772; 0 3979.911 1019.507; 0 0 1]
 cam1=[3979.911 0 1369.115; 0 3979.911 1019.507; 0 0 1]
@@ -18,6 +20,16 @@ isint=0
 
 
 HEIGHT, WIDTH, SHIFT = 12, 40, 5
+# Sizes of a network for tests.
+SMALL = {
+    "max_disparity": 16,
+    "feature_channels": 16,
+    "dilations": (1, 2),
+    "correlation_groups": 4,
+    "concat_channels": 2,
+    "volume_channels": 8,
+    "num_hourglasses": 1,
+}
 
 
 def write_pfm(path, rows, kind="Pf", order="<", header=None):
@@ -94,3 +106,20 @@ def write_set(layout: str, root, count: int = 2) -> list:
         write_pair(left, right, number)
         write_disparity(disparity)
     return files
+
+
+RANDOM = np.random.default_rng(0)
+
+
+class Given(list):
+    """Samples given in Python."""
+
+    @property
+    def sizes(self):
+        return [sample.left.shape[:2] for sample in self]
+
+
+def make_sample(height: int = 20, width: int = 50, shift: int = 7) -> StereoSample:
+    scene = RANDOM.integers(0, 256, (height, width + shift, 3), dtype=np.uint8)
+    disparity = np.full((height, width), float(shift), np.float32)
+    return StereoSample(scene[:, :width], scene[:, shift:], disparity, np.ones((height, width), bool))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_fa_stereo import SMALL
+from stereo_sets import SMALL
 from tiny_models import randomize
 from transformers import AutoImageProcessor, pipeline
 
