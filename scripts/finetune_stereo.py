@@ -1,7 +1,7 @@
 """Train a stereo network with factorized attention on rectified pairs, score its disparities, write its folder.
 
 accelerate launch scripts/finetune_stereo.py                          # generated scenes with exact disparities
-accelerate launch scripts/finetune_stereo.py --attention_places       # the same network without attention blocks
+accelerate launch scripts/finetune_stereo.py --attention_blocks       # the same network without attention blocks
 accelerate launch scripts/finetune_stereo.py --train_folder SceneFlow/ --max_disparity 192
 """
 

@@ -84,8 +84,12 @@ class StagesConfig(BackboneConfigMixin):
     def choose_stages(self, out_features, out_indices):
         """Set the stages whose maps a backbone returns; ValueError unless they are there and in order."""
         self._out_features, self._out_indices = out_features, out_indices
-        if out_features is not None or out_indices is not None:
+        if out_features is None and out_indices is None:
+            return
+        try:
             self.set_output_features_output_indices(out_features, out_indices)
+        except IndexError as error:  # the base class takes -4 of three stages for one of them
+            raise ValueError(f"`out_indices` must be indices of {self.stage_names}, got {out_indices!r}.") from error
 
     @property
     def out_features(self):

@@ -14,7 +14,7 @@ STRIDE = 4
 """Pixels of the image along either axis, and of disparity, for one place of the cost volume."""
 NORM_CHANNELS = 8
 """Channels of a group of each group norm; they must divide the widths."""
-ATTENTION_PLACES = ("features", "volume", "hourglasses")
+ATTENTION_BLOCKS = ("features", "volume", "hourglasses")
 ATTENTION_KINDS = ("factorized", "softmax")
 PIPELINE_TASK = "stereo-depth-estimation"
 # Where `transformers.pipeline` finds the class for the task, and what loads its model.
@@ -36,7 +36,7 @@ class FAStereoConfig(CheckedConfig, PretrainedConfig):
         concat_channels: channels of either image that stand in the cost volume as they are.
         volume_channels: channels of the cost volume after its first convolutions.
         num_hourglasses: hourglasses of 3-D convolutions, one after the other; each has a disparity map and a loss.
-        attention_places: where attention blocks stand: on the "features", on the cost "volume", and at the bottom of
+        attention_blocks: where attention blocks stand: on the "features", on the cost "volume", and at the bottom of
             the "hourglasses". Blocks start as the identity. () is the network without any.
         attention_kind: "factorized", or "softmax", which is quadratic in the places, to compare with.
         key_channels: channels of queries and keys in each block; None is half the channels of its map.
@@ -52,7 +52,6 @@ class FAStereoConfig(CheckedConfig, PretrainedConfig):
     AUTO_MAP = {
         "AutoConfig": "configuration_fa_stereo.FAStereoConfig",
         "AutoModelForDepthEstimation": "modeling_fa_stereo.FAStereoForDepthEstimation",
-        "AutoImageProcessor": "image_processing_fa_stereo.FAStereoImageProcessor",
     }
 
     def __init__(
@@ -65,7 +64,7 @@ class FAStereoConfig(CheckedConfig, PretrainedConfig):
         concat_channels=4,
         volume_channels=16,
         num_hourglasses=2,
-        attention_places=ATTENTION_PLACES,
+        attention_blocks=ATTENTION_BLOCKS,
         attention_kind="factorized",
         key_channels=None,
         attention_heads=1,
@@ -83,7 +82,7 @@ class FAStereoConfig(CheckedConfig, PretrainedConfig):
         self.concat_channels = concat_channels
         self.volume_channels = volume_channels
         self.num_hourglasses = num_hourglasses
-        self.attention_places = list(attention_places) if isinstance(attention_places, tuple) else attention_places
+        self.attention_blocks = list(attention_blocks) if isinstance(attention_blocks, tuple) else attention_blocks
         self.attention_kind = attention_kind
         self.key_channels = key_channels
         self.attention_heads = attention_heads
@@ -108,10 +107,10 @@ class FAStereoConfig(CheckedConfig, PretrainedConfig):
             )
         if not isinstance(self.dilations, list) or any(type(step) is not int or step < 1 for step in self.dilations):
             raise ValueError(f"`dilations` must be a list of positive integers, got {self.dilations!r}.")
-        if not isinstance(self.attention_places, list) or any(
-            name not in ATTENTION_PLACES for name in self.attention_places
+        if not isinstance(self.attention_blocks, list) or any(
+            name not in ATTENTION_BLOCKS for name in self.attention_blocks
         ):
-            raise ValueError(f"`attention_places` must be a list from {ATTENTION_PLACES}, got {self.attention_places}.")
+            raise ValueError(f"`attention_blocks` must be a list from {ATTENTION_BLOCKS}, got {self.attention_blocks}.")
         self.check_choice("attention_kind", ATTENTION_KINDS)
         for name in ("feature_channels", "volume_channels"):
             if getattr(self, name) % self.attention_heads:

@@ -26,7 +26,7 @@ from .fa_block import BlockProjection, insert_block
 # isort: split
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
 # the list whole; it can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
-# The image processor and the pipeline are named in the configuration, and go where this file goes.
+# The pipeline is named in the configuration, and goes where this file goes.
 from .configuration_fa import CheckedConfig  # noqa: F401
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_attention_blocked import blocked_attention  # noqa: F401
@@ -36,7 +36,6 @@ from .fa_context import Workspace  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
 from .fa_validation import check_attention_arguments  # noqa: F401
-from .image_processing_fa_stereo import FAStereoImageProcessor  # noqa: F401
 from .pipeline_fa_stereo import FAStereoPipeline  # noqa: F401
 
 SHARPNESS = 10.0
@@ -122,7 +121,7 @@ def _resize(volume: Tensor, like: Tensor) -> Tensor:
 
 def make_block(config: FAStereoConfig, place: str, channels: int) -> nn.Module:
     """Build the attention block of a place, or the identity where the configuration wants none there."""
-    if place not in config.attention_places:
+    if place not in config.attention_blocks:
         return nn.Identity()
     return insert_block(config.attention_kind, channels, config.key_channels, config.attention_heads)
 

@@ -212,7 +212,7 @@ def _fit(
     steps = plan_steps(loop, sampler, loop.output_dir)
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, blocks on "
-        f"{', '.join(model.config.attention_places) or 'nothing'}; {accelerator.num_processes} processes on "
+        f"{', '.join(model.config.attention_blocks) or 'nothing'}; {accelerator.num_processes} processes on "
         f"{accelerator.device}, {torch.get_num_threads()} threads each; {sampler.extent}, {steps} steps"
     )
     groups = group_by_rates(

@@ -49,7 +49,7 @@ class StereoModelOptions(OptionGroup):
     max_disparity: int | None = option(
         UNSET, "largest disparity to look for, in pixels, a multiple of 4", group="network", common=True
     )
-    attention_places: tuple[str, ...] | None = option(
+    attention_blocks: tuple[str, ...] | None = option(
         UNSET,
         "where attention blocks stand: features, volume, hourglasses; none of them = no blocks",
         group="network",
@@ -69,7 +69,7 @@ class StereoModelOptions(OptionGroup):
     def config_fields(self) -> dict[str, Any]:
         """Fields of `FAStereoConfig` that were given."""
         names = (
-            "max_disparity", "attention_places", "attention_kind", "feature_channels", "volume_channels",
+            "max_disparity", "attention_blocks", "attention_kind", "feature_channels", "volume_channels",
             "num_hourglasses",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -82,7 +82,7 @@ COMMON: dict[str, Any] = dict(
     save_total_limit=2, early_stopping_patience=0, load_best_model_at_end=True, num_threads=0, report_to="tensorboard",
     logging_steps=10, output_dir=Path("outputs/stereo"), mixed_precision=None, learning_rate=2e-3,
     num_train_epochs=20.0, crop_height=256, crop_width=512, num_scenes=400, num_eval_scenes=20, scene_height=256,
-    scene_width=512, max_disparity=None, attention_places=None, attention_kind=None, feature_channels=None,
+    scene_width=512, max_disparity=None, attention_blocks=None, attention_kind=None, feature_channels=None,
     volume_channels=None, num_hourglasses=None,
 )  # fmt: skip
 SCENES: dict[str, Any] = dict(crop_height=128, crop_width=256, num_train_epochs=40.0, eval_steps=500, save_steps=500)

@@ -6,7 +6,7 @@ from stereo_sets import SMALL
 from tiny_models import EXACT, randomize
 
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation
-from fa_transformers.models.configuration_fa_stereo import ATTENTION_PLACES
+from fa_transformers.models.configuration_fa_stereo import ATTENTION_BLOCKS
 from fa_transformers.models.modeling_fa_stereo import _level_outside
 
 EPS64 = torch.finfo(torch.float64).eps
@@ -133,11 +133,11 @@ def test_masks_that_are_no_rectangle_at_the_top_left_are_refused():
         model(pairs, pixel_mask=mask[:, :, 1:])
 
 
-@pytest.mark.parametrize("places", [(place,) for place in ATTENTION_PLACES] + [ATTENTION_PLACES])
+@pytest.mark.parametrize("places", [(place,) for place in ATTENTION_BLOCKS] + [ATTENTION_BLOCKS])
 def test_blocks_start_as_the_identity_also_when_a_checkpoint_lacks_them(places, tmp_path):
-    plain = make_model(attention_places=())
+    plain = make_model(attention_blocks=())
     plain.save_pretrained(tmp_path)
-    config = FAStereoConfig(**SMALL, attention_places=places)
+    config = FAStereoConfig(**SMALL, attention_blocks=places)
     model, report = FAStereoForDepthEstimation.from_pretrained(
         tmp_path, config=config, dtype=torch.float64, output_loading_info=True
     )
@@ -153,7 +153,7 @@ def test_blocks_start_as_the_identity_also_when_a_checkpoint_lacks_them(places, 
 
 def test_blocks_matter_once_they_are_trained():
     pairs = make_pairs(17, 30)
-    plain = disparity_of(make_model(attention_places=()), pairs)
+    plain = disparity_of(make_model(attention_blocks=()), pairs)
     assert not torch.allclose(plain, disparity_of(make_model(), pairs), atol=1e-3)
 
 
@@ -205,7 +205,7 @@ def test_the_default_network_is_small():
         ({"feature_channels": 20}, "`feature_channels` must be a multiple of 8"),
         ({"correlation_groups": 5}, "must divide `feature_channels`"),
         ({"dilations": [0]}, "`dilations` must be"),
-        ({"attention_places": ["feature"]}, "`attention_places` must be"),
+        ({"attention_blocks": ["feature"]}, "`attention_blocks` must be"),
         ({"attention_kind": "linear"}, "`attention_kind` must be"),
         ({"attention_heads": 3}, "`attention_heads` .3. must divide"),
         ({"key_channels": 3, "attention_heads": 2}, "`key_channels` .3. must be a multiple"),

@@ -32,7 +32,7 @@ from tiny_models import (
     tiny_config,
 )
 
-from fa_transformers.models import ARCHITECTURES, ENCODERS, IMAGE_PROCESSORS, fa_layers
+from fa_transformers.models import ARCHITECTURES, ENCODERS, fa_layers
 
 every_row = pytest.mark.parametrize(
     ("config_class", "auto_class", "model_class", "options"), MODEL_ROWS, ids=MODEL_ROW_IDS
@@ -301,8 +301,6 @@ def test_config_survives_saving_copying_and_pickling(config_class, tmp_path):
 def test_auto_map_names_every_head(config_class):
     named = {name: reference.split(".")[-1] for name, reference in config_class.AUTO_MAP.items()}
     heads = {name: model_class.__name__ for name, model_class in ARCHITECTURES[config_class].items()}
-    if config_class in IMAGE_PROCESSORS:
-        heads["AutoImageProcessor"] = IMAGE_PROCESSORS[config_class].__name__
     assert named == {"AutoConfig": config_class.__name__, **heads}
 
 

@@ -147,10 +147,10 @@ def test_options_that_cannot_be_used_are_named_by_their_flag(options, message):
 
 
 def test_flags_make_the_options_of_the_run():
-    run = parse(["--attention_places", "--max_disparity", "32", "--max_steps", "7"])
-    assert run.model.config_fields == {"attention_places": (), "max_disparity": 32}
+    run = parse(["--attention_blocks", "--max_disparity", "32", "--max_steps", "7"])
+    assert run.model.config_fields == {"attention_blocks": (), "max_disparity": 32}
     assert (run.data.crop_height, run.data.crop_width, run.loop.max_steps) == (128, 256, 7)
-    mine = parse(["--train_folder", "SceneFlow", "--attention_places", "volume", "features"])
-    assert mine.model.attention_places == ("volume", "features") and mine.data.crop_width == 512
+    mine = parse(["--train_folder", "SceneFlow", "--attention_blocks", "volume", "features"])
+    assert mine.model.attention_blocks == ("volume", "features") and mine.data.crop_width == 512
     assert "--train_folder SceneFlow" in mine.command and mine.resume_command.endswith("--resume_from_checkpoint last")
     assert parse(["--model_name_or_path", "folder"]).loop.learning_rate < run.loop.learning_rate
