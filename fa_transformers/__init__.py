@@ -60,11 +60,16 @@ if TYPE_CHECKING:
     from .training.checkpointing import CheckpointError
     from .training.finetune import finetune
     from .training.job import FinetuneResult
+    from .training.stereo import finetune_stereo
+    from .training.stereo_recipe import StereoDataOptions, StereoModelOptions
 
 __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "finetune_stereo",
+    "StereoDataOptions",
+    "StereoModelOptions",
     "distill",
     "DistillationResult",
     "DataOptions",
@@ -159,6 +164,8 @@ _HOMES = {
     ".training.checkpointing": ("CheckpointError",),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
+    ".training.stereo": ("finetune_stereo",),
+    ".training.stereo_recipe": ("StereoDataOptions", "StereoModelOptions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
