@@ -252,7 +252,7 @@ class FAStereoForDepthEstimation(PreTrainedModel):
         images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         features = self.features(images)
         volume = self.match(self.matched(features), self.concatenated(features))
-        correlation = self.sharpness * _level_outside(volume[:, : self.config.correlation_groups].mean(dim=1))
+        correlation = self.sharpness * volume[:, : self.config.correlation_groups].mean(dim=1)
         volume = self.volume(volume)
         costs, update = [correlation], self.costs[0](volume)[:, 0]
         costs.append(correlation + update)
@@ -349,18 +349,6 @@ def real_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[in
     if not torch.equal(real, expected) or not real[:, 0, 0].all():
         raise ValueError("`pixel_mask` must be true on a rectangle at the top left of each pair and nowhere else.")
     return list(zip(heights.tolist(), widths.tolist(), strict=True))
-
-
-def _level_outside(correlation: Tensor) -> Tensor:
-    """Give the levels at which x - d lies outside of the right image the mean of those inside: [B, D, h, w].
-
-    With zeros there, as of a bad match, every place at the left border would seem to be far away.
-    """
-    levels, width = correlation.shape[1], correlation.shape[3]
-    columns = torch.arange(width, device=correlation.device)
-    outside = torch.arange(levels, device=correlation.device)[:, None, None] > columns
-    inside = (columns + 1).clamp(max=levels)
-    return torch.where(outside, correlation.sum(dim=1, keepdim=True) / inside, correlation)
 
 
 def _enlarge(disparity: Tensor, size: tuple[int, int]) -> Tensor:

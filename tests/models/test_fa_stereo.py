@@ -7,7 +7,6 @@ from tiny_models import EXACT, randomize
 
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation
 from fa_transformers.models.configuration_fa_stereo import ATTENTION_BLOCKS
-from fa_transformers.models.modeling_fa_stereo import _level_outside
 
 EPS64 = torch.finfo(torch.float64).eps
 
@@ -47,18 +46,6 @@ def test_the_cost_volume_equals_a_loop_over_places_and_disparities():
                     expected[pair, groups:, level, row, column] = torch.cat(both)
     # Products of two units of four numbers each: a dozen roundings of numbers up to 1.
     assert (volume - expected).abs().max() <= 16 * EPS64
-
-
-def test_levels_outside_of_the_right_image_are_as_likely_as_the_mean_of_those_inside():
-    correlation = torch.rand(2, 4, 3, 7, dtype=torch.float64)
-    for level in range(4):
-        correlation[:, level, :, :level] = 0
-    levelled = _level_outside(correlation)
-    for column in range(7):
-        known = correlation[:, : column + 1, :, column]
-        expected = known.mean(dim=1, keepdim=True).expand(-1, 4 - known.shape[1], -1)
-        assert torch.equal(levelled[:, : known.shape[1], :, column], known)
-        assert (levelled[:, known.shape[1] :, :, column] - expected).abs().sum() <= 16 * EPS64
 
 
 def test_the_soft_argmin_is_the_mean_level_in_pixels():
