@@ -290,7 +290,8 @@ class FAStereoForDepthEstimation(PreTrainedModel):
         """
         dtype = torch.promote_types(costs.dtype, torch.float32)
         levels = STRIDE * torch.arange(costs.shape[1], dtype=dtype, device=costs.device)
-        return torch.einsum("bdhw,d->bhw", costs.softmax(dim=1, dtype=dtype), levels)
+        # Not a matrix product, which autocast would take in half precision.
+        return (costs.softmax(dim=1, dtype=dtype) * levels[:, None, None]).sum(dim=1)
 
     def upsample(self, disparity: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Bring disparities [B, h, w] to the image's size: each pixel is a convex combination of 9 places around it.

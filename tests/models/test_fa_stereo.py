@@ -57,6 +57,9 @@ def test_the_soft_argmin_is_the_mean_level_in_pixels():
     costs = torch.randn(1, 4, 5, 5)
     halved = model.regress(costs.bfloat16())
     assert halved.dtype == torch.float32 and torch.equal(halved, model.regress(costs.bfloat16().float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.regress(costs)
+    assert torch.equal(mixed, model.regress(costs))
 
 
 def test_upsampled_disparities_lie_between_their_neighbours_and_constants_stay():
