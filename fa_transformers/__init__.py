@@ -43,6 +43,10 @@ if TYPE_CHECKING:
         FABertModel,
         FAResNetBackbone,
         FAResNetConfig,
+        FAStereoConfig,
+        FAStereoForDepthEstimation,
+        FAStereoImageProcessor,
+        FAStereoPipeline,
         FAViTBackbone,
         FAViTConfig,
         FAViTForImageClassification,
@@ -58,11 +62,16 @@ if TYPE_CHECKING:
     from .training.checkpointing import CheckpointError
     from .training.finetune import finetune
     from .training.job import FinetuneResult
+    from .training.stereo import finetune_stereo
+    from .training.stereo_recipe import StereoDataOptions, StereoModelOptions
 
 __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "finetune_stereo",
+    "StereoDataOptions",
+    "StereoModelOptions",
     "distill",
     "DistillationResult",
     "DataOptions",
@@ -112,6 +121,10 @@ __all__ = [
     "FAViTBackbone",
     "FAResNetConfig",
     "FAResNetBackbone",
+    "FAStereoConfig",
+    "FAStereoForDepthEstimation",
+    "FAStereoImageProcessor",
+    "FAStereoPipeline",
     # The operator, alone and in stock models.
     "factorized_attention",
     "FactorizedAttentionBlock",
@@ -147,8 +160,9 @@ _HOMES = {
     ".models": (
         "FABertConfig", "FABertForMaskedLM", "FABertForMultipleChoice", "FABertForQuestionAnswering",
         "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAResNetBackbone",
-        "FAResNetConfig", "FAViTBackbone", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling",
-        "FAViTModel", "factorized_attention", "sequence_parallel",
+        "FAResNetConfig", "FAStereoConfig", "FAStereoForDepthEstimation", "FAStereoImageProcessor", "FAStereoPipeline",
+        "FAViTBackbone", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel",
+        "factorized_attention", "sequence_parallel",
     ),
     ".models.configuration_fa": ("FactorizedConfig",),
     ".models.fa_block": ("FactorizedAttentionBlock",),
@@ -157,6 +171,8 @@ _HOMES = {
     ".training.checkpointing": ("CheckpointError",),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
+    ".training.stereo": ("finetune_stereo",),
+    ".training.stereo_recipe": ("StereoDataOptions", "StereoModelOptions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

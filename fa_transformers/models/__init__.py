@@ -33,10 +33,12 @@ from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
 from .configuration_fa_dense import FADenseConfig
 from .configuration_fa_resnet import FAResNetConfig
+from .configuration_fa_stereo import FAStereoConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
 from .image_processing_fa_dense import FADenseImageProcessor
+from .image_processing_fa_stereo import FAStereoImageProcessor
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -47,7 +49,9 @@ from .modeling_fa_bert import (
 )
 from .modeling_fa_dense import FADenseForInstanceSegmentation, FADenseForObjectDetection
 from .modeling_fa_resnet import FAResNetBackbone
+from .modeling_fa_stereo import FAStereoForDepthEstimation
 from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .pipeline_fa_stereo import FAStereoPipeline
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
@@ -65,6 +69,7 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
     FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+    FAStereoConfig: {"AutoModelForDepthEstimation": FAStereoForDepthEstimation},
     FADenseConfig: {
         "AutoModelForObjectDetection": FADenseForObjectDetection,
         "AutoModelForInstanceSegmentation": FADenseForInstanceSegmentation,
@@ -75,7 +80,10 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
 ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
     config_class: heads for config_class, heads in ARCHITECTURES.items() if issubclass(config_class, FactorizedConfig)
 }
-IMAGE_PROCESSORS: dict[type[PretrainedConfig], Any] = {FADenseConfig: FADenseImageProcessor}
+IMAGE_PROCESSORS: dict[type[PretrainedConfig], Any] = {
+    FADenseConfig: FADenseImageProcessor,
+    FAStereoConfig: FAStereoImageProcessor,
+}
 
 for config_class, heads in ARCHITECTURES.items():
     transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -104,6 +112,10 @@ __all__ = [
     "FADenseForObjectDetection",
     "FAResNetBackbone",
     "FAResNetConfig",
+    "FAStereoConfig",
+    "FAStereoForDepthEstimation",
+    "FAStereoImageProcessor",
+    "FAStereoPipeline",
     "FAViTBackbone",
     "FAViTConfig",
     "FAViTForImageClassification",

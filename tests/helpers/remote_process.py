@@ -35,7 +35,8 @@ def load(auto_class: str, folder: str, trust_remote_code: bool = True, **options
 def make_inputs(processor, job: dict) -> dict[str, torch.Tensor]:
     """The job's text or image as a batch; a batch of one sample with two choices for multiple choice."""
     if job["image"]:
-        return dict(processor(images=Image.open(job["image"]), return_tensors="pt"))
+        image = Image.open(job["image"])
+        return dict(processor(images=(image, image) if job["reads_pairs"] else image, return_tensors="pt"))
     inputs = dict(processor([job["text"], "A short text."], padding=True, return_tensors="pt"))
     if job["auto_class"] == "AutoModelForMultipleChoice":
         inputs = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
@@ -49,10 +50,11 @@ def run(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 
-def call_pipeline(model, processor, job: dict) -> list:
-    """What the job's pipeline answers to each of its calls (argument, keyword arguments)."""
+def call_pipeline(model, processor, job: dict, pipeline_class: type | None = None) -> list:
+    """What the job's pipeline answers to each of its calls (argument, keyword arguments); a class where it's ours."""
     kind = "image_processor" if job["image"] else "tokenizer"
-    pipeline = transformers.pipeline(job["task"], model=model, **{kind: processor}, device="cpu")
+    options = {"model": model, kind: processor, "device": "cpu"}
+    pipeline = pipeline_class(**options) if pipeline_class else transformers.pipeline(job["task"], **options)
     return [pipeline(argument, **options) for argument, options in job["pipeline_calls"]]
 
 
@@ -70,7 +72,7 @@ def process(job: dict) -> dict:
     if job["task"]:
         by_name = transformers.pipeline(job["task"], model=folder, trust_remote_code=True, device="cpu")
         pipelines.append([by_name(argument, **options) for argument, options in job["pipeline_calls"]])
-        pipelines.append(call_pipeline(again, processor, job))
+        pipelines.append(call_pipeline(again, processor, job, type(by_name) if job["reads_pairs"] else None))
     return {
         "class_name": type(model).__name__,
         "module": type(model).__module__,

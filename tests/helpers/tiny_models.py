@@ -153,6 +153,8 @@ def inputs_of(model: PreTrainedModel, auto_class: str) -> dict[str, Tensor]:
     if model.main_input_name == "input_ids":
         return text_inputs(auto_class)
     inputs = image_inputs()
+    if auto_class == "AutoModelForDepthEstimation":
+        return {"pixel_values": torch.stack([inputs["pixel_values"], image_inputs(seed=2)["pixel_values"]], dim=1)}
     if auto_class == "AutoModelForMaskedImageModeling":
         batch, _, height, width = inputs["pixel_values"].shape
         num_patches = -(-height // PATCH_SIZE) * -(-width // PATCH_SIZE)
@@ -185,6 +187,9 @@ def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"labels": torch.tensor([0, 1])}
     if auto_class == "AutoModelForMultipleChoice":
         return {"labels": torch.tensor([2, 0])}
+    if auto_class == "AutoModelForDepthEstimation":
+        batch, height, width = (inputs["pixel_values"].shape[axis] for axis in (0, 3, 4))
+        return {"labels": torch.linspace(1, 20, batch * height * width).view(batch, height, width)}
     if auto_class in DETECTION:
         return {"labels": object_labels(*inputs["pixel_values"].shape[2:])}
     raise ValueError(f"State how labels for {auto_class} look.")
@@ -208,6 +213,8 @@ def shapes_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]
         sizes = backbone_sizes(model.config, *inputs["pixel_values"].shape[2:])
         maps = zip(model.channels, (sizes[name] for name in model.out_features), strict=True)
         return {f"feature_maps {index}": (2, channels, *size) for index, (channels, size) in enumerate(maps)}
+    if auto_class == "AutoModelForDepthEstimation":
+        return {"predicted_depth": (2, *inputs["pixel_values"].shape[3:])}
     if auto_class in DETECTION:
         count, (height, width) = model.config.num_queries, inputs["pixel_values"].shape[2:]
         shapes = {"logits": (2, count, NUM_LABELS), "pred_boxes": (2, count, 4), "image_sizes": (2, 2)}
