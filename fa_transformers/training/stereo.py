@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -19,19 +18,16 @@ from ..data.sets.stereo_scenes import load_stereo_scenes
 from ..data.stereo_examples import FolderSamples, Samples, SceneSamples, StereoCollator, StereoExamples
 from ..evaluation import evaluating
 from ..files import write_json
+from ..hub.folder_lock import released
 from ..metrics.stereo import score_disparity, total_scores
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from ..options import LoopOptions, flat, resolve
 from ..redaction import redact
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import choose_resume, prepare_output_dir
-from .folder_lock import released
 from .job import FinetuneResult
-from .loaders import build_loaders
-from .loop import plan_steps, run_training
-from .optimizer import build_optimizer, group_by_rates
-from .report import describe_run
-from .setup import gather_model, make_accelerator, start_trackers
+from .network import fit_network
+from .setup import make_accelerator, start_trackers
 from .stereo_pictures import draw_pictures
 from .stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
 
@@ -208,32 +204,19 @@ def _fit(
         split: StereoExamples(part, crop, data.augment, loop.seed) if split == "train" else StereoExamples(part)
         for split, part in samples.items()
     }
-    loaders, sampler = build_loaders(loop, examples, StereoCollator(processor), accelerator)
-    steps = plan_steps(loop, sampler, loop.output_dir)
-    accelerator.print(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, blocks on "
-        f"{', '.join(model.config.attention_blocks) or 'nothing'}; {accelerator.num_processes} processes on "
-        f"{accelerator.device}, {torch.get_num_threads()} threads each; {sampler.extent}, {steps} steps"
-    )
-    groups = group_by_rates(
-        model, lambda name, weight: (loop.learning_rate, loop.weight_decay if weight.ndim > 1 else 0.0)
-    )
-    trained, state, figures = run_training(
+    return fit_network(
         loop,
         model,
-        *build_optimizer(groups, loop, steps),
-        loaders["train"],
-        sampler,
+        examples,
+        StereoCollator(processor),
         accelerator,
-        evaluate=lambda trained: evaluate_stereo(trained, loaders["validation"], accelerator),
+        evaluate=lambda trained, loader, split: evaluate_stereo(trained, loader, accelerator),
+        score_split=score_split,
         best_metric=loop.metric_for_best_model or BEST_METRIC,
-        max_steps=steps,
-        output_dir=loop.output_dir,
+        description=f"blocks on {', '.join(model.config.attention_blocks) or 'nothing'}",
         resume_command=job.resume_command,
-        data_digests={"the pairs": _describe_pairs(job)},
+        digest=lambda: {"the pairs": _describe_pairs(job)},
     )
-    scores = evaluate_stereo(trained, loaders[score_split], accelerator)
-    return gather_model(accelerator, trained).eval(), scores, describe_run(state) | figures
 
 
 def _describe_pairs(job: StereoJob) -> str:
