@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..options import LoopOptions, resolve
+from ..options import CardOptions, LoopOptions, resolve
 from ..training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
 from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
 
@@ -23,6 +23,7 @@ GROUPS = (
         ),
         "training",
     ),
+    (CardOptions, ("license", "base_model", "data card", "hub name", "push"), "model card and Hub"),
 )  # fmt: skip
 COLUMNS = ("epe", "over_1px", "over_3px", "d1")
 
@@ -34,6 +35,7 @@ class FinetuneStereoCommand:
     data: StereoDataOptions
     model: StereoModelOptions
     loop: LoopOptions
+    card: CardOptions
     command: str
 
     @property
@@ -54,7 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneStereoCommand:
     parser = FlagParser(
         program,
         "Train a stereo network with factorized attention on rectified pairs, score its disparities, and write a "
-        "folder that a pipeline loads.",
+        "folder ready to publish.",
         f"{program} --train_folder SceneFlow/ --max_disparity 192 --output_dir outputs/mine",
         recipe_for,
     )
@@ -66,6 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneStereoCommand:
         data=resolve(parsed[StereoDataOptions], recipe),
         model=resolve(parsed[StereoModelOptions], recipe),
         loop=resolve(parsed[LoopOptions], recipe),
+        card=resolve(parsed[CardOptions], recipe),
         command=describe_command(program, parsed.flags),
     )
 
@@ -79,8 +82,9 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
 
     with report_lost_processes(run.loop.ddp_timeout):
         result = finetune_stereo(
-            data=run.data, model=run.model, loop=run.loop, command=run.command, resume_command=run.resume_command
-        )
+            data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
+            resume_command=run.resume_command,
+        )  # fmt: skip
         if result.summary:
             summary = result.summary
             rows = [{"model": "this model", **summary["model"]}]

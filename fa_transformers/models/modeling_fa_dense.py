@@ -94,6 +94,9 @@ class FADensePreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _no_split_modules = ["Pyramid", "Heads", "MaskHead"]
+    COMPARED_MODULES = ("heads.heatmap", "heads.object_tower", "mask_head.smooth")
+    """Modules whose maps say how far rounding moves the answer; objects are chosen from them by comparison, so that a
+    rounding may give another object, however small it is."""
 
     @classmethod
     def from_backbone(cls, path: str, config: FADenseConfig, **options):

@@ -136,6 +136,8 @@ class FAStereoForDepthEstimation(PreTrainedModel):
     config_class = FAStereoConfig
     base_model_prefix = "stereo"
     main_input_name = "pixel_values"
+    IMAGES_TOGETHER = 2
+    """Images of one example, along the second dimension of `pixel_values`."""
     input_modalities = ("image",)
     accepts_loss_kwargs = False
 

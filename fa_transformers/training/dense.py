@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 from ..checks import check_loop, check_positive
 from ..data.augment import AugmentOptions
 from ..data.dense_examples import DenseCollator, DenseExamples
+from ..data.facts import DataFacts
 from ..data.readers.coco import load_coco_files, load_coco_folder
 from ..data.readers.named import load_named
 from ..data.readers.object_rows import encode_objects
 from ..data.readers.objects import DenseData, ObjectOptions
-from ..data.sets.digit_scenes import load_digit_scenes, load_odd_one_out
+from ..data.sets import digit_scenes
 from ..files import write_json
 from ..hub.folder_lock import released
 from ..models import (
@@ -36,6 +37,7 @@ from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, Den
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
 from .job import FinetuneResult
 from .network import fit_network
+from .network_card import NetworkRun, publish_network, user_data_facts
 from .setup import make_accelerator, start_trackers
 
 OPTIONS = {"data": DenseDataOptions, "model": DenseModelOptions, "loop": LoopOptions, "card": CardOptions}
@@ -159,7 +161,7 @@ def read_data(task: DenseTask, data: DenseDataOptions, seed: int) -> DenseData:
         dataset = load_named(data.dataset_name, data.dataset_config_name)
         found = encode_objects(dataset, options, data.image_column_name, data.objects_column_name)
     else:
-        load = {"digits": load_digit_scenes, "odd_one_out": load_odd_one_out}[data.set]
+        load = {"digits": digit_scenes.load_digit_scenes, "odd_one_out": digit_scenes.load_odd_one_out}[data.set]
         found = load(data.num_canvases, data.num_eval_canvases, data.num_eval_canvases, data.canvas_size, seed)
     limits = {split: data.max_train_images if split == "train" else data.max_eval_images for split in found.splits}
     return replace(found, splits={split: images[: limits[split]] for split, images in found.splits.items()})
@@ -221,15 +223,18 @@ def _run(job: DenseJob) -> FinetuneResult:
     accelerator.end_training()
     baselines: dict[str, dict] = {}
     summary: dict[str, Any] = {}
+    pushed = None
     if accelerator.is_main_process:
         truths = data.splits["test"] if job.has_masks else without_masks(data.splits["test"])
         baselines["a guess"] = score_guess(data.splits["train"], truths, data.class_names)
         summary = _summarise(job, scores, baselines, run, model.num_parameters())
-        model.save_pretrained(loop.output_dir)
-        processor.save_pretrained(loop.output_dir)
         write_json(loop.output_dir / "all_results.json", summary)
-        draw_pictures(model, processor, truths, data.class_names, loop.output_dir / "pictures")
-    return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor)
+        finished = _describe(job, data, scores, baselines, run, model.config.num_queries)
+        try:
+            pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
+        finally:
+            draw_pictures(model, processor, truths, data.class_names, loop.output_dir / "pictures")
+    return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor, pushed)
 
 
 def _fit(
@@ -292,3 +297,39 @@ def _summarise(job: DenseJob, scores: dict, baselines: dict[str, dict], run: dic
         "output_dir": str(job.loop.output_dir),
     }
     return redact(summary)
+
+
+def _describe(
+    job: DenseJob,
+    data: DenseData,
+    scores: dict[str, Any],
+    baselines: dict[str, dict],
+    run: dict[str, Any],
+    num_queries: int,
+) -> NetworkRun:
+    """Return what the card says of the run."""
+    source, names = job.data.source, ", ".join(data.class_names[:20]) + (", …" if len(data.class_names) > 20 else "")
+    if source is None:
+        facts = DataFacts(
+            name=f"{job.data.set.replace('_', ' ')} on canvases of {job.data.canvas_size} px",
+            license=digit_scenes.LICENSE,
+            attribution=digit_scenes.ATTRIBUTION,
+        )
+    else:
+        facts = user_data_facts(job.card, getattr(job.data, source))
+    kinds = ("box", "mask") if job.has_masks else ("box",)
+    return NetworkRun(
+        summary=f"It finds {'the masks and boxes' if job.has_masks else 'the boxes'} of objects of "
+        f"{len(data.class_names)} classes: {names}.",
+        pipeline_tag="image-segmentation" if job.has_masks else "object-detection",
+        start=job.model.model_name_or_path,
+        data=facts,
+        split="test",
+        metrics={f"{kind}_{name}": f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50")},
+        scores=scores,
+        baselines=baselines,
+        run=run,
+        command=job.command,
+        seed=job.loop.seed,
+        limits=(f"At most {num_queries} objects of an image are found.",),
+    )

@@ -24,7 +24,7 @@ SHOWN_SCORE = 0.3
 def draw_pictures(
     model: PreTrainedModel, processor: Any, images: Sequence[DenseImage], names: Sequence[str], folder: Path
 ) -> None:
-    """Draw the first pictures of `images` into `folder`, each with its true objects on the left, the found on the right.
+    """Draw the first pictures of `images` into `folder`, each with its true objects left of those that were found.
 
     A picture is decoration: a failure is a warning.
     """

@@ -12,28 +12,30 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.facts import DataFacts
 from ..data.readers.stereo_folders import check_sizes, find_stereo_pairs
 from ..data.readers.tables import DataError
-from ..data.sets.stereo_scenes import load_stereo_scenes
+from ..data.sets import stereo_scenes
 from ..data.stereo_examples import FolderSamples, Samples, SceneSamples, StereoCollator, StereoExamples
 from ..evaluation import evaluating
 from ..files import write_json
 from ..hub.folder_lock import released
 from ..metrics.stereo import score_disparity, total_scores
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
-from ..options import LoopOptions, flat, resolve
+from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import choose_resume, prepare_output_dir
 from .job import FinetuneResult
 from .network import fit_network
+from .network_card import NetworkRun, publish_network, user_data_facts
 from .setup import make_accelerator, start_trackers
 from .stereo_pictures import draw_pictures
 from .stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = {"data": StereoDataOptions, "model": StereoModelOptions, "loop": LoopOptions}
+OPTIONS = {"data": StereoDataOptions, "model": StereoModelOptions, "loop": LoopOptions, "card": CardOptions}
 """Arguments of `finetune_stereo` that are options objects, with their classes."""
 BEST_METRIC = "epe"
 VALIDATION_SHARE = 0.1
@@ -48,6 +50,7 @@ class StereoJob:
     data: StereoDataOptions
     model: StereoModelOptions
     loop: LoopOptions
+    card: CardOptions
     command: str
     resume_command: str
 
@@ -57,6 +60,7 @@ def finetune_stereo(
     data: StereoDataOptions | None = None,
     model: StereoModelOptions | None = None,
     loop: LoopOptions | None = None,
+    card: CardOptions | None = None,
     command: str | None = None,
     resume_command: str | None = None,
 ) -> FinetuneResult:
@@ -69,7 +73,8 @@ def finetune_stereo(
         data: folders to read, crops, and the generated scenes that stand in for folders.
         model: what to start from, and sizes of a new network.
         loop: batches, optimiser, evaluation, checkpoints and `output_dir`.
-        command: how the run is repeated, for the report; None describes this call.
+        card: licence, names and the upload.
+        command: how the run is repeated, for the card; None describes this call.
         resume_command: what is printed after a stop by signal; None describes this call.
 
     Returns:
@@ -81,12 +86,12 @@ def finetune_stereo(
         DataError: a folder or a file in it can't be used.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
     """
-    given = fill_options({"data": data, "model": model, "loop": loop}, OPTIONS)
+    given = fill_options({"data": data, "model": model, "loop": loop, "card": card}, OPTIONS)
     call = describe_call("finetune_stereo", {}, given, has_rows=False)
     is_pretrained = given["model"].model_name_or_path != "none"
     recipe = recipe_of(is_demo=given["data"].train_folder is None, is_pretrained=is_pretrained)
-    data, model, loop = (resolve(given[name], recipe) for name in OPTIONS)
-    job = StereoJob(data, model, loop, command or call, resume_command or RESUME_CALL)
+    data, model, loop, card = (resolve(given[name], recipe) for name in OPTIONS)
+    job = StereoJob(data, model, loop, card, command or call, resume_command or RESUME_CALL)
     check_stereo(job)
     with released(loop.output_dir):
         return _run(job)
@@ -142,7 +147,7 @@ def read_samples(data: StereoDataOptions, max_disparity: int, seed: int) -> dict
     """
     if data.train_folder is None:
         counts = (data.num_scenes, data.num_eval_scenes, data.num_eval_scenes)
-        scenes = load_stereo_scenes(*counts, (data.scene_height, data.scene_width), max_disparity, seed)
+        scenes = stereo_scenes.load_stereo_scenes(*counts, (data.scene_height, data.scene_width), max_disparity, seed)
         return {split: SceneSamples(part) for split, part in scenes.items()}
     folders = {"train": data.train_folder, "validation": data.validation_folder, "test": data.test_folder}
     pairs = {split: find_stereo_pairs(folder) for split, folder in folders.items() if folder is not None}
@@ -172,21 +177,24 @@ def _run(job: StereoJob) -> FinetuneResult:
         samples = read_samples(data, model.config.max_disparity, loop.seed)
         if accelerator.is_main_process:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
-    config = flat(data, job.model, loop) | {"task": "stereo-depth-estimation", "command": job.command}
+    config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"
     model, scores, run = _fit(job, model, processor, samples, split, accelerator)
     accelerator.end_training()
     baselines: dict[str, dict] = {}
     summary: dict[str, Any] = {}
+    pushed = None
     if accelerator.is_main_process:
         baselines["constant"] = score_constant(samples["train"], samples[split])
         summary = _summarise(job, scores, baselines, run, split, model.num_parameters())
-        model.save_pretrained(loop.output_dir)
-        processor.save_pretrained(loop.output_dir)
         write_json(loop.output_dir / "all_results.json", summary)
-        draw_pictures(model, processor, samples[split], loop.output_dir / "pictures")
-    return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor)
+        finished = _describe(job, scores, baselines, run, split)
+        try:
+            pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
+        finally:
+            draw_pictures(model, processor, samples[split], loop.output_dir / "pictures")
+    return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor, pushed)
 
 
 def _fit(
@@ -247,6 +255,34 @@ def _summarise(
         "output_dir": str(job.loop.output_dir),
     }
     return redact(summary)
+
+
+def _describe(
+    job: StereoJob, scores: dict[str, Any], baselines: dict[str, dict], run: dict[str, Any], split: str
+) -> NetworkRun:
+    """Return what the card says of the run."""
+    if job.data.train_folder is None:
+        facts = DataFacts(
+            name="generated stereo scenes",
+            license=stereo_scenes.LICENSE,
+            attribution=stereo_scenes.ATTRIBUTION,
+        )
+    else:
+        facts = user_data_facts(job.card, job.data.train_folder)
+    return NetworkRun(
+        summary="It finds the disparities of the left image of a rectified pair, and from them depths.",
+        pipeline_tag="depth-estimation",
+        start=job.model.model_name_or_path,
+        data=facts,
+        split=split,
+        metrics={name: name for name in ("epe", "over_3px")},
+        scores=scores,
+        baselines=baselines,
+        run=run,
+        command=job.command,
+        seed=job.loop.seed,
+        limits=("Disparities from the network's largest one on are not found.",),
+    )
 
 
 def evaluate_stereo(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> dict[str, Any]:

@@ -83,7 +83,7 @@ COMMON: dict[str, Any] = dict(
     logging_steps=10, output_dir=Path("outputs/stereo"), mixed_precision=None, learning_rate=2e-3,
     num_train_epochs=20.0, crop_height=256, crop_width=512, num_scenes=400, num_eval_scenes=20, scene_height=256,
     scene_width=512, max_disparity=None, attention_blocks=None, attention_kind=None, feature_channels=None,
-    volume_channels=None, num_hourglasses=None,
+    volume_channels=None, num_hourglasses=None, license="unknown", language=None,
 )  # fmt: skip
 SCENES: dict[str, Any] = dict(crop_height=128, crop_width=256, num_train_epochs=40.0, eval_steps=500, save_steps=500)
 PRETRAINED: dict[str, Any] = dict(learning_rate=3e-4)

@@ -19,10 +19,16 @@ import numpy as np
 from PIL import Image
 
 from ..readers.objects import DenseData
+from . import digit_canvas
 from .coco_folder import SetSettings, load_drawn_set
 from .digit_canvas import NUM_CLASSES, split_digits
 from .scenes import SPLITS, Scene, draw_scene, photograph_parts
 
+LICENSE = "cc-by-4.0 and cc-by-2.0"
+ATTRIBUTION = (
+    f'{digit_canvas.ATTRIBUTION} The photographs "china.jpg" (danielbuechele) and "flower.jpg" (vultilion), '
+    "CC-BY-2.0, as distributed with scikit-learn."
+)
 RECIPE = 1
 """Stands for the code in the names of kept sets, and goes up when the pictures change."""
 DIGIT_PX = (20, 64)
