@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
-from .fa_masks import decode_rle, encode_rle, fill_polygons, tight_boxes
+from .fa_rle import decode_mask, encode_part, encode_polygons, tight_boxes
 
 try:
     from PIL import Image, ImageOps
@@ -221,7 +221,7 @@ class FADenseImageProcessor(BaseImageProcessor):
             for number, logits in enumerate(outputs.pred_masks[index, is_sure].float().cpu(), start=1):
                 (top, left), inside = enlarge(logits, source, target, limit)
                 if return_coco_rle:
-                    masks.append(encode_rle(inside, (top, left), target))
+                    masks.append(encode_part(inside.numpy(), top, left, *target))
                 else:
                     part = whole[top : top + inside.shape[0], left : left + inside.shape[1]]
                     part[inside & (part == 0)] = number
@@ -310,7 +310,7 @@ def to_labels(
                 x, y = ((box[:2] + box[2:]) / 2).long().tolist()
                 mask[min(y, new_height - 1), min(x, new_width - 1)] = True
         labels["masks"] = torch.stack(shrunk) if shrunk else torch.zeros(0, *size, dtype=torch.bool)
-        boxes = tight_boxes(labels["masks"])
+        boxes = torch.from_numpy(tight_boxes(labels["masks"].numpy())).float()
     boxes = boxes / torch.tensor([new_width, new_height, new_width, new_height])
     labels["boxes"] = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
     if "image_id" in entry:
@@ -344,11 +344,14 @@ def to_mask(annotation: Mapping, size: tuple[int, int]) -> Tensor:
     if isinstance(segmentation, Mapping):
         if list(segmentation.get("size", ())) != list(size):
             raise ValueError(f"{where} has the size {segmentation.get('size')}, its image {list(size)}.")
-        return decode_rle(dict(segmentation))
-    if not isinstance(segmentation, (list, tuple)) or not segmentation:
+    elif not isinstance(segmentation, (list, tuple)) or not segmentation:
         raise ValueError(f"{where} must be polygons or run lengths, got {segmentation!r:.80}.")
-    mask = fill_polygons(segmentation, *size)
-    if not mask.any():  # thinner than a pixel
+    try:
+        encoded = segmentation if isinstance(segmentation, Mapping) else encode_polygons(segmentation, *size)
+        mask = torch.from_numpy(decode_mask(encoded).copy())
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not isinstance(segmentation, Mapping) and not mask.any():  # a polygon thinner than a pixel
         left, top, right, bottom = to_box(annotation, size).tolist()
         mask[min(int((top + bottom) / 2), size[0] - 1), min(int((left + right) / 2), size[1] - 1)] = True
     return mask
