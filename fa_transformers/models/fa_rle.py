@@ -13,7 +13,10 @@ Source: the format of Lin et al. 2014, arXiv:1405.0312, as its reference code `m
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:  # which transformers itself needs; required are torch and transformers alone
+    np = None  # type: ignore[assignment]
 
 Rle = Mapping[str, Any]
 
