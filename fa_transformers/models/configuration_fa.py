@@ -1,7 +1,7 @@
 """Configuration fields that FA models share, and the translation of a stock checkpoint's configuration to ours."""
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from transformers import BackboneConfigMixin, PretrainedConfig
 from transformers.activations import ACT2FN
@@ -171,6 +171,11 @@ class FactorizedFields(CheckedConfig):
     """
 
     STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
+    if TYPE_CHECKING:
+        hidden_size: int
+        num_attention_heads: int
+        num_hidden_layers: int
+        model_type: str
 
     def set_factorized_fields(
         self,
@@ -201,7 +206,7 @@ class FactorizedFields(CheckedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         return translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES), kwargs
 
     @classmethod
