@@ -32,6 +32,8 @@ TRAIN = [
 ]
 # The licence documents of the default run; the pretrained weights beside them are in requirements-data.txt.
 DEMO = [*TRAIN, "licensedcode-data==32.1.0"]
+# Scores of detection and instance segmentation.
+DENSE = ["faster-coco-eval>=1.8"]
 LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
 EXCEL = ["python-calamine>=0.5.4"]
@@ -39,9 +41,11 @@ EXCEL = ["python-calamine>=0.5.4"]
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [
     *DEMO,
+    *DENSE,
     *LORA,
     *ONNX,
     *EXCEL,
+    "pycocotools>=2.0.8",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
@@ -74,6 +78,7 @@ setup(
         "vision": VISION,
         "train": TRAIN,
         "demo": DEMO,
+        "dense": DENSE,
         "lora": LORA,
         "onnx": ONNX,
         "excel": EXCEL,

@@ -16,6 +16,7 @@ from fa_transformers.commands import COMMANDS, flags
 from fa_transformers.distillation import recipes as distillation_recipes
 from fa_transformers.options import UNSET
 from fa_transformers.training import recipes as training_recipes
+from fa_transformers.training import stereo_recipe
 
 GROUPS = [
     options.DataOptions,
@@ -24,10 +25,13 @@ GROUPS = [
     options.DistillationOptions,
     options.ConversionOptions,
     options.CardOptions,
+    stereo_recipe.StereoDataOptions,
+    stereo_recipe.StereoModelOptions,
 ]
 RECIPES = {
     "finetune": {task: training_recipes.recipe_of(task, is_demo=False) for task in training_recipes.TASKS},
     "distill": {task: distillation_recipes.recipe_of(task) for task in distillation_recipes.TASKS},
+    "finetune_stereo": {"stereo": stereo_recipe.recipe_of(is_demo=False, is_pretrained=False)},
 }
 
 
@@ -92,7 +96,9 @@ def show_values(part: Field) -> str:
     choices = [value for value in get_args(kind) if isinstance(value, str)]
     if choices:
         return ", ".join(f"`{value}`" for value in choices)
-    return "several integers" if get_args(kind) else {int: "integer", float: "number", Path: "path"}.get(kind, "text")
+    if get_args(kind):
+        return "several integers" if int in get_args(kind) else "several names"
+    return {int: "integer", float: "number", Path: "path"}.get(kind, "text")
 
 
 def show_default(part: Field, commands: list[str]) -> str:

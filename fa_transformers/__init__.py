@@ -41,6 +41,13 @@ if TYPE_CHECKING:
         FABertForSequenceClassification,
         FABertForTokenClassification,
         FABertModel,
+        FAResNetBackbone,
+        FAResNetConfig,
+        FAStereoConfig,
+        FAStereoForDepthEstimation,
+        FAStereoImageProcessor,
+        FAStereoPipeline,
+        FAViTBackbone,
         FAViTConfig,
         FAViTForImageClassification,
         FAViTForMaskedImageModeling,
@@ -55,11 +62,16 @@ if TYPE_CHECKING:
     from .training.checkpointing import CheckpointError
     from .training.finetune import finetune
     from .training.job import FinetuneResult
+    from .training.stereo import finetune_stereo
+    from .training.stereo_recipe import StereoDataOptions, StereoModelOptions
 
 __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "finetune_stereo",
+    "StereoDataOptions",
+    "StereoModelOptions",
     "distill",
     "DistillationResult",
     "DataOptions",
@@ -106,6 +118,13 @@ __all__ = [
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
     "FAViTModel",
+    "FAViTBackbone",
+    "FAResNetConfig",
+    "FAResNetBackbone",
+    "FAStereoConfig",
+    "FAStereoForDepthEstimation",
+    "FAStereoImageProcessor",
+    "FAStereoPipeline",
     # The operator, alone and in stock models.
     "factorized_attention",
     "FactorizedAttentionBlock",
@@ -140,9 +159,10 @@ _HOMES = {
     ".memory": ("MemoryEstimate", "estimate_memory"),
     ".models": (
         "FABertConfig", "FABertForMaskedLM", "FABertForMultipleChoice", "FABertForQuestionAnswering",
-        "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAViTConfig",
-        "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel", "factorized_attention",
-        "sequence_parallel",
+        "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAResNetBackbone",
+        "FAResNetConfig", "FAStereoConfig", "FAStereoForDepthEstimation", "FAStereoImageProcessor", "FAStereoPipeline",
+        "FAViTBackbone", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel",
+        "factorized_attention", "sequence_parallel",
     ),
     ".models.configuration_fa": ("FactorizedConfig",),
     ".models.fa_block": ("FactorizedAttentionBlock",),
@@ -151,6 +171,8 @@ _HOMES = {
     ".training.checkpointing": ("CheckpointError",),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
+    ".training.stereo": ("finetune_stereo",),
+    ".training.stereo_recipe": ("StereoDataOptions", "StereoModelOptions"),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,6 +12,8 @@ COMMANDS = {
     "distill": "recover a converted model: it learns from the softmax model that its weights came from",
     "convert": "convert a pretrained text or image encoder to factorized attention",
     "check": "check a model folder: files, outputs, padding, chunks, packing, precision",
+    "finetune_dense": "train a detector or an instance segmenter on pictures with objects, score it, write its folder",
+    "finetune_stereo": "train a stereo network on rectified pairs with disparities, score it, write its folder",
     "push": "check a model folder, upload it to the Hub and load it back",
 }
 

@@ -1,6 +1,8 @@
 """Data from files to batches; each module is imported by its full name.
 
 readers/            a user's own files, tables, image folders and streams, checked row by row
+boxes_and_masks     geometry of boxes and masks: pure functions
+augment             random views of pictures with objects: augment
 sets/               data sets that come with the package
 facts               what a model card says of a data set: DataFacts
 labelled            what the options name or what is given in Python, read and checked: LabelledData, load_data

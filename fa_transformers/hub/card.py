@@ -38,6 +38,13 @@ FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"
 CONVERTED = "nothing that this conversion knows of"
 
+NETWORKS = {
+    "AutoModelForObjectDetection": "FA-Dense",
+    "AutoModelForInstanceSegmentation": "FA-Dense",
+    "AutoModelForDepthEstimation": "FA-Stereo",
+}
+"""Names of the networks that answer for every place of an image, by their Auto class."""
+
 # The Hub's oldest models, such as "bert-base-uncased", have no owner.
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
@@ -164,7 +171,7 @@ class ModelFacts:
         """The card's title, such as "FA-BERT (all-MiniLM-L6-v2) fine-tuned on ScanCode licence documents"."""
         if self.title is not None:
             return self.title
-        name = "FA-ViT" if self.is_image_model else "FA-BERT"
+        name = NETWORKS.get(self.auto_class, "FA-ViT" if self.is_image_model else "FA-BERT")
         is_fresh = self.base_model == FROM_SCRATCH
         if not is_fresh:
             name += f" ({self.base_model.rsplit('/', 1)[-1]})"
@@ -176,7 +183,7 @@ class ModelFacts:
     @property
     def is_image_model(self) -> bool:
         """True where the model reads images, by its pipeline tag."""
-        return self.pipeline_tag.startswith("image-")
+        return self.pipeline_tag.startswith("image-") or self.auto_class in NETWORKS
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelFacts":
@@ -248,6 +255,9 @@ def render_card(facts: ModelFacts) -> str:
 def describe_replacement(model: Any) -> str:
     """Return a sentence on what an FA model has in the place of softmax attention, from its configuration."""
     config = model.config
+    if not hasattr(config, "softmax_layers"):
+        places = config.places if hasattr(config, "places") else config.attention_blocks
+        return f"nothing: {config.attention_kind} attention blocks stand at {', '.join(places) or 'no place'}."
     replaced = config.num_hidden_layers - len(config.softmax_layers)
     parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
     if config.key_feature_size:

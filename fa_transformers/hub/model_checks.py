@@ -55,7 +55,9 @@ def check_model(model: Any, processor: Any, auto_class: str) -> list[dict[str, A
     classifier made as in float64. A check that raises is a row that failed.
     """
     exact = copy.deepcopy(model).to("cpu", torch.float64).eval()
-    kind = _Images if model.main_input_name == "pixel_values" else _Texts
+    kind: type[_Checks] = _Texts
+    if model.main_input_name == "pixel_values":
+        kind = _Images if hasattr(model.config, "patch_shape") else _Maps
     with torch.no_grad():
         try:
             subject = kind(exact, processor, auto_class)
@@ -178,7 +180,7 @@ def _check_precision(
 ) -> dict[str, Any]:
     """The row of one precision on one input: its outputs beside those of float64."""
     # Every sub-layer rounds what it adds, each time by a few units, and at worst all in one direction.
-    units = 8 * (2 * model.config.num_hidden_layers + 2)
+    units = 8 * subject.count_steps(model)
     unit = torch.finfo(model.dtype).eps / 2
     tolerance = max(LEAST_OFF, min(MOST_OFF, units * unit))
     name = str(model.dtype).removeprefix("torch.")
@@ -225,8 +227,11 @@ class _Checks:
         self.model, self.auto_class = model, auto_class
         self.config = model.config
         self.per_token = dict(getattr(type(model), "TOKEN_OUTPUTS", {}))
-        self.longest_run = _most_tokens(model, auto_class)
         self.generator = torch.Generator().manual_seed(0)
+
+    def count_steps(self, model: Any) -> int:
+        """Return how many sub-layers, one after another, each round."""
+        return 2 * self.config.num_hidden_layers + 2
 
     def decide(self, outputs: Outputs, run: Run) -> Tensor | None:
         """Return a classifier's decisions, or None where the model makes none."""
@@ -322,7 +327,7 @@ class _Texts(_Checks):
 
     def runs(self) -> list[Run]:
         """Draw documents by length, as long as the model reads and a check can afford."""
-        longest = min(self.longest, self.longest_run)
+        longest = min(self.longest, _most_tokens(self.model, self.auto_class))
         lengths = sorted({length for length in (*LENGTHS, self.longest) if length <= longest} or {longest})
         runs = []
         for length in lengths:
@@ -406,7 +411,96 @@ class _Images(_Checks):
     def runs(self) -> list[Run]:
         """Draw an image of the model's own size and half of one, as large as a check can afford."""
         (rows, columns), (height, width) = self.config.native_grid, self.config.patch_shape
-        while rows * columns > self.longest_run:
+        longest = _most_tokens(self.model, self.auto_class)
+        while rows * columns > longest:
             rows, columns = max(1, rows // 2), max(1, columns // 2)
         sizes = dict.fromkeys([(-(-rows // 2) * height, columns * width), (rows * height, columns * width)])
         return [Run(f"2 images of {h:,} x {w:,} px", pixels=self.draw(2, h, w)) for h, w in sizes]
+
+
+class _Maps(_Checks):
+    """A network that answers for every place of an image, or of a pair, of any size: it has no patches."""
+
+    SIZES = ((56, 88), (72, 40))
+    LARGEST = (128, 192)
+
+    def __init__(self, model: Any, processor: Any, auto_class: str):
+        super().__init__(model, auto_class)
+        self.shape = image_shape(model)
+        self.images = [self.draw(2, *size) for size in self.SIZES]
+
+    def count_steps(self, model: Any) -> int:
+        """Return the number of convolutions and linear maps: an upper bound of those one after another."""
+        weights = [getattr(module, "weight", None) for module in model.modules()]
+        return sum(isinstance(weight, Tensor) and weight.ndim > 1 for weight in weights)
+
+    def draw(self, count: int, *size: int) -> Tensor:
+        return torch.randn((count, *self.shape, *size), generator=self.generator, dtype=torch.float64)
+
+    def run(self, model: Any, pixels: Tensor, mask: Tensor | None = None, maps_only: bool = False) -> Outputs:
+        """Return every output, or with `maps_only` those of `COMPARED_MODULES` where the model names such."""
+        inputs = {"pixel_values": pixels.to(model.dtype)} | ({} if mask is None else {"pixel_mask": mask})
+        names = getattr(type(model), "COMPARED_MODULES", ()) if maps_only else ()
+        modules = {name: module for name, module in model.named_modules() if name in names}
+        maps: Outputs = {}
+        hooks = [
+            module.register_forward_hook(lambda _module, _inputs, output, name=name: maps.update({name: output}))
+            for name, module in modules.items()
+        ]
+        try:
+            outputs = model(**inputs, return_dict=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return maps or {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+
+    def decide(self, outputs: Outputs, run: Run) -> Tensor | None:
+        return None
+
+    def properties(self) -> Iterator[dict[str, Any]]:
+        """Check padding and neighbours."""
+        noun = "images" if len(self.shape) == 1 else "pairs"
+        sizes = " and ".join(f"{height} x {width} px" for height, width in self.SIZES)
+        yield _check_property("padding", f"2 {noun} of {sizes}, padded to one size, each alone", self.padded)
+        yield _check_property("batch", f"2 {noun} each of {sizes}, each alone", self.alone)
+        yield _row("chunks", None, NOT_APPLICABLE, note=f"{noun} are not taken in chunks")
+        yield _row("packed", None, NOT_APPLICABLE, note=f"{noun} are not packed")
+
+    def padded(self) -> Variants:
+        """Lay images of all sizes out in one batch, with noise as padding, and cut the answers to each image's own."""
+        height, width = (max(sides) for sides in zip(*self.SIZES, strict=True))
+        pixels = self.draw(len(self.images), height, width)
+        mask = torch.zeros(len(self.images), height, width, dtype=torch.long)
+        for row, (pair, size) in enumerate(zip(self.images, self.SIZES, strict=True)):
+            pixels[row, ..., : size[0], : size[1]] = pair[0]
+            mask[row, : size[0], : size[1]] = 1
+        together = self.run(self.model, pixels, mask)
+        for row, pair in enumerate(self.images):
+            alone = self.run(self.model, pair[:1])
+            cut = {
+                name: value[row : row + 1][tuple(slice(side) for side in alone[name].shape)]
+                for name, value in together.items()
+            }
+            yield f"image {row + 1} among others", cut, alone
+
+    def alone(self) -> Variants:
+        for pixels in self.images:
+            together = self.run(self.model, pixels)
+            parts = [self.run(self.model, pixels[index : index + 1]) for index in range(len(pixels))]
+            yield "each alone", {name: torch.cat([part[name] for part in parts]) for name in together}, together
+
+    def runs(self) -> list[Run]:
+        """Draw what has the largest side of a check, and half of it."""
+        height, width = self.LARGEST
+        noun = "images" if len(self.shape) == 1 else "pairs"
+        return [
+            Run(f"2 {noun} of {h:,} x {w:,} px", pixels=self.draw(2, h, w), maps_only=True)
+            for h, w in ((height // 2, width // 2), (height, width))
+        ]
+
+
+def image_shape(model: Any) -> tuple[int, ...]:
+    """Return the dimensions of an example between batch and height: (channels), or (images, channels) of a pair."""
+    config = getattr(model.config, "backbone_config", None) or model.config
+    together = getattr(type(model), "IMAGES_TOGETHER", 1)
+    return (config.num_channels,) if together == 1 else (together, config.num_channels)

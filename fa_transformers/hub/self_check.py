@@ -13,6 +13,7 @@ package.
 
 import argparse
 import base64
+import copy
 import hashlib
 import importlib.abc
 import importlib.util
@@ -43,7 +44,10 @@ class SelfTestError(ValueError):
 
 
 def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tensor]:
-    """Make model inputs of the self-test's texts or image by the folder's own tokenizer or image processor."""
+    """Make model inputs of the self-test's texts or image by the folder's own tokenizer or image processor.
+
+    Where an example is a pair, its second image is the image upside down.
+    """
     if "texts" in self_test:
         return dict(
             processor(
@@ -57,6 +61,8 @@ def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tenso
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode(self_test["image_png"])))
+    if self_test.get("is_pair"):
+        return dict(processor((image, image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)), return_tensors="pt"))
     return dict(processor(images=image, return_tensors="pt"))
 
 
@@ -218,7 +224,8 @@ def check(source: str, revision: str | None, with_certificate: bool = False) -> 
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             raise SelfTestError(f"{source} has {kind.replace('_', ' ')} in its weights: {sorted(loading[kind])[:5]}")
-    outputs = compute_outputs(model.eval(), inputs, self_test["auto_class"])
+    exact = copy.deepcopy(model).double() if self_test.get("is_exact") else model
+    outputs = compute_outputs(exact.eval(), inputs, self_test["auto_class"])
     if set(outputs) != set(self_test["outputs"]):
         raise SelfTestError(f"the model gives {sorted(outputs)}, gave {sorted(self_test['outputs'])} when published")
     difference = max(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..evaluation import evaluating
 from .card import SpeedFacts
+from .model_checks import image_shape
 
 LONGEST_TIMED_ON_CPU = 4096
 """Tokens above which softmax attention would take minutes on a CPU, only to fill a row of a card."""
@@ -87,8 +88,7 @@ def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: 
     """
     with evaluating(model):
         milliseconds, mebibytes = measure_forward(model, inputs)
-    config = copy.deepcopy(model.config)
-    config.softmax_layers = list(range(config.num_hidden_layers))
+    config = softmax_config(model.config)
     softmax_milliseconds = softmax_mebibytes = None
     try:
         softmax_model = type(model)(config).to(model.device, model.dtype).eval()
@@ -102,6 +102,18 @@ def measure_speed(model: PreTrainedModel, inputs: Mapping[str, Tensor], length: 
         softmax_milliseconds=None if softmax_milliseconds is None else round(softmax_milliseconds, 1),
         softmax_mebibytes=None if softmax_mebibytes is None else round(softmax_mebibytes, 1),
     )
+
+
+def softmax_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return a copy of a configuration of ours with softmax attention in every layer or block."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "softmax_layers"):
+        config.softmax_layers = list(range(config.num_hidden_layers))
+        return config
+    for part in (config, getattr(config, "backbone_config", None)):
+        if hasattr(part, "attention_kind"):
+            part.attention_kind = "softmax"
+    return config
 
 
 def time_by_length(model: PreTrainedModel, lengths: Iterable[int]) -> list[SpeedFacts]:
@@ -129,6 +141,16 @@ def time_image(model: PreTrainedModel, image_size: int | tuple[int, int]) -> Spe
     num_patches = math.prod(-(-side // patch) for side, patch in zip(sides, config.patch_shape, strict=True))
     pixel_values = torch.rand((1, config.num_channels, *sides), generator=torch.Generator().manual_seed(0))
     return measure_speed(model, {"pixel_values": pixel_values.to(model.device, model.dtype)}, num_patches)
+
+
+def time_maps(model: PreTrainedModel, size: tuple[int, int], num_places: int) -> SpeedFacts:
+    """Measure a network without patches on one image, or pair, of a (height, width) in pixels.
+
+    Args:
+        num_places: places of its largest map with an attention block, or a map where one may stand.
+    """
+    pixel_values = torch.rand((1, *image_shape(model), *size), generator=torch.Generator().manual_seed(0))
+    return measure_speed(model, {"pixel_values": pixel_values.to(model.device, model.dtype)}, num_places)
 
 
 def describe_hardware(device: torch.device) -> str:

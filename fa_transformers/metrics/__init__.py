@@ -40,7 +40,7 @@ BEST_METRICS = {
     "multi_label_classification": "micro_f1",
     "regression": "mse",
 }
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "epe", "over_1px", "over_3px", "d1"})
 
 
 def load_metric(problem_type: str) -> evaluate.Metric:

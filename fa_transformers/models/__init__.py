@@ -12,21 +12,33 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
     fa_bert_layers     Ends the layer, token by token: output projection, residuals, feed-forward part.
     modeling_fa_bert   Pools, answers and computes the loss.
 
+`fa_rle` reads and writes masks as COCO stores them, with numpy alone.
+
 `configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
 `fa_block` is the paper's module for feature maps, which needs the operator alone.
 
-`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. A configuration's
-`AUTO_MAP` names the same classes for remote loading.
+`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. `ENCODERS` are the
+rows with a `FactorizedConfig`, which have an "AutoModel" and layers; other rows need not. Adding an architecture takes
+three edits: its files, its row in the table, and its configuration's `AUTO_MAP`, which names the same classes for
+remote loading. An image processor of its own is named in `IMAGE_PROCESSORS`; saved beside the weights, it brings its
+code and its own entry for remote loading.
 """
 
 from typing import Any
 
 import transformers
+from transformers import PretrainedConfig
 
+from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
+from .configuration_fa_dense import FADenseConfig
+from .configuration_fa_resnet import FAResNetConfig
+from .configuration_fa_stereo import FAStereoConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
+from .image_processing_fa_dense import FADenseImageProcessor
+from .image_processing_fa_stereo import FAStereoImageProcessor
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -35,9 +47,13 @@ from .modeling_fa_bert import (
     FABertForTokenClassification,
     FABertModel,
 )
-from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .modeling_fa_dense import FADenseForInstanceSegmentation, FADenseForObjectDetection
+from .modeling_fa_resnet import FAResNetBackbone
+from .modeling_fa_stereo import FAStereoForDepthEstimation
+from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .pipeline_fa_stereo import FAStereoPipeline
 
-ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
+ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
         "AutoModel": FABertModel,
         "AutoModelForMaskedLM": FABertForMaskedLM,
@@ -48,9 +64,25 @@ ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
     },
     FAViTConfig: {
         "AutoModel": FAViTModel,
+        "AutoBackbone": FAViTBackbone,
         "AutoModelForImageClassification": FAViTForImageClassification,
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
     },
+    FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+    FAStereoConfig: {"AutoModelForDepthEstimation": FAStereoForDepthEstimation},
+    FADenseConfig: {
+        "AutoModelForObjectDetection": FADenseForObjectDetection,
+        "AutoModelForInstanceSegmentation": FADenseForInstanceSegmentation,
+        "AutoModelForImageSegmentation": FADenseForInstanceSegmentation,
+    },
+}
+
+ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
+    config_class: heads for config_class, heads in ARCHITECTURES.items() if issubclass(config_class, FactorizedConfig)
+}
+IMAGE_PROCESSORS: dict[type[PretrainedConfig], Any] = {
+    FADenseConfig: FADenseImageProcessor,
+    FAStereoConfig: FAStereoImageProcessor,
 }
 
 for config_class, heads in ARCHITECTURES.items():
@@ -59,9 +91,14 @@ for config_class, heads in ARCHITECTURES.items():
     for auto_class, model_class in heads.items():
         getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
+for config_class, processor_class in IMAGE_PROCESSORS.items():
+    transformers.AutoImageProcessor.register(config_class, processor_class, exist_ok=True)
+    processor_class.register_for_auto_class("AutoImageProcessor")
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
+    "IMAGE_PROCESSORS",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -69,6 +106,17 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FADenseConfig",
+    "FADenseForInstanceSegmentation",
+    "FADenseImageProcessor",
+    "FADenseForObjectDetection",
+    "FAResNetBackbone",
+    "FAResNetConfig",
+    "FAStereoConfig",
+    "FAStereoForDepthEstimation",
+    "FAStereoImageProcessor",
+    "FAStereoPipeline",
+    "FAViTBackbone",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",

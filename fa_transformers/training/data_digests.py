@@ -1,7 +1,7 @@
 """Digests of the data of a run, by which a resumed run notices that it has other data than its first part had."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.labelled import LabelledData
+from ..data.readers.objects import DenseImage, RowPicture
 from .processes import run_together
 
 SAMPLES, SAMPLED_BYTES = 16, 2**12
@@ -66,6 +67,28 @@ def digest_examples(examples: Mapping[str, torch.utils.data.Dataset]) -> dict[st
                 digest.update(array.tobytes())
         digests[f"the examples of {split}"] = digest.hexdigest()
     return digests
+
+
+def digest_objects(splits: Mapping[str, Sequence[DenseImage]]) -> dict[str, str]:
+    """Return the digests of the pictures and of the objects of each split; pictures of a data set by their rows."""
+    digests: dict[str, str] = {}
+    for split, images in splits.items():
+        pictures, objects = hashlib.sha256(), hashlib.sha256()
+        for image in images:
+            stored = image.picture
+            content = _sample_file(stored) if isinstance(stored, Path) else _stored_row(stored)
+            pictures.update(len(content).to_bytes(8, "little") + content)
+            for values in (image.labels, image.boxes, image.is_crowd):
+                objects.update(f"{values.dtype} {values.shape}".encode() + values.tobytes())
+            objects.update(repr(image.rles).encode())
+        digests |= {f"the pictures of {split}": pictures.hexdigest(), f"the objects of {split}": objects.hexdigest()}
+    return digests
+
+
+def _stored_row(picture: RowPicture) -> bytes:
+    """The picture in a row of a data set as it is stored, not decoded."""
+    rows = picture.rows.cast_column(picture.column, datasets.Image(decode=False))
+    return _content_of(rows[picture.row][picture.column])
 
 
 def digest_weights(model: nn.Module) -> str:

@@ -66,7 +66,8 @@ def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
     weights = accelerator.get_state_dict(model)
     # FSDP derives a class of its own from the model's.
     known = [model_class for heads in ARCHITECTURES.values() for model_class in heads.values()]
-    whole = next(model_class for model_class in known if isinstance(plain, model_class))(plain.config)
+    bases = [model_class for model_class in known if isinstance(plain, model_class)]
+    whole = max(bases, key=lambda model_class: len(model_class.__mro__))(plain.config)  # the most derived
     if accelerator.is_main_process:
         whole.load_state_dict(weights)
     return whole.eval()

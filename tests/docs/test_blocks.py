@@ -25,7 +25,13 @@ from fa_transformers.commands import COMMANDS
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [page for folder in ("tutorials", "concepts") for page in sorted((ROOT / "docs" / folder).glob("*.md"))]
 BLOCKS = {page: read_blocks(page) for page in PAGES}
-SCRIPTS = {"finetune": "finetune", "distill": "distill", "convert_checkpoint": "convert", "push_to_hub": "push"}
+SCRIPTS = {
+    "finetune": "finetune",
+    "finetune_stereo": "finetune_stereo",
+    "distill": "distill",
+    "convert_checkpoint": "convert",
+    "push_to_hub": "push",
+}
 
 
 def named(pages: list[Path]) -> list:

@@ -2,8 +2,8 @@
 
     python -P remote_process.py JOBS.json RESULTS.pt
 
-JOBS.json is a list of {"folder", "auto_class", "task", "pipeline_calls", "text", "image"}. One process serves all of
-them, because importing transformers takes seconds.
+JOBS.json is a list of {"folder", "auto_class", "base_auto_class", "task", "pipeline_calls", "text", "image"}. One
+process serves all of them, because importing transformers takes seconds.
 """
 
 import importlib.abc
@@ -23,14 +23,20 @@ class WithoutPackage(importlib.abc.MetaPathFinder):
         return None
 
 
-def load(auto_class: str, folder: str, **options):
-    return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, **options)
+def load(auto_class: str, folder: str, trust_remote_code: bool = True, **options):
+    loader = getattr(transformers, auto_class)
+    if auto_class == "AutoBackbone":  # whose from_pretrained asks the Hub for local folders as well
+        config = load("AutoConfig", folder, trust_remote_code)
+        loader = type(loader.from_config(config, trust_remote_code=trust_remote_code))
+        return loader.from_pretrained(folder, config=config, **options)
+    return loader.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
 
 
 def make_inputs(processor, job: dict) -> dict[str, torch.Tensor]:
     """The job's text or image as a batch; a batch of one sample with two choices for multiple choice."""
     if job["image"]:
-        return dict(processor(images=Image.open(job["image"]), return_tensors="pt"))
+        image = Image.open(job["image"])
+        return dict(processor(images=(image, image) if job["reads_pairs"] else image, return_tensors="pt"))
     inputs = dict(processor([job["text"], "A short text."], padding=True, return_tensors="pt"))
     if job["auto_class"] == "AutoModelForMultipleChoice":
         inputs = {name: tensor.unsqueeze(0) for name, tensor in inputs.items()}
@@ -39,13 +45,16 @@ def make_inputs(processor, job: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def run(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.eval()(**inputs).items() if isinstance(value, torch.Tensor)}
+    outputs = dict(model.eval()(**inputs))
+    outputs |= {f"feature_maps {index}": maps for index, maps in enumerate(outputs.pop("feature_maps", ()))}
+    return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 
-def call_pipeline(model, processor, job: dict) -> list:
-    """What the job's pipeline answers to each of its calls (argument, keyword arguments)."""
+def call_pipeline(model, processor, job: dict, pipeline_class: type | None = None) -> list:
+    """What the job's pipeline answers to each of its calls (argument, keyword arguments); a class where it's ours."""
     kind = "image_processor" if job["image"] else "tokenizer"
-    pipeline = transformers.pipeline(job["task"], model=model, **{kind: processor}, device="cpu")
+    options = {"model": model, kind: processor, "device": "cpu"}
+    pipeline = pipeline_class(**options) if pipeline_class else transformers.pipeline(job["task"], **options)
     return [pipeline(argument, **options) for argument, options in job["pipeline_calls"]]
 
 
@@ -54,7 +63,7 @@ def process(job: dict) -> dict:
     processor = load("AutoImageProcessor" if job["image"] else "AutoTokenizer", folder)
     inputs = make_inputs(processor, job)
     model, loading = load(auto_class, folder, output_loading_info=True)
-    base = load("AutoModel", folder)
+    base = model if job["base_auto_class"] == auto_class else load(job["base_auto_class"], folder)
     resaved = folder + "-resaved"
     model.save_pretrained(resaved)
     processor.save_pretrained(resaved)
@@ -63,7 +72,7 @@ def process(job: dict) -> dict:
     if job["task"]:
         by_name = transformers.pipeline(job["task"], model=folder, trust_remote_code=True, device="cpu")
         pipelines.append([by_name(argument, **options) for argument, options in job["pipeline_calls"]])
-        pipelines.append(call_pipeline(again, processor, job))
+        pipelines.append(call_pipeline(again, processor, job, type(by_name) if job["reads_pairs"] else None))
     return {
         "class_name": type(model).__name__,
         "module": type(model).__module__,

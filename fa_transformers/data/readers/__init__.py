@@ -1,1 +1,1 @@
-"""Checked reading of a user's own tables, image folders and streams."""
+"""Checked reading of a user's own tables, image folders, streams and pictures with objects."""

@@ -1,0 +1,106 @@
+"""The command that trains detectors and instance segmenters; `scripts/finetune_dense.py` starts it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from ..options import CardOptions, LoopOptions, resolve
+from ..training.dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
+
+if TYPE_CHECKING:
+    from ..training.job import FinetuneResult
+
+GROUPS = (
+    (DenseDataOptions, ("objects", "packaged", "views"), "pictures with objects (no source = a packaged set)"),
+    (DenseModelOptions, ("checkpoint", "network", "processor"), "network"),
+    (
+        LoopOptions,
+        (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "epochs",
+            "optimizer", "device", "checkpoints", "best metric",
+        ),
+        "training",
+    ),
+    (CardOptions, ("license", "base_model", "data card", "hub name", "push"), "model card and Hub"),
+)  # fmt: skip
+COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+@dataclass(frozen=True)
+class FinetuneDenseCommand:
+    """A parsed command line of detection's training."""
+
+    task: DenseTask
+    data: DenseDataOptions
+    model: DenseModelOptions
+    loop: LoopOptions
+    card: CardOptions
+    command: str
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on after a stop."""
+        return resuming(self.command)
+
+
+def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe that follows from the flags that were typed."""
+    packaged = None if any(given.get(name) for name in DATA_SOURCES) else given.get("set", "digits")
+    return recipe_of(packaged, is_pretrained=given.get("model_name_or_path", "none") != "none")
+
+
+def parse(argv: Sequence[str] | None = None) -> FinetuneDenseCommand:
+    """Parse the flags; every option has its recipe's value where nothing was typed."""
+    program = how_started("finetune_dense", "scripts/finetune_dense.py")
+    parser = FlagParser(
+        program,
+        "Train a detector or an instance segmenter with factorized attention, score it on whole pictures, and write a "
+        "folder ready to publish.",
+        f"{program} --coco_folder coco/ --task instance-segmentation --output_dir outputs/mine",
+        recipe_for,
+    )
+    parser.add_argument(
+        "--task", choices=get_args(DenseTask), help="boxes, or boxes and masks (default: instance-segmentation)"
+    )
+    for options_class, groups, title in GROUPS:
+        parser.add_options(options_class, groups, title)
+    parsed = parser.parse(argv)
+    recipe = recipe_for(parsed.given)
+    return FinetuneDenseCommand(
+        task=parsed.given.get("task", "instance-segmentation"),
+        data=resolve(parsed[DenseDataOptions], recipe),
+        model=resolve(parsed[DenseModelOptions], recipe),
+        loop=resolve(parsed[LoopOptions], recipe),
+        card=resolve(parsed[CardOptions], recipe),
+        command=describe_command(program, parsed.flags),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
+    """Train as the flags say; prints the scores as a table and as one line of JSON."""
+    run = parse(argv)
+    from ..tables import format_table, one_line
+    from ..training.dense import finetune_dense
+    from ..training.processes import report_lost_processes
+
+    with report_lost_processes(run.loop.ddp_timeout):
+        result = finetune_dense(
+            task=run.task, data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
+            resume_command=run.resume_command,
+        )  # fmt: skip
+        if result.summary:
+            summary = result.summary
+            rows = [{"model": "this model", **summary["model"]}]
+            rows += [{"model": name, **scores} for name, scores in result.baselines.items()]
+            print(f"\n{one_line(summary['data'])}, {summary['split']} split, {summary['num_examples']} pictures:\n")
+            columns = [f"{kind}_{name}" for kind in ("box", "mask") for name in COLUMNS]
+            print(format_table(rows, ["model", *(name for name in columns if name in summary["model"])]))
+            print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+    return result
+
+
+if __name__ == "__main__":
+    with mistakes_in_one_line():
+        main()

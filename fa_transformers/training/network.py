@@ -1,0 +1,71 @@
+"""What runs on images with dense answers share: fitting one network, and scoring its best weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from ..options import LoopOptions
+from .data_digests import digest_once
+from .loaders import build_loaders
+from .loop import plan_steps, run_training
+from .optimizer import build_optimizer, group_by_rates
+from .report import describe_run
+from .setup import gather_model
+
+
+def fit_network(
+    loop: LoopOptions,
+    model: PreTrainedModel,
+    examples: dict[str, torch.utils.data.Dataset],
+    collate: Callable,
+    accelerator: Accelerator,
+    *,
+    evaluate: Callable[[nn.Module, DataLoader, str], dict[str, Any]],
+    score_split: str,
+    best_metric: str,
+    description: str,
+    resume_command: str,
+    digest: Callable[[], dict[str, str]],
+) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any]]:
+    """Train a network at one rate, without weight decay on vectors; score its best weights.
+
+    Args:
+        examples: of "train", "validation" and `score_split`, each with `lengths`.
+        collate: makes a batch of examples.
+        evaluate: scores of a model on the loader of a split, with their `loss` and `best_metric`.
+        description: what the network has, for the line that is printed first.
+        digest: of the data, for a resumed run to compare; read by the main process alone.
+
+    Returns:
+        The plain model in evaluation mode, its scores on `score_split`, and the figures of the run.
+    """
+    loaders, sampler = build_loaders(loop, examples, collate, accelerator)
+    steps = plan_steps(loop, sampler, loop.output_dir)
+    accelerator.print(
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {description}; {accelerator.num_processes} "
+        f"processes on {accelerator.device}, {torch.get_num_threads()} threads each; {sampler.extent}, {steps} steps"
+    )
+    groups = group_by_rates(
+        model, lambda name, weight: (loop.learning_rate, loop.weight_decay if weight.ndim > 1 else 0.0)
+    )
+    trained, state, figures = run_training(
+        loop,
+        model,
+        *build_optimizer(groups, loop, steps),
+        loaders["train"],
+        sampler,
+        accelerator,
+        evaluate=lambda trained: evaluate(trained, loaders["validation"], "validation"),
+        best_metric=best_metric,
+        max_steps=steps,
+        output_dir=loop.output_dir,
+        resume_command=resume_command,
+        data_digests=digest_once(accelerator, digest),
+    )
+    scores = evaluate(trained, loaders[score_split], score_split)
+    return gather_model(accelerator, trained).eval(), scores, describe_run(state) | figures
