@@ -14,11 +14,18 @@ POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
 RECOVERIES = (None, "pending", "distilled")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+FACTORIZED_FIELDS = (
+    "attention_normalization", "key_feature_size", "key_features", "learned_temperatures", "local_kernel_size",
+    "local_window", "softmax_layers", "recovery",
+)  # fmt: skip
 DECODER_FIELDS = ("is_decoder", "add_cross_attention")
 
 
-class FactorizedConfig(PretrainedConfig):
-    """Fields of every FA model. Values are checked, never corrected: a bad one raises ValueError.
+class FactorizedFields:
+    """The fields that say what a factorized layer computes, with their checks: a mixin that a configuration inherits.
+
+    Values are checked, never corrected: a bad one raises ValueError. The configuration has `hidden_size`,
+    `num_attention_heads` and `num_hidden_layers` too, under these names or by its `attribute_map`.
 
     Args:
         attention_normalization: "softmax" (softmax over features of Q and over positions of K, as in the paper) or
@@ -35,10 +42,6 @@ class FactorizedConfig(PretrainedConfig):
             of an image. A learned gate per head mixes it with the factorized output; the window's share
             is 0.8 at the start. 0 is off.
         softmax_layers: indices of layers that keep ordinary softmax attention, whose cost is quadratic.
-        position_embedding_type: "absolute" (a table: longer text is an error, images interpolate it), "periodic"
-            (position modulo the table's length, so any length runs) or "none".
-        classifier_pooling: what a sequence or image classifier reads: "cls" (the first real token) or "mean" (the mean
-            over the real tokens; for images, over the patches).
         recovery: where the weights stand after softmax attention was replaced: "pending" (converted, not trained since,
             so worse than the checkpoint they come from), "distilled" (recovered by distillation from it) or None
             (trained as they are, by fine-tuning or from scratch).
@@ -47,7 +50,7 @@ class FactorizedConfig(PretrainedConfig):
     AUTO_MAP: ClassVar[dict[str, str]] = {}
     STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
+    def set_factorized_fields(
         self,
         *,
         attention_normalization="softmax",
@@ -57,16 +60,9 @@ class FactorizedConfig(PretrainedConfig):
         local_kernel_size=0,
         local_window=0,
         softmax_layers=(),
-        position_embedding_type="absolute",
-        classifier_pooling="cls",
         recovery=None,
-        **kwargs,
     ):
-        self.refuse_decoders(kwargs)
-        for name in DECODER_FIELDS:
-            kwargs.pop(name, None)
-        kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
-        super().__init__(**kwargs)
+        """Set the fields as they are given, unchecked."""
         self.attention_normalization = attention_normalization
         self.key_feature_size = key_feature_size
         self.key_features = key_features
@@ -74,8 +70,6 @@ class FactorizedConfig(PretrainedConfig):
         self.local_kernel_size = local_kernel_size
         self.local_window = local_window
         self.softmax_layers = list(softmax_layers) if isinstance(softmax_layers, tuple) else softmax_layers
-        self.position_embedding_type = position_embedding_type
-        self.classifier_pooling = classifier_pooling
         self.recovery = recovery
 
     @property
@@ -91,7 +85,6 @@ class FactorizedConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         # The base class applies overrides after __init__, past its checks.
-        cls.refuse_decoders(kwargs)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         config_dict = translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES)
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
@@ -107,23 +100,8 @@ class FactorizedConfig(PretrainedConfig):
             }
         return config_dict
 
-    def check_fields(self):
+    def check_factorized_fields(self):
         """Raise ValueError, naming the field, if a value cannot be used."""
-        self.refuse_decoders(vars(self))
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            self.check_integer(name, minimum=1)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must divide by `num_attention_heads` ({self.num_attention_heads})."
-            )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self.check_number(name, 0.0, 1.0)
-        self.check_number("initializer_range", 0.0)
-        self.check_number("layer_norm_eps", 0.0)
-        self.check_activation("hidden_act")
-        self.check_integer("num_labels", minimum=1)
-        self.check_integer("chunk_size_feed_forward", minimum=0)
-        self.check_choice("problem_type", PROBLEM_TYPES)
         self.check_choice("attention_normalization", NORMALIZATIONS)
         self.check_choice("key_features", KEY_FEATURES)
         if self.key_features != "copies" and (
@@ -133,8 +111,6 @@ class FactorizedConfig(PretrainedConfig):
                 f'`key_features` {self.key_features!r} needs a `key_feature_size` and the "softmax" normalization.'
             )
         self.check_boolean("learned_temperatures")
-        self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
-        self.check_choice("classifier_pooling", POOLINGS)
         self.check_choice("recovery", RECOVERIES)
         self.check_integer("local_kernel_size", minimum=0)
         if self.local_kernel_size and self.local_kernel_size % 2 == 0:
@@ -177,13 +153,62 @@ class FactorizedConfig(PretrainedConfig):
         if not isinstance(getattr(self, name), bool):
             raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
 
+    def check_choice(self, name, choices):
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+class FactorizedConfig(FactorizedFields, PretrainedConfig):
+    """Fields of every FA encoder: those of `FactorizedFields`, checked in the same way, and these.
+
+    Args:
+        position_embedding_type: "absolute" (a table: longer text is an error, images interpolate it), "periodic"
+            (position modulo the table's length, so any length runs) or "none".
+        classifier_pooling: what a sequence or image classifier reads: "cls" (the first real token) or "mean" (the mean
+            over the real tokens; for images, over the patches).
+        kwargs: the fields of `FactorizedFields` and of transformers' `PretrainedConfig`.
+    """
+
+    def __init__(self, *, position_embedding_type="absolute", classifier_pooling="cls", **kwargs):
+        self.refuse_decoders(kwargs)
+        for name in DECODER_FIELDS:
+            kwargs.pop(name, None)
+        factorized = {name: kwargs.pop(name) for name in FACTORIZED_FIELDS if name in kwargs}
+        kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
+        super().__init__(**kwargs)
+        self.set_factorized_fields(**factorized)
+        self.position_embedding_type = position_embedding_type
+        self.classifier_pooling = classifier_pooling
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        cls.refuse_decoders(kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+    def check_fields(self):
+        """Raise ValueError, naming the field, if a value cannot be used."""
+        self.refuse_decoders(vars(self))
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            self.check_integer(name, minimum=1)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must divide by `num_attention_heads` ({self.num_attention_heads})."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self.check_number(name, 0.0, 1.0)
+        self.check_number("initializer_range", 0.0)
+        self.check_number("layer_norm_eps", 0.0)
+        self.check_activation("hidden_act")
+        self.check_integer("num_labels", minimum=1)
+        self.check_integer("chunk_size_feed_forward", minimum=0)
+        self.check_choice("problem_type", PROBLEM_TYPES)
+        self.check_choice("position_embedding_type", POSITION_EMBEDDING_TYPES)
+        self.check_choice("classifier_pooling", POOLINGS)
+        self.check_factorized_fields()
+
     @classmethod
     def refuse_decoders(cls, fields):
         for name in DECODER_FIELDS:
             if fields.get(name):
                 raise ValueError(f"`{name}` must be False: {cls.__name__} is for encoders only.")
-
-    def check_choice(self, name, choices):
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")

@@ -1,0 +1,83 @@
+"""Configurations of DETR and Conditional DETR with a factorized encoder: stock fields and a factorized layer's."""
+
+from transformers import ConditionalDetrConfig, DetrConfig
+
+from .configuration_fa import FACTORIZED_FIELDS, FactorizedFields
+
+# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. The import
+# can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
+from .fa_checkpoint_names import translate_config  # noqa: F401
+
+
+class FADetrFields(FactorizedFields):
+    """A base of the two configurations. The factorized fields' layers, heads and width are the encoder's."""
+
+    def __init__(self, **kwargs):
+        factorized = {name: kwargs.pop(name) for name in FACTORIZED_FIELDS if name in kwargs}
+        kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
+        super().__init__(**kwargs)
+        self.set_factorized_fields(**factorized)
+        self.check_fields()
+
+    @property
+    def attention_probs_dropout_prob(self):
+        """Dropout of attention probabilities, by the name that the softmax mixer reads."""
+        return self.attention_dropout
+
+    def check_fields(self):
+        """Raise ValueError, naming the field, if a value cannot be used."""
+        for name in ("d_model", "encoder_layers", "encoder_attention_heads", "num_queries", "num_labels"):
+            self.check_integer(name, minimum=1)
+        if self.d_model % self.encoder_attention_heads:
+            raise ValueError(
+                f"`d_model` ({self.d_model}) must divide by `encoder_attention_heads` ({self.encoder_attention_heads})."
+            )
+        self.check_factorized_fields()
+
+
+class FADetrConfig(FADetrFields, DetrConfig):
+    """Configuration of DETR whose encoder is factorized; reads stock DETR configurations too.
+
+    Args:
+        kwargs: the fields of `FactorizedFields`, whose layers and heads are the encoder's, and of transformers'
+            `DetrConfig`.
+
+    Raises:
+        ValueError: a field has a value that cannot be used; the message names it.
+    """
+
+    model_type = "fa_detr"
+    STOCK_MODEL_TYPES = ("detr",)
+    AUTO_MAP = {
+        "AutoConfig": "configuration_fa_detr.FADetrConfig",
+        "AutoModel": "modeling_fa_detr.FADetrModel",
+        "AutoModelForObjectDetection": "modeling_fa_detr.FADetrForObjectDetection",
+    }
+
+    def __init__(self, **kwargs):
+        # Written out: of a class without its own, transformers makes a dataclass, whose __init__ passes the mixin by.
+        super().__init__(**kwargs)
+
+
+class FAConditionalDetrConfig(FADetrFields, ConditionalDetrConfig):
+    """Configuration of Conditional DETR whose encoder is factorized; reads stock configurations too.
+
+    Args:
+        kwargs: the fields of `FactorizedFields`, whose layers and heads are the encoder's, and of transformers'
+            `ConditionalDetrConfig`.
+
+    Raises:
+        ValueError: a field has a value that cannot be used; the message names it.
+    """
+
+    model_type = "fa_conditional_detr"
+    STOCK_MODEL_TYPES = ("conditional_detr",)
+    AUTO_MAP = {
+        "AutoConfig": "configuration_fa_detr.FAConditionalDetrConfig",
+        "AutoModel": "modeling_fa_detr.FAConditionalDetrModel",
+        "AutoModelForObjectDetection": "modeling_fa_detr.FAConditionalDetrForObjectDetection",
+    }
+
+    def __init__(self, **kwargs):
+        # Written out: of a class without its own, transformers makes a dataclass, whose __init__ passes the mixin by.
+        super().__init__(**kwargs)
