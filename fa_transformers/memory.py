@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .models import ARCHITECTURES
+from .models import ENCODERS
 from .models.configuration_fa import FactorizedConfig
 from .models.fa_layers import INFERENCE_PIECE
 
@@ -151,7 +151,7 @@ def return_freed_memory() -> None:
 def count_weights(config: FactorizedConfig) -> tuple[int, int]:
     """Count the parameters of the base model of `config`, and among them the weights of its encoder's linear maps."""
     with torch.device("meta"):
-        model = ARCHITECTURES[type(config)]["AutoModel"](config)
+        model = ENCODERS[type(config)]["AutoModel"](config)
     mapped = sum(weight.numel() for weight in model.encoder.parameters() if weight.dim() == 2)
     return model.num_parameters(), mapped
 

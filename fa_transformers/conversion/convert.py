@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 
 from ..hub.publish import check_target
-from ..models import ARCHITECTURES
+from ..models import ENCODERS
 from .folder import write_converted_folder
 from .source import CheckpointSource, load_processor, read_source
 from .stock_checkpoints import (
@@ -143,7 +143,7 @@ def convert_checkpoint(
     if output_dir is not None:
         check_target(output_dir, overwrite)
     source = read_source(model_or_path)
-    heads = ARCHITECTURES[find_family(source.config.model_type).config_class]
+    heads = ENCODERS[find_family(source.config.model_type).config_class]
     is_text = heads["AutoModel"].main_input_name == "input_ids"
     mode = _check_length_options(is_text, positions, max_length, image_size, config_overrides)
     if positions is not None:
@@ -272,7 +272,7 @@ def _convert(
     family, stock = find_family(source.config.model_type), source.config.to_dict()
     check_encoder(stock)
     own_auto_class = find_auto_class(source.architecture) if source.architecture else auto_class or "AutoModel"
-    heads, auto_class = ARCHITECTURES[family.config_class], auto_class or own_auto_class
+    heads, auto_class = ENCODERS[family.config_class], auto_class or own_auto_class
     if auto_class is None:
         raise ValueError(f"{source.architecture} has a head that no FA model has; say which with `auto_class`.")
     if auto_class not in heads:

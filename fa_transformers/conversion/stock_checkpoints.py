@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..models import ARCHITECTURES, FABertConfig, FAViTConfig
+from ..models import ENCODERS, FABertConfig, FAViTConfig
 from ..models.fa_checkpoint_names import translate_config, translate_vit_name
 
 ROBERTA_NAME_PATTERNS = {
@@ -128,7 +128,7 @@ class Family:
     @property
     def our_prefix(self) -> str:
         """The base model's prefix in the names of an FA model, such as "bert."."""
-        return f"{ARCHITECTURES[self.config_class]['AutoModel'].base_model_prefix}."
+        return f"{ENCODERS[self.config_class]['AutoModel'].base_model_prefix}."
 
 
 def find_family(model_type: str) -> Family:

@@ -15,14 +15,18 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
 `configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
 `fa_block` is the paper's module for feature maps, which needs the operator alone.
 
-`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. A configuration's
-`AUTO_MAP` names the same classes for remote loading.
+`ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. `ENCODERS` are the
+rows with a `FactorizedConfig`, which have an "AutoModel" and layers; other rows need not. Adding an architecture takes
+three edits: its files, its row in the table, and its configuration's `AUTO_MAP`, which names the same classes for
+remote loading.
 """
 
 from typing import Any
 
 import transformers
+from transformers import PretrainedConfig
 
+from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
@@ -37,7 +41,7 @@ from .modeling_fa_bert import (
 )
 from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
-ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
+ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
         "AutoModel": FABertModel,
         "AutoModelForMaskedLM": FABertForMaskedLM,
@@ -53,6 +57,10 @@ ARCHITECTURES: dict[type[FABertConfig] | type[FAViTConfig], dict[str, Any]] = {
     },
 }
 
+ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
+    config_class: heads for config_class, heads in ARCHITECTURES.items() if issubclass(config_class, FactorizedConfig)
+}
+
 for config_class, heads in ARCHITECTURES.items():
     transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     config_class.register_for_auto_class("AutoConfig")
@@ -62,6 +70,7 @@ for config_class, heads in ARCHITECTURES.items():
 
 __all__ = [
     "ARCHITECTURES",
+    "ENCODERS",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",

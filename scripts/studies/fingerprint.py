@@ -2,7 +2,7 @@
 
 python scripts/studies/fingerprint.py > after.json    # the same at the other commit, then: diff before.json after.json
 
-A refactoring must leave every sum as it was: the models of every architecture and head under several options, packed,
+A refactoring must leave every sum as it was: the encoders with every head under several options, packed,
 in chunks and in training, the operator's block, and `scripts/finetune.py` on generated documents. One thread, seed 0.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fa_transformers
-from fa_transformers.models import ARCHITECTURES
+from fa_transformers.models import ENCODERS
 
 ROOT = Path(__file__).parents[2] if Path(__file__).parent.name == "studies" else Path.cwd()
 SIZES = dict(
@@ -123,7 +123,7 @@ def fingerprint_training() -> dict:
 def main() -> None:
     torch.set_num_threads(1)
     sums: dict = {"block": fingerprint_block()}
-    for config_class, heads in ARCHITECTURES.items():
+    for config_class, heads in ENCODERS.items():
         for auto_class, model_class in heads.items():
             for name, options in OPTIONS.items():
                 model = build(config_class, model_class, options)

@@ -2,8 +2,8 @@
 
     python -P remote_process.py JOBS.json RESULTS.pt
 
-JOBS.json is a list of {"folder", "auto_class", "task", "pipeline_calls", "text", "image"}. One process serves all of
-them, because importing transformers takes seconds.
+JOBS.json is a list of {"folder", "auto_class", "base_auto_class", "task", "pipeline_calls", "text", "image"}. One
+process serves all of them, because importing transformers takes seconds.
 """
 
 import importlib.abc
@@ -23,8 +23,13 @@ class WithoutPackage(importlib.abc.MetaPathFinder):
         return None
 
 
-def load(auto_class: str, folder: str, **options):
-    return getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True, **options)
+def load(auto_class: str, folder: str, trust_remote_code: bool = True, **options):
+    loader = getattr(transformers, auto_class)
+    if auto_class == "AutoBackbone":  # whose from_pretrained asks the Hub for local folders as well
+        config = load("AutoConfig", folder, trust_remote_code)
+        loader = type(loader.from_config(config, trust_remote_code=trust_remote_code))
+        return loader.from_pretrained(folder, config=config, **options)
+    return loader.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
 
 
 def make_inputs(processor, job: dict) -> dict[str, torch.Tensor]:
@@ -39,7 +44,9 @@ def make_inputs(processor, job: dict) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def run(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.eval()(**inputs).items() if isinstance(value, torch.Tensor)}
+    outputs = dict(model.eval()(**inputs))
+    outputs |= {f"feature_maps {index}": maps for index, maps in enumerate(outputs.pop("feature_maps", ()))}
+    return {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
 
 
 def call_pipeline(model, processor, job: dict) -> list:
@@ -54,7 +61,7 @@ def process(job: dict) -> dict:
     processor = load("AutoImageProcessor" if job["image"] else "AutoTokenizer", folder)
     inputs = make_inputs(processor, job)
     model, loading = load(auto_class, folder, output_loading_info=True)
-    base = load("AutoModel", folder)
+    base = load(job["base_auto_class"], folder)
     resaved = folder + "-resaved"
     model.save_pretrained(resaved)
     processor.save_pretrained(resaved)

@@ -1,7 +1,8 @@
 """Tiny FA models of every architecture and head with their inputs: what the model tests iterate over.
 
-An architecture joins by its row in `ARCHITECTURES`: sizes are taken where its configuration has a field of that name,
-inputs follow from `main_input_name`, labels from the Auto class.
+An architecture joins by its row in `ARCHITECTURES`: sizes and options are taken where its configuration has a field of
+that name, inputs follow from `main_input_name`, labels and the shapes of outputs from the Auto class. `MODELS` are all
+rows and `HEADS` those of encoders, whose outputs are of tokens or of the whole sample.
 """
 
 import json
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from fa_transformers.models import ARCHITECTURES
+from fa_transformers.models import ARCHITECTURES, ENCODERS
 
 NUM_LABELS = 2
 VOCAB_SIZE = 60
@@ -51,14 +52,26 @@ OPTION_SETS = {
     "all": ALL_OPTIONS,
     "all scaling": {**ALL_OPTIONS, "attention_normalization": "scaling", "num_register_tokens": 3},
 }
-HEADS = [
+
+
+def applies(options: str, config_class: type[PretrainedConfig]) -> bool:
+    """Whether a configuration has any of a set's fields; the plain set fits each."""
+    fields, default = OPTION_SETS[options], config_class()
+    return not fields or any(hasattr(default, name) for name in fields)
+
+
+MODELS = [
     (config_class, auto_class, model_class)
     for config_class, heads in ARCHITECTURES.items()
     for auto_class, model_class in heads.items()
 ]
-ROWS = [(*head, options) for head in HEADS for options in OPTION_SETS]
+HEADS = [model for model in MODELS if model[0] in ENCODERS and model[1] != "AutoBackbone"]
+ROWS = [(*head, options) for head in HEADS for options in OPTION_SETS if applies(options, head[0])]
+MODEL_ROWS = [(*model, options) for model in MODELS for options in OPTION_SETS if applies(options, model[0])]
+MODEL_IDS = [f"{model_class.__name__}-{auto_class}" for _, auto_class, model_class in MODELS]
 HEAD_IDS = [model_class.__name__ for *_, model_class in HEADS]
 ROW_IDS = [f"{model_class.__name__}-{options}" for *_, model_class, options in ROWS]
+MODEL_ROW_IDS = [f"{model_class.__name__}-{auto_class}-{options}" for _, auto_class, model_class, options in MODEL_ROWS]
 
 # Sums of at most 2^11 float64 terms through two layers keep 38 bits or more, while whatever leaks through (padding, a
 # neighbour in the batch) shows in the first 12 bits, as every parameter is drawn with standard deviation 0.2.
@@ -128,7 +141,7 @@ def inputs_of(model: PreTrainedModel, auto_class: str) -> dict[str, Tensor]:
 
 def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Labels by the name of the Auto class; none for base models and masked image modelling, which is its own label."""
-    if auto_class in ("AutoModel", "AutoModelForMaskedImageModeling"):
+    if auto_class in ("AutoModel", "AutoBackbone", "AutoModelForMaskedImageModeling"):
         return {}
     if auto_class in ("AutoModelForMaskedLM", "AutoModelForTokenClassification"):
         limit = VOCAB_SIZE if auto_class == "AutoModelForMaskedLM" else NUM_LABELS
@@ -143,17 +156,60 @@ def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     raise ValueError(f"State how labels for {auto_class} look.")
 
 
+def backbone_sizes(config: PretrainedConfig, height: int, width: int) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of each stage's map: patches of a ViT, or strides of 4, 4, 8, 16 and 32 pixels."""
+    if hasattr(config, "patch_shape"):
+        strides = [config.patch_shape] * len(config.stage_names)
+    else:
+        strides = [(stride, stride) for stride in (4, 4, 8, 16, 32)]
+    return {
+        name: (-(-height // rows), -(-width // columns))
+        for name, (rows, columns) in zip(config.stage_names, strides, strict=True)
+    }
+
+
+def shapes_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The documented shapes of a model's output for two samples, without the loss."""
+    if auto_class == "AutoBackbone":
+        sizes = backbone_sizes(model.config, *inputs["pixel_values"].shape[2:])
+        maps = zip(model.channels, (sizes[name] for name in model.out_features), strict=True)
+        return {f"feature_maps {index}": (2, channels, *size) for index, (channels, size) in enumerate(maps)}
+    num_tokens = inputs[model.main_input_name].shape[-1]
+    if model.main_input_name == "pixel_values":
+        num_tokens = 1 + model.config.num_register_tokens + 5 * 3
+    width = model.config.hidden_size
+    return {
+        "AutoModel": {"last_hidden_state": (2, num_tokens, width), "pooler_output": (2, width)},
+        "AutoModelForMaskedLM": {"logits": (2, num_tokens, VOCAB_SIZE)},
+        "AutoModelForSequenceClassification": {"logits": (2, NUM_LABELS)},
+        "AutoModelForTokenClassification": {"logits": (2, num_tokens, NUM_LABELS)},
+        "AutoModelForQuestionAnswering": {"start_logits": (2, num_tokens), "end_logits": (2, num_tokens)},
+        "AutoModelForMultipleChoice": {"logits": (2, 3)},
+        "AutoModelForImageClassification": {"logits": (2, NUM_LABELS)},
+        "AutoModelForMaskedImageModeling": {"reconstruction": tuple(inputs[model.main_input_name].shape)},
+    }[auto_class]
+
+
 def loss_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]) -> Tensor:
     """The head's loss; for a base model, one that every output feeds."""
     output = model(**inputs, **labels_of(auto_class, inputs))
+    if auto_class == "AutoBackbone":
+        return torch.stack(
+            [(maps * ramp(maps.shape[1], maps)[:, None, None]).pow(2).mean() for maps in output[0]]
+        ).sum()
     if auto_class == "AutoModel":
-        weights = torch.linspace(-1.0, 1.0, output.last_hidden_state.shape[-1], dtype=output.last_hidden_state.dtype)
+        weights = ramp(output.last_hidden_state.shape[-1], output.last_hidden_state)
         return (output.last_hidden_state * weights).pow(2).mean() + output.pooler_output.pow(2).mean()
     return output.loss
 
 
+def ramp(length: int, like: Tensor) -> Tensor:
+    """Weights from -1 to 1, so that no feature, as under a norm, has a fixed share of a sum of squares."""
+    return torch.linspace(-1.0, 1.0, length, dtype=like.dtype)
+
+
 def outputs_of(model: PreTrainedModel, inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """The tensors of a model's output by name, without gradients.
+    """The tensors of a model's output by name, without gradients; of feature maps, "feature_maps 0" and so on.
 
     Weights that were read from a file lie at any address, and on some processors products of one column round by it:
     they are moved to where torch puts new tensors, so that equal weights give equal bits.
@@ -161,7 +217,10 @@ def outputs_of(model: PreTrainedModel, inputs: dict[str, Tensor], **options) -> 
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     with torch.no_grad():
-        return {name: value for name, value in model(**inputs, **options).items() if isinstance(value, Tensor)}
+        outputs = dict(model(**inputs, **options))
+    for index, feature_map in enumerate(outputs.get("feature_maps") or ()):
+        outputs[f"feature_maps {index}"] = feature_map
+    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
 
 def assert_equal_outputs(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

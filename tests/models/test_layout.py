@@ -7,12 +7,12 @@ import torch
 from tiny_models import HEAD_IDS, HEADS, OPTION_SETS, build, inputs_of, loss_of, text_inputs
 from torch import Tensor
 
-from fa_transformers.models import ARCHITECTURES, FABertConfig, FABertForMultipleChoice, fa_attention, fa_layout
+from fa_transformers.models import ENCODERS, FABertConfig, FABertForMultipleChoice, fa_attention, fa_layout
 from fa_transformers.models.fa_layout import Layout, lay_out_image, lay_out_text
 from fa_transformers.models.fa_packed import PackedDocuments
 
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
-every_config = pytest.mark.parametrize("config_class", ARCHITECTURES, ids=lambda config_class: config_class.__name__)
+every_config = pytest.mark.parametrize("config_class", ENCODERS, ids=lambda config_class: config_class.__name__)
 
 
 def with_mask(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def test_a_packed_batch_is_packed_once_by_a_head_and_its_encoder(monkeypatch):
 @every_config
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_a_checkpointed_layer_gets_its_layout_again(config_class, use_reentrant):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     model = build(config_class, base_class, **OPTION_SETS["all"]).double().train()
     inputs = with_mask(inputs_of(model, "AutoModel"))
     inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}

@@ -1,6 +1,7 @@
-"""The contract of every FA model, whatever it encodes: each row of `ARCHITECTURES` with each set of options.
+"""The contract of every FA model: each row of `ARCHITECTURES` with each set of options that it has.
 
-Protects shapes, losses, gradients, saving and loading, the library's switches, and that loading never alters a weight.
+Protects shapes, losses, gradients, saving, loading and copying of all rows, and of encoders also the library's switches
+and that loading never alters a weight.
 """
 
 import copy
@@ -15,9 +16,11 @@ from tiny_models import (
     EXACT,
     HEAD_IDS,
     HEADS,
+    MODEL_IDS,
+    MODEL_ROW_IDS,
+    MODEL_ROWS,
+    MODELS,
     OPTION_SETS,
-    ROW_IDS,
-    ROWS,
     as_float64,
     assert_equal_outputs,
     build,
@@ -25,40 +28,34 @@ from tiny_models import (
     loss_of,
     outputs_of,
     randomize,
+    shapes_of,
     tiny_config,
 )
 
-from fa_transformers.models import ARCHITECTURES, fa_layers
+from fa_transformers.models import ARCHITECTURES, ENCODERS, fa_layers
 
-every_row = pytest.mark.parametrize(("config_class", "auto_class", "model_class", "options"), ROWS, ids=ROW_IDS)
+every_row = pytest.mark.parametrize(
+    ("config_class", "auto_class", "model_class", "options"), MODEL_ROWS, ids=MODEL_ROW_IDS
+)
+every_model = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), MODELS, ids=MODEL_IDS)
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
 every_config = pytest.mark.parametrize("config_class", ARCHITECTURES, ids=lambda config_class: config_class.model_type)
+every_encoder = pytest.mark.parametrize("config_class", ENCODERS, ids=lambda config_class: config_class.model_type)
 
 
 def is_removed_by_softmax(name: str, auto_class: str) -> bool:
     """What shifts all keys, or the logits of all choices, alike: the softmax over them makes its gradient zero."""
-    return name.endswith("key.bias") or (auto_class == "AutoModelForMultipleChoice" and name == "classifier.bias")
+    return name.endswith(("key.bias", "keys.bias")) or (
+        auto_class == "AutoModelForMultipleChoice" and name == "classifier.bias"
+    )
 
 
 @every_row
 def test_outputs_are_finite_and_have_the_documented_shapes(config_class, auto_class, model_class, options):
     model = build(config_class, model_class, **OPTION_SETS[options])
     inputs = inputs_of(model, auto_class)
-    main = inputs[model.main_input_name]
     outputs = outputs_of(model, inputs)
-    num_tokens = main.shape[-1]
-    if model.main_input_name == "pixel_values":
-        num_tokens = 1 + model.config.num_register_tokens + 5 * 3
-    expected = {
-        "AutoModel": {"last_hidden_state": (2, num_tokens, 32), "pooler_output": (2, 32)},
-        "AutoModelForMaskedLM": {"logits": (2, num_tokens, 60)},
-        "AutoModelForSequenceClassification": {"logits": (2, 2)},
-        "AutoModelForTokenClassification": {"logits": (2, num_tokens, 2)},
-        "AutoModelForQuestionAnswering": {"start_logits": (2, num_tokens), "end_logits": (2, num_tokens)},
-        "AutoModelForMultipleChoice": {"logits": (2, 3)},
-        "AutoModelForImageClassification": {"logits": (2, 2)},
-        "AutoModelForMaskedImageModeling": {"reconstruction": tuple(main.shape)},
-    }[auto_class]
+    expected = shapes_of(model, auto_class, inputs)
     assert {name: tuple(value.shape) for name, value in outputs.items() if name != "loss"} == expected
     assert all(value.isfinite().all() for value in outputs.values())
 
@@ -82,16 +79,27 @@ def test_saved_model_loads_with_identical_outputs(config_class, auto_class, mode
     model.save_pretrained(tmp_path)
     inputs = inputs_of(model, auto_class)
     expected = outputs_of(model, inputs)
-    for loader in (model_class, getattr(transformers, auto_class)):
+    # AutoBackbone.from_pretrained asks the Hub for local folders as well.
+    loaders = [model_class] if auto_class == "AutoBackbone" else [model_class, getattr(transformers, auto_class)]
+    for loader in loaders:
         loaded, report = loader.from_pretrained(tmp_path, output_loading_info=True)
         assert type(loaded) is model_class
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert_equal_outputs(outputs_of(loaded.eval(), inputs), expected)
+    assert type(getattr(transformers, auto_class).from_config(model.config)) is model_class
+
+
+@every_model
+def test_copied_and_pickled_model_has_identical_outputs(config_class, auto_class, model_class):
+    model = build(config_class, model_class)
+    inputs = inputs_of(model, auto_class)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_equal_outputs(outputs_of(other, inputs), outputs_of(model, inputs))
 
 
 @every_head
 def test_base_checkpoint_in_a_head_keeps_every_loaded_weight(config_class, auto_class, model_class, tmp_path):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     saved = build(config_class, base_class, **OPTION_SETS["all"])
     saved.save_pretrained(tmp_path)
     model, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
@@ -103,10 +111,10 @@ def test_base_checkpoint_in_a_head_keeps_every_loaded_weight(config_class, auto_
         assert torch.equal(loaded[name], shared[name]), name
 
 
-@every_config
+@every_encoder
 @pytest.mark.parametrize("index", range(4))
 def test_module_partly_in_the_checkpoint_keeps_the_part_that_is_there(config_class, index, tmp_path):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     fields = {**OPTION_SETS["all"], "num_register_tokens": 3, "layerscale_value": 1.0}
     build(config_class, base_class, **fields).save_pretrained(tmp_path)
     # Cloned: the file stays mapped into memory, and is written again below.
@@ -127,9 +135,9 @@ def test_module_partly_in_the_checkpoint_keeps_the_part_that_is_there(config_cla
             assert torch.equal(parameter, state[name]), name
 
 
-@every_config
+@every_encoder
 def test_other_label_count_replaces_only_the_classifier(config_class, tmp_path):
-    heads = ARCHITECTURES[config_class]
+    heads = ENCODERS[config_class]
     name = next(
         name for name in heads if name in ("AutoModelForSequenceClassification", "AutoModelForImageClassification")
     )
@@ -175,15 +183,14 @@ def test_gradient_checkpointing_gives_equal_gradients(config_class, auto_class, 
     assert_equal_outputs(gradients[1], gradients[0])
 
 
-@every_head
+@every_model
 def test_return_dict_false_gives_the_same_values_as_a_tuple(config_class, auto_class, model_class):
     model = build(config_class, model_class)
     inputs = inputs_of(model, auto_class)
-    expected = model(**inputs, output_hidden_states=True).to_tuple()
-    for values in (
-        model(**inputs, output_hidden_states=True, return_dict=False),
-        _with_config(model, return_dict=False)(**inputs, output_hidden_states=True),
-    ):
+    if (config_class, auto_class, model_class) in HEADS:
+        inputs["output_hidden_states"] = True
+    expected = model(**inputs).to_tuple()
+    for values in (model(**inputs, return_dict=False), _with_config(model, return_dict=False)(**inputs)):
         assert isinstance(values, tuple) and len(values) == len(expected)
         for value, other in zip(values, expected, strict=True):
             for tensor, other_tensor in zip(_tensors(value), _tensors(other), strict=True):
@@ -218,7 +225,7 @@ def test_hidden_states_are_the_embeddings_and_every_layers_output(config_class, 
         assert torch.equal(hidden_states[index], layer_input) and torch.equal(hidden_states[index + 1], layer_output)
 
 
-@every_head
+@every_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_load_in_the_requested_dtype_and_run(config_class, auto_class, model_class, dtype, tmp_path):
     model_class(tiny_config(config_class, **OPTION_SETS["all"])).save_pretrained(tmp_path)
@@ -228,10 +235,10 @@ def test_weights_load_in_the_requested_dtype_and_run(config_class, auto_class, m
         assert value.isfinite().all()
 
 
-@every_config
+@every_encoder
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
 def test_device_map_loads_the_same_weights(config_class, device_map, tmp_path):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     saved = build(config_class, base_class, **OPTION_SETS["all"])
     saved.save_pretrained(tmp_path)
     loaded = base_class.from_pretrained(tmp_path, device_map=device_map)
@@ -242,18 +249,18 @@ def test_device_map_loads_the_same_weights(config_class, device_map, tmp_path):
     assert all(torch.equal(a.cpu(), b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))
 
 
-@every_config
+@every_encoder
 def test_device_map_never_splits_a_layer(config_class):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     model = build(config_class, base_class, **OPTION_SETS["all"])
     classes = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= classes
     assert type(model.encoder.layer[0]).__name__ in model._no_split_modules
 
 
-@every_config
+@every_encoder
 def test_attention_implementation_changes_nothing_but_how_softmax_layers_run(config_class):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     for softmax_layers in ([], [0, 1]):
         outputs = []
         for name in (None, "eager", "sdpa"):
@@ -266,9 +273,9 @@ def test_attention_implementation_changes_nothing_but_how_softmax_layers_run(con
                 torch.testing.assert_close(value, reference, **tolerance)
 
 
-@every_config
+@every_encoder
 def test_softmax_layers_differ_from_factorized_ones(config_class):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     inputs = inputs_of(base_class, "AutoModel")
     factorized, softmax = (
         outputs_of(build(config_class, base_class, softmax_layers=layers), inputs)["last_hidden_state"]
@@ -279,12 +286,14 @@ def test_softmax_layers_differ_from_factorized_ones(config_class):
 
 @every_config
 def test_config_survives_saving_copying_and_pickling(config_class, tmp_path):
-    config = tiny_config(config_class, **OPTION_SETS["all"], num_labels=3)
+    fields = {**OPTION_SETS["all"], "num_labels": 3} if config_class in ENCODERS else {"num_labels": 3}
+    config = tiny_config(config_class, **fields)
     config.save_pretrained(tmp_path)
     loaded = config_class.from_pretrained(tmp_path)
     for other in (loaded, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
-        for name, value in {**OPTION_SETS["all"], "num_labels": 3, "auto_map": config_class.AUTO_MAP}.items():
+        for name, value in {**fields, "auto_map": config_class.AUTO_MAP}.items():
             assert getattr(other, name) == value, name
+        assert other.to_dict() == config.to_dict()
     assert loaded.to_json_string() == config_class.from_dict(loaded.to_dict()).to_json_string()
 
 
@@ -295,9 +304,9 @@ def test_auto_map_names_every_head(config_class):
     assert named == {"AutoConfig": config_class.__name__, **heads}
 
 
-@every_config
+@every_encoder
 def test_chunked_feed_forward_gives_the_same_answer(config_class):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     inputs = as_float64(inputs_of(base_class, "AutoModel"))
     num_tokens = build(config_class, base_class)(**inputs_of(base_class, "AutoModel")).last_hidden_state.shape[1]
     whole, chunked = (
@@ -307,11 +316,11 @@ def test_chunked_feed_forward_gives_the_same_answer(config_class):
     torch.testing.assert_close(chunked["last_hidden_state"], whole["last_hidden_state"], **EXACT)
 
 
-@every_config
+@every_encoder
 def test_dropout_falls_alike_with_and_without_gradients(config_class, monkeypatch):
     # A layer under reentrant checkpointing runs once without them and once with them, from the same random state.
     monkeypatch.setattr(fa_layers, "INFERENCE_PIECE", 3)
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     model = build(config_class, base_class, hidden_dropout_prob=0.5).train()
     outputs = []
     for wants_gradients in (True, False):

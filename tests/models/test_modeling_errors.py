@@ -28,7 +28,7 @@ from transformers import (
 from fa_transformers import load_factorized
 from fa_transformers.conversion.stock_checkpoints import FAMILIES
 from fa_transformers.models import (
-    ARCHITECTURES,
+    ENCODERS,
     FABertConfig,
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -90,17 +90,17 @@ OWN_BAD_VALUES = {
 }
 BAD_FIELDS = [
     pytest.param(config_class, name, values, id=f"{config_class.model_type}-{name}")
-    for config_class in ARCHITECTURES
+    for config_class in ENCODERS
     for name, values in {**SHARED_BAD_VALUES, **OWN_BAD_VALUES[config_class]}.items()
 ]
-every_config = pytest.mark.parametrize("config_class", ARCHITECTURES, ids=lambda config_class: config_class.model_type)
+every_config = pytest.mark.parametrize("config_class", ENCODERS, ids=lambda config_class: config_class.model_type)
 every_head = pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=HEAD_IDS)
 
 
 @pytest.fixture(scope="module")
 def saved_folders(tmp_path_factory):
     folders = {}
-    for config_class, heads in ARCHITECTURES.items():
+    for config_class, heads in ENCODERS.items():
         folders[config_class] = tmp_path_factory.mktemp(config_class.model_type)
         build(config_class, heads["AutoModel"]).save_pretrained(folders[config_class])
     return folders
@@ -108,7 +108,7 @@ def saved_folders(tmp_path_factory):
 
 @pytest.mark.parametrize(("config_class", "field", "values"), BAD_FIELDS)
 def test_bad_value_of_a_field_is_an_error_that_names_it(config_class, field, values, saved_folders):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     valid = tiny_config(config_class).to_dict()
     for value in values:
         with pytest.raises(ValueError, match=f"`{field}`"):
@@ -132,7 +132,7 @@ def test_every_field_of_a_configuration_has_bad_values_in_this_file(config_class
 
 @every_config
 def test_bad_value_in_a_saved_configuration_is_an_error_that_names_it(config_class, tmp_path):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     build(config_class, base_class).save_pretrained(tmp_path)
     rewrite_config(tmp_path, local_window=-3)
     with pytest.raises(ValueError, match="`local_window`"):
@@ -162,7 +162,7 @@ def test_heads_refuse_configurations_they_cannot_serve():
 @pytest.mark.parametrize("name", ["flash_attention_2", "factorized", "flex_attention", "nope"])
 @every_config
 def test_other_attention_implementations_are_refused_everywhere(config_class, name, saved_folders):
-    base_class = ARCHITECTURES[config_class]["AutoModel"]
+    base_class = ENCODERS[config_class]["AutoModel"]
     model = build(config_class, base_class)
     attempts = [
         lambda: base_class(config_class(attn_implementation=name)),
@@ -209,7 +209,7 @@ STRANGERS = {
 @pytest.mark.parametrize("kind", STRANGERS)
 def test_checkpoint_of_another_architecture_is_refused_by_name(kind, tmp_path):
     STRANGERS[kind]().save_pretrained(tmp_path)
-    for config_class, heads in ARCHITECTURES.items():
+    for config_class, heads in ENCODERS.items():
         for model_class in heads.values():
             with pytest.raises(ValueError, match=f"'{kind}'.*cannot be loaded as '{config_class.model_type}'"):
                 model_class.from_pretrained(tmp_path)

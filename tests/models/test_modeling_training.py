@@ -19,7 +19,7 @@ from tiny_models import (
 from transformers import Trainer, TrainingArguments
 
 from fa_transformers.models import (
-    ARCHITECTURES,
+    ENCODERS,
     FABertConfig,
     FABertForSequenceClassification,
     FABertModel,
@@ -237,7 +237,7 @@ def test_dropout_acts_in_training_only():
 
 def test_attention_dropout_acts_in_softmax_layers_only():
     for config_class in (FABertConfig, FAViTConfig):
-        base_class = ARCHITECTURES[config_class]["AutoModel"]
+        base_class = ENCODERS[config_class]["AutoModel"]
         for implementation in ("eager", "sdpa"):
             for softmax_layers, acts in (([], False), ([0], True)):
                 fields = {"attention_probs_dropout_prob": 0.5, "softmax_layers": softmax_layers}

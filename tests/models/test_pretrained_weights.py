@@ -25,7 +25,7 @@ from transformers import (
 
 from fa_transformers import load_factorized
 from fa_transformers.models import (
-    ARCHITECTURES,
+    ENCODERS,
     FABertForMaskedLM,
     FABertModel,
     FAViTConfig,
@@ -202,7 +202,7 @@ def test_translation_of_names_is_idempotent_and_loses_none(model):
 
 def test_translation_leaves_our_own_names_alone():
     fields = {**OPTION_SETS["all"], "num_register_tokens": 2, "layerscale_value": 1.0}
-    for model_class in ARCHITECTURES[FAViTConfig].values():
+    for model_class in ENCODERS[FAViTConfig].values():
         for name in model_class(tiny_config(FAViTConfig, **fields)).state_dict():
             assert translate_vit_name(name) == name
 

@@ -16,15 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from PIL import Image
-from remote_process import call_pipeline, make_inputs, run
+from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
 from transformers import AutoTokenizer, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import fa_transformers.models
-from fa_transformers.models import ARCHITECTURES
+from fa_transformers.models import ARCHITECTURES, ENCODERS
 
 SHIPPED_FOLDER = Path(fa_transformers.models.__file__).parent
 SHIPPED_FILES = sorted(path for path in SHIPPED_FOLDER.glob("*.py") if path.name != "__init__.py")
@@ -190,7 +189,7 @@ def _first_name(name: str) -> str:
 
 
 def make_model(config_class, model_class) -> torch.nn.Module:
-    """A tiny model with every option on and every weight random, so that a weight that is not loaded shows."""
+    """A tiny model with every weight random, so that a weight that is not loaded shows; encoders with every option."""
     options = {
         "hidden_size": 16,
         "num_hidden_layers": 2,
@@ -209,7 +208,7 @@ def make_model(config_class, model_class) -> torch.nn.Module:
     if "Classification" in model_class.__name__:
         options |= {"id2label": {0: "permissive", 1: "copyleft", 2: "other"}}
     torch.manual_seed(1)
-    model = model_class(config_class(**options)).eval()
+    model = model_class(config_class(**options) if config_class in ENCODERS else config_class()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -250,6 +249,7 @@ def remote(tmp_path_factory):
             processor.save_pretrained(folder / name)
             task = PIPELINES.get(name)
             job = {"folder": str(folder / name), "auto_class": auto_class, "task": task, "text": LONG_TEXT}
+            job["base_auto_class"] = "AutoModel" if "AutoModel" in heads else auto_class
             job |= {
                 "image": str(image) if reads_images else None,
                 "pipeline_calls": make_pipeline_calls(task, str(image)),
@@ -288,7 +288,7 @@ def test_another_process_loads_every_head_with_the_same_weights_and_outputs(
     assert result["class_name"] == model_class.__name__
     assert result["module"].startswith("transformers_modules.")
     assert result["config_class"] == config_class.__name__
-    assert result["base_class_name"] == ARCHITECTURES[config_class]["AutoModel"].__name__
+    assert result["base_class_name"] == ARCHITECTURES[config_class].get("AutoModel", model_class).__name__
     assert result["missing_keys"] == []
     _assert_all_equal(result["weights"], model.state_dict())
     inputs = make_inputs(processor, job)
@@ -323,7 +323,7 @@ def test_pipelines_in_another_process_answer_as_here_also_to_long_texts(remote, 
 @pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS)
 def test_with_the_package_imported_no_flag_is_needed(remote, config_class, auto_class, model_class):
     model, _, job, _ = remote[model_class.__name__]
-    loaded = getattr(transformers, auto_class).from_pretrained(job["folder"])
+    loaded = load(auto_class, job["folder"], trust_remote_code=False)
     assert type(loaded) is model_class
     _assert_all_equal(loaded.state_dict(), model.state_dict())
 

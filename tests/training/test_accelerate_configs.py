@@ -12,7 +12,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from repository import SCRIPTS
 from tiny_models import tiny_config
 
-from fa_transformers.models import ARCHITECTURES
+from fa_transformers.models import ENCODERS
 
 FOLDER = SCRIPTS / "accelerate_configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
@@ -64,7 +64,7 @@ def test_fsdp2_shards_the_layers_that_each_model_names(monkeypatch):
     for name, value in environment.items():
         if name.startswith("FSDP_"):
             monkeypatch.setenv(name, value)
-    for config_class, heads in ARCHITECTURES.items():
+    for config_class, heads in ENCODERS.items():
         model = heads["AutoModel"](tiny_config(config_class))
         plugin = FullyShardedDataParallelPlugin()
         assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
