@@ -42,8 +42,8 @@ from .fa_sequence_parallel import Shard  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
 from .fa_validation import check_mask  # noqa: F401
 
-# Names that transformers 4 wrote -> those of transformers 5, which are ours. Applied in order. Transformers fills in the
-# first group of a pattern only.
+# Names that transformers 4 wrote -> those of transformers 5, which are ours, in the order to apply. Of a pattern,
+# transformers fills in the first group only.
 DETR_NAME_PATTERNS = {
     r"backbone\.conv_encoder\.": r"backbone.",
     r"\.out_proj\.": r".o_proj.",
