@@ -281,11 +281,15 @@ class Subject:
         mask[:, : self.num_prefix + 1] = True
         return {"pixel_values": self.noise(2, 3, height, width), "attention_mask": mask}, mask
 
+    def in_pixels(self, patches: Tensor) -> Tensor:
+        """Marks of patches, bool [2, P], as those of their pixels, [2, 1, height, width]."""
+        height, width = self.case["image"]
+        marks = patches.unflatten(1, self.grid)[:, None]
+        return marks.repeat_interleave(PATCH_SIZE, 2).repeat_interleave(PATCH_SIZE, 3)[:, :, :height, :width]
+
     def check_image_padding(self):
         """What masked patches hold changes nothing."""
-        holes = ~self.real[:, self.num_prefix :].unflatten(1, self.grid)[:, None]
-        height, width = self.case["image"]
-        holes = holes.repeat_interleave(PATCH_SIZE, 2).repeat_interleave(PATCH_SIZE, 3)[:, :, :height, :width]
+        holes = self.in_pixels(~self.real[:, self.num_prefix :])
         for name, filler in (("zeros", 0.0), ("huge", 1e3), ("NaN", math.nan)):
             pixels = self.batch["pixel_values"].masked_fill(holes, filler)
             output = self.run(pixel_values=pixels, attention_mask=self.real)
@@ -331,6 +335,25 @@ class Subject:
             output = self.run(loaded, **self.batch)
             yield "tokens", output["tokens"][self.real], self.expected["tokens"][self.real]
 
+    def check_any_gradients(self):
+        """What padding holds, NaN and numbers that overflow included, changes no gradient."""
+        padding = ~self.real[:, :, None] if self.is_text else self.in_pixels(~self.real[:, self.num_prefix :])
+        if self.dtype == torch.float64 and padding.any():
+            filler = (math.nan, -math.inf, 1e300)[self.case["seed"] % 3]
+            yield f"tokens with {filler}", self.gradients(padding, filler), self.gradients(padding, 0.0)
+
+    def gradients(self, padding: Tensor, filler: float) -> Tensor:
+        """The gradients of all weights and inputs, of a weighted sum of what the model gives at real tokens."""
+        name = next(iter(self.batch))
+        values = self.batch[name].masked_fill(padding, filler).requires_grad_()
+        output = self.model(**{**self.batch, name: values})
+        tokens = output.last_hidden_state[self.real]
+        outcome = torch.cat([tokens.flatten(), output.pooler_output.flatten()])
+        weights = torch.linspace(-1.0, 1.0, len(outcome), dtype=self.dtype)
+        wanted = [weight for weight in self.model.parameters() if weight.requires_grad]
+        found = torch.autograd.grad((outcome * weights).sum(), [*wanted, values], allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
     def check_ranks(self, group: Any):
         """The processes of a group give what one gives, at once and in chunks."""
         for chunk_size in (None, self.case["chunk_size"]):
@@ -338,6 +361,8 @@ class Subject:
                 output = self.run(**self.batch, chunk_size=chunk_size)
             yield f"tokens, chunk_size {chunk_size}", output["tokens"][self.real], self.expected["tokens"][self.real]
             yield f"pooled, chunk_size {chunk_size}", output["pooled"], self.expected["pooled"]
+        with sequence_parallel(group, gather_outputs=True):
+            yield from self.check_any_gradients()
 
 
 def find_failure(case: Case, ranks: Any = None) -> Failure | None:

@@ -223,14 +223,17 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
 def mistakes_in_one_line() -> Iterator[None]:
     """End the process in one line where a user's mistake was found; any other error keeps its traceback.
 
-    Mistakes are bad data, files and folders that aren't there or are in the way, and flags with which a message begins.
+    Mistakes are bad data, files and folders that aren't there or are in the way, checkpoints that can't be gone on
+    with, and flags with which a message begins.
     """
     try:
         yield
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         from ..data.readers.tables import DataError  # loaded by now, if any data was read
+        from ..training.checkpointing import CheckpointError
 
-        if isinstance(error, DataError | FileExistsError | FileNotFoundError) or str(error).startswith("--"):
+        mistakes = CheckpointError | DataError | FileExistsError | FileNotFoundError
+        if isinstance(error, mistakes) or str(error).startswith("--"):
             raise SystemExit(f"error: {error}") from error
         raise
 

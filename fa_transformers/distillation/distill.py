@@ -12,11 +12,11 @@ from ..conversion.folder import sentence_transformers_files
 from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.examples import count_patches
 from ..hub.card import ModelFacts
+from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, flat, resolve
 from ..training.calls import RESUME_CALL, describe_call, fill_options
 from ..training.checkpointing import choose_resume, prepare_output_dir
-from ..training.folder_lock import released
 from ..training.setup import make_accelerator, start_trackers
 from .card_facts import build_facts
 from .checks import check_lengths, check_options, check_resumed, check_rows, check_unused
@@ -150,10 +150,10 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     if job.distillation.long_steps:
         processor.model_max_length = job.distillation.long_length
     if accelerator.is_main_process:
-        is_named = labelled is None or labelled.facts in data.facts
-        facts = build_facts(
-            job, student, teacher_source, receipt, data.facts if is_named else [*data.facts, labelled.facts]
-        )
+        named = data.rows.facts
+        if labelled is not None and labelled.facts not in named:
+            named = [*named, labelled.facts]
+        facts = build_facts(job, student, teacher_source, receipt, named)
         _publish(job, student, processor, source, facts, receipt)
     else:
         receipt = {}

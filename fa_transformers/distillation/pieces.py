@@ -13,7 +13,6 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from ..data.batching import LengthGroupedBatchSampler, make_loader
 from ..data.collators import ImageCollator, TextCollator
 from ..data.examples import ImageExamples, TokenizedRows
-from ..data.facts import DataFacts
 from ..data.readers.tables import DataError
 from ..options import DataOptions, LoopOptions
 from .unlabelled import UnlabelledRows, check_texts
@@ -75,14 +74,14 @@ class UnlabelledData:
 
     `train(length)` gives pieces of at most so many tokens (images: all of one size, `length` is ignored); `heldout` has
     pieces that are never trained on, by the name of their kind; `validation` are some of the first kind, for the errors
-    of the layers.
+    of the layers. `rows` is what all of them were made of.
     """
 
     train: Callable[[int], Pieces]
     validation: Pieces
     heldout: dict[str, Pieces]
     collate: Callable[[list[dict]], dict[str, Tensor]]
-    facts: list[DataFacts]
+    rows: UnlabelledRows
 
     def __post_init__(self) -> None:
         for kind, pieces in self.heldout.items():
@@ -147,7 +146,7 @@ def build_text_pieces(
         validation=TextPieces(next(iter(cut.values())), limit, seed),
         heldout=pieces,
         collate=TextCollator(tokenizer),
-        facts=rows.facts,
+        rows=rows,
     )
 
 
@@ -166,4 +165,4 @@ def build_image_pieces(
     pieces = ImageExamples(
         rows.train, processor, num_patches, random_crop=data.random_crop, random_flip=data.random_flip, seed=seed
     )
-    return UnlabelledData(lambda length: pieces, validation, {kind: kept}, ImageCollator(), rows.facts)
+    return UnlabelledData(lambda length: pieces, validation, {kind: kept}, ImageCollator(), rows)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..options import LoopOptions
 from ..training.checkpointing import list_checkpoints
+from ..training.data_digests import digest_contents, digest_once, digest_weights
 from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_by_rates
@@ -50,12 +51,13 @@ def run_stages(
     """Train all stages that have steps, in order, and return what the receipt says of each."""
     options, loop, max_length = job.distillation, job.loop, job.model.max_length
     pieces = {"train": data.train(max_length), "validation": data.validation}
+    digests = digest_once(accelerator, lambda: digest_sources(data, teacher))
     done = []
 
     def run(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> None:
         stage_loop = replace(loop, max_steps=job.steps[name], **changes)
         stage = Stage(name, objective, pieces, stage_loop, mixer_rate)
-        done.append(run_stage(job, stage, data.collate, accelerator))
+        done.append(run_stage(job, stage, data.collate, accelerator, digests))
 
     if options.transfer_steps:
         run("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
@@ -74,7 +76,11 @@ def run_stages(
 
 
 def run_stage(
-    job: DistillationJob, stage: Stage, collate: Callable[[list[dict]], dict], accelerator: Accelerator
+    job: DistillationJob,
+    stage: Stage,
+    collate: Callable[[list[dict]], dict],
+    accelerator: Accelerator,
+    data_digests: dict[str, str],
 ) -> dict[str, Any]:
     """Train one stage to its end, or go on with it, and return what the receipt says of it."""
     name, folder = stage.name, job.loop.output_dir / stage.name
@@ -98,12 +104,19 @@ def run_stage(
     optimizer, scheduler = build_optimizer(groups, loop, steps)
     trained, state, figures = run_training(
         loop, stage.objective, optimizer, scheduler, loaders["train"], sampler, accelerator,
-        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, log=log,
-        resume_command=job.resume_command,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, data_digests=data_digests,
+        log=log, resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)  # the best weights, which needn't be the last ones
     accelerator.free_memory()
     return {"stage": name, **describe_run(state), **figures, **rates, "before": before, "after": after}
+
+
+def digest_sources(data: UnlabelledData, teacher: PreTrainedModel) -> dict[str, str]:
+    """Return the digests of all that a student learns from: the rows, and the teacher who says what is right."""
+    heldout = {f"held-out data ({kind})": part for kind, part in data.rows.heldout.items()}
+    digests = digest_contents({"train": data.rows.train, **heldout})
+    return digests | {"the weights of the teacher": digest_weights(teacher)}
 
 
 def group_student_parameters(

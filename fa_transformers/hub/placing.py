@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ..files import flush_folder, lock
+from .folder_lock import LOCK_FILE, locked
 
 PREFIX = ".publishing-"
 NEW, PREVIOUS = "new", "previous.json"
@@ -31,29 +32,33 @@ def placed_in(folder: Path, last: str, own: set[str]) -> Iterator[Path]:
         own: names of the files that `last` doesn't name.
 
     Raises:
-        FileExistsError: a folder stands where a file belongs or the other way round; or another process is placing
-            files there.
+        FileExistsError: a folder stands where a file belongs or the other way round; or another process trains or
+            places files there.
         OSError: the folder cannot be written.
     """
     is_new = not folder.exists()
     if is_new:
         folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder) as is_locked:
-        leftovers = sorted(folder.glob(f"{PREFIX}*")) if is_locked else []
-        scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
-        try:
-            new = scratch / NEW
-            new.mkdir()
-            yield new
-            obsolete = _find_obsolete(folder, new, leftovers, last, own)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
-            raise
-        _move_all(folder, scratch, obsolete, last)  # what stops it leaves the lists of files there for the next call
-        for path in (*leftovers, scratch):
-            shutil.rmtree(path, ignore_errors=True)
+    try:
+        with locked(folder), _lock(folder):
+            leftovers = sorted(folder.glob(f"{PREFIX}*"))
+            scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+            try:
+                new = scratch / NEW
+                new.mkdir()
+                yield new
+                obsolete = _find_obsolete(folder, new, leftovers, last, own)
+            except BaseException:
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
+            # What stops it leaves the lists of files there for the next call.
+            _move_all(folder, scratch, obsolete, last)
+            for path in (*leftovers, scratch):
+                shutil.rmtree(path, ignore_errors=True)
+    except BaseException:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def probe_placing(folder: Path) -> None:
@@ -75,7 +80,7 @@ def probe_placing(folder: Path) -> None:
 
 def holds_only_leftovers(folder: Path) -> bool:
     """Return True where `folder` has no entries but those of a process that was killed before it had moved any."""
-    return all(entry.name.startswith(PREFIX) for entry in folder.iterdir())
+    return all(entry.name.startswith((PREFIX, LOCK_FILE)) for entry in folder.iterdir())
 
 
 def check_name(name: str) -> None:
@@ -90,17 +95,15 @@ def check_name(name: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a lock of the folder; False where its file system has none, so that others' files can't be told from dead
-    processes' ones.
-    """
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep another thread of the process that has the folder locked from placing files there at the same time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            is_locked = lock(descriptor)
+            lock(descriptor)
         except BlockingIOError as error:
             raise FileExistsError(f"another process is writing a model to {folder}; wait for it to end") from error
-        yield is_locked
+        yield
     finally:
         os.close(descriptor)
 

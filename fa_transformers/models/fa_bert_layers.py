@@ -42,6 +42,10 @@ class FABertEmbeddings(nn.Module):
         layout: Layout = PLAIN,
     ) -> Tensor:
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is not None and layout.mask is not None:
+            # No layer lets padding reach a token, but NaN times a gradient of zero is NaN in every weight.
+            overflows = ~inputs_embeds.square().sum(dim=2).isfinite()
+            embeddings = inputs_embeds.masked_fill((overflows & ~layout.mask)[:, :, None], 0.0)
         if token_type_ids is None:
             token_type_ids = torch.zeros(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)

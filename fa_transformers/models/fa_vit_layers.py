@@ -50,16 +50,17 @@ class FAViTPatchEmbeddings(nn.Module):
         """Return the pixels of some rows of patches."""
         return pixel_values[:, :, rows.start * self.patch_shape[0] : rows.stop * self.patch_shape[0]]
 
-    def without_nan(self, pixel_values: Tensor, real: Tensor) -> Tensor:
-        """Set NaN and infinity to zero in patches that aren't real, where `real` is bool [B, rows, columns].
+    def blank(self, pixel_values: Tensor, unread: Tensor) -> Tensor:
+        """Set the pixels of patches that nothing is to read to zero, where `unread` is bool [B, rows, columns].
 
-        In bfloat16, torch's convolution on CPUs carries a patch's NaN into the one before.
+        NaN times a gradient of zero would be NaN in every weight of the projection, and in bfloat16 torch's convolution
+        on CPUs carries a patch's NaN into the one before.
         """
         height, width = pixel_values.shape[2:]
-        padding = ~real[:, None]
+        unread = unread[:, None]
         for axis, size in zip((2, 3), self.patch_shape, strict=True):
-            padding = padding.repeat_interleave(size, axis)
-        return pixel_values.masked_fill(padding[:, :, :height, :width] & ~pixel_values.isfinite(), 0.0)
+            unread = unread.repeat_interleave(size, axis)
+        return pixel_values.masked_fill(unread[:, :, :height, :width], 0.0)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         height, width = pixel_values.shape[2:]
@@ -117,9 +118,10 @@ class FAViTEmbeddings(nn.Module):
             masked, positions = (None if whole is None else whole[:, own] for whole in (masked, positions))
             pixel_values = self.patch_embeddings.rows_of(shard.enter(pixel_values), shard.rows)
             prefix = prefix[:, : shard.own_prefix]
-        if layout.mask is not None:
-            real = layout.mask[:, prefix.shape[1] :].unflatten(1, layout.grid)
-            pixel_values = self.patch_embeddings.without_nan(pixel_values, real)
+        unread = masked if layout.mask is None else ~layout.mask[:, prefix.shape[1] :]
+        if unread is not None:
+            unread = unread if masked is None else unread | masked
+            pixel_values = self.patch_embeddings.blank(pixel_values, unread.unflatten(1, layout.grid))
         if layout.chunk_size is not None:
             return self.embed_in_chunks(prefix, pixel_values, masked, positions, layout)
         patches = self.embed_patches(pixel_values, masked, positions)

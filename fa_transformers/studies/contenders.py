@@ -38,6 +38,7 @@ from ..metrics import BEST_METRICS, decide, load_metric
 from ..models.modeling_fa import classification_loss, mean_over_real
 from ..options import DataOptions, LoopOptions, ModelOptions, OptionGroup, option
 from ..training.checkpointing import list_checkpoints
+from ..training.data_digests import digest_data
 from ..training.loaders import build_loaders
 from ..training.loop import run_training
 from ..training.optimizer import build_optimizer, group_parameters
@@ -327,6 +328,7 @@ def run_cell(job: ContenderJob, contender: Contender, data: LabelledData, accele
         best_metric=BEST_METRICS[data.problem_type],
         max_steps=steps,
         output_dir=loop.output_dir,
+        data_digests=digest_data(data),
         resume_command=job.resume_command,
     )
     predictions, _ = predict(network, examples[data.score_split], collate, data, loop, accelerator.device)

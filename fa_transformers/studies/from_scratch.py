@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from ..data.collators import pad_batch
 from ..evaluation import evaluating
 from ..files import write_json
+from ..hub.folder_lock import unlock_folder
 from ..hub.timing import describe_hardware
 from ..options import LoopOptions
 from ..training.checkpointing import TrainingState, choose_resume, prepare_output_dir
-from ..training.folder_lock import unlock_folder
+from ..training.data_digests import digest_examples, digest_once
 from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_parameters
@@ -127,6 +128,7 @@ def train_classifier(
         best_metric="accuracy",
         max_steps=steps,
         output_dir=loop.output_dir,
+        data_digests=digest_once(accelerator, lambda: digest_examples(examples)),
         resume_command=resume_command,
     )
     return trained, state, loaders

@@ -25,9 +25,9 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..files import flush_folder, write_json
+from ..hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
-from .folder_lock import FolderInUse, lock_folder, unlock_folder
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
 
@@ -109,24 +109,22 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     folder is locked until `folder_lock.released` or the process ends.
 
     Raises:
-        FileExistsError: the folder holds files, and neither `overwrite` nor `resume` was asked for.
-        CheckpointError: the folder can't be created or written, or another run uses it.
+        FileExistsError: the folder holds files, and neither `overwrite` nor `resume` was asked for; or another run
+            uses it.
+        CheckpointError: the folder can't be created or written.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe_placing(output_dir)  # so that publishing can't fail for it after all the training
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
-    try:
-        lock_folder(output_dir, LAUNCH_FILE)
-    except FolderInUse as error:
-        raise CheckpointError(str(error)) from error
+    lock_folder(output_dir)
     for leftover in [*output_dir.glob(".checkpoint-*.tmp"), *output_dir.glob("*/.checkpoint-*.tmp")]:
         shutil.rmtree(leftover)
     names = sorted(entry.name for entry in output_dir.iterdir())
-    entries = [name for name in names if name != LAUNCH_FILE and not name.startswith(PREFIX)]
+    entries = [name for name in names if name != LAUNCH_FILE and not name.startswith((PREFIX, LOCK_FILE))]
     if entries and not resume and not overwrite:
-        unlock_folder(output_dir, LAUNCH_FILE)
+        unlock_folder(output_dir)
         raise FileExistsError(
             f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
             "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."

@@ -20,6 +20,7 @@ from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
 from ..evaluation import evaluating
+from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..hub.push import push
 from ..memory import estimate_memory, return_freed_memory
@@ -31,13 +32,11 @@ from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
-from .data_digests import digest_data
-from .folder_lock import released
+from .data_digests import digest_data, digest_once
 from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
-from .processes import run_together
 from .recipes import Task, recipe_of
 from .report import describe_run, draw_report, summarise, write_report
 from .setup import (
@@ -267,7 +266,7 @@ def fit(
             max_steps=steps,
             output_dir=output_dir,
             resume_command=job.resume_command,
-            data_digests=run_together(lambda: digest_data(data) if accelerator.is_main_process else {})[0],
+            data_digests=digest_once(accelerator, lambda: digest_data(data)),
         )
         scores = evaluate(trained, loaders[data.score_split], accelerator, data)
     model = gather_model(accelerator, trained)

@@ -51,9 +51,9 @@ def run_training(
     best_metric: str,
     max_steps: int,
     output_dir: Path,
+    data_digests: dict[str, str],
     log: Callable[[dict, int], None] | None = None,
     resume_command: str = "",
-    data_digests: dict[str, str] | None = None,
 ) -> tuple[nn.Module, TrainingState, dict]:
     """Train for `max_steps` optimiser steps; a stop by signal saves a checkpoint, says how to resume, and exits with
     status 130.
@@ -65,9 +65,9 @@ def run_training(
         evaluate: scores of the model by name, among them `loss` and `best_metric`.
         best_metric: the score that names the best checkpoint.
         output_dir: folder of the checkpoints.
+        data_digests: name of a part of the data -> its digest; a resumed run must have the same ones.
         log: takes values by name, and the step, to the trackers; unset = `accelerator.log`.
         resume_command: what is printed after a stop by signal: the command or call that goes on.
-        data_digests: name of a part of the data -> its digest; a resumed run must have the same ones.
 
     Returns:
         The prepared model, with the best checkpoint's weights where `load_best_model_at_end` asks for them; the run's
@@ -76,7 +76,7 @@ def run_training(
     flops_per_token = training_flops_per_token(model)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     settings = sampler.settings | {"gradient_accumulation_steps": loop.gradient_accumulation_steps}
-    settings |= {"data": data_digests} if data_digests else {}
+    settings |= {"data": data_digests}
     state = TrainingState(settings, sampler.num_processes)
     if loop.resume_from_checkpoint:
         state = resume_run(accelerator, loop.resume_from_checkpoint, output_dir, settings)

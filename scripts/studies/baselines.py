@@ -22,6 +22,7 @@ from fa_transformers.commands.flags import describe_command, script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
+from fa_transformers.hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from fa_transformers.options import CardOptions, DataOptions, LoopOptions, flat, resolve
 from fa_transformers.studies import contenders_report as report
 from fa_transformers.studies.contenders import (
@@ -36,6 +37,7 @@ from fa_transformers.studies.contenders import (
 )
 from fa_transformers.studies.folds import read_groups, split_folds
 from fa_transformers.training.checkpointing import CheckpointError
+from fa_transformers.training.data_digests import digest_data
 from fa_transformers.training.setup import make_accelerator
 
 PROGRAM = "python scripts/studies/baselines.py"
@@ -91,18 +93,21 @@ def check(job: ContenderJob) -> None:
             raise ValueError(f"--{name} names {list(values)}: one or more, each once.")
 
 
-def prepare_output_dir(job: ContenderJob) -> None:
-    """Make the folder, and refuse to mix cells of different settings.
+def prepare_output_dir(job: ContenderJob, data: LabelledData) -> None:
+    """Make the folder, and refuse to mix cells of different settings or data.
 
     Raises:
-        FileExistsError: the folder holds a run, and --resume wasn't given.
-        ValueError: that run had other settings.
+        FileExistsError: the folder holds a run, and --resume wasn't given; or another run uses it.
+        ValueError: that run had other settings or other data.
     """
     folder = job.loop.output_dir
     options = flat(job.contenders, job.data, job.loop)
     settings = json.loads(json.dumps({name: options[name] for name in SETTINGS}, default=str))
+    digests = digest_data(data)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not job.contenders.resume:
+    lock_folder(folder)
+    if any(entry.name != LOCK_FILE for entry in folder.iterdir()) and not job.contenders.resume:
+        unlock_folder(folder)
         raise FileExistsError(f"--output_dir {folder} is not empty: choose another folder, or give --resume.")
     path = folder / "settings.json"
     if path.exists():
@@ -113,7 +118,13 @@ def prepare_output_dir(job: ContenderJob) -> None:
                     f"--{name} was {earlier[name]} in the run that {folder} holds, and is {value} now: give the same, "
                     "or another --output_dir."
                 )
-    write_json(path, settings)
+        changed = [name for name, digest in digests.items() if earlier.get("data", {}).get(name) != digest]
+        if changed:
+            raise ValueError(
+                f"{folder} holds cells of other data: {', '.join(changed)} changed since. Give the data of the first "
+                "run, or another --output_dir."
+            )
+    write_json(path, settings | {"data": digests})
 
 
 def run_cells(job: ContenderJob, folds: list[LabelledData], accelerator: Accelerator) -> dict:
@@ -143,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
             "seeds or folds can run side by side in folders of their own."
         )
     data = load_data("text-classification", job.data, card, loop.seed)
-    prepare_output_dir(job)
+    prepare_output_dir(job, data)
     folds = [data]
     if options.folds:
         folds = split_folds(data, read_groups(job.data, options.group_column), options.folds)
@@ -158,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     text = report.render_report(summary, command, data.facts.name, options.token_budget, chart)
     write_text(loop.output_dir / "report.md", text)
     write_json(loop.output_dir / "results.json", results)
+    unlock_folder(loop.output_dir)
     print(f"\n{report.render_table(summary)}\n")
     print(json.dumps(results, allow_nan=False))
     return results

@@ -1,12 +1,15 @@
 """Protects the stages: their parameter groups, their curves, their best weights, and going on after a stop."""
 
+import json
+from dataclasses import replace
+
 import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_distillation import LOCAL, job_of, make_pair, run_options, run_values
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from fa_transformers import CheckpointError, FABertConfig, FABertModel, distill
 from fa_transformers.distillation.checks import check_resumed
@@ -104,3 +107,25 @@ def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
     (transfer / "checkpoint-6").rename(transfer / "damaged-checkpoint-6")  # the stage had ended, all the same
     (transfer / "checkpoint-4").mkdir()
     check_resumed(job_of(**run_values(tmp_path, stock, **resumed)))
+
+
+def test_a_stage_is_not_gone_on_with_on_other_texts_or_by_another_teacher(tmp_path, stock, tmp_path_factory):
+    changes = dict(transfer_steps=2, end_to_end_steps=0)
+    distill(**run_options(tmp_path, stock, **changes))
+    before = run_options(tmp_path, stock, **changes, resume_from_checkpoint="last")
+    texts = before["data"].validation_file
+    rows = [json.loads(line)["text"].split() for line in texts.read_text().splitlines()]
+    texts.write_text("".join(json.dumps({"text": " ".join(words[::-1])}) + "\n" for words in rows))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(CheckpointError, match=r"the documents of held-out data \(same kinds\) changed since"):
+        distill(**before)
+    before = run_options(tmp_path, stock, **changes, resume_from_checkpoint="last")  # writes the texts again
+    teacher = AutoModel.from_pretrained(stock)
+    with torch.no_grad():
+        teacher.get_input_embeddings().weight[5, 0] += 1.0
+    folder = tmp_path_factory.mktemp("teacher")
+    teacher.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(stock).save_pretrained(folder)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(CheckpointError, match="other data: the weights of the teacher changed since"):
+        distill(**before | {"distillation": replace(before["distillation"], teacher_name_or_path=str(folder))})

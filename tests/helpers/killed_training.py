@@ -132,7 +132,7 @@ def train(
     model, state, _ = run_training(
         loop, model, optimizer, scheduler, loaders[0], samplers[0], accelerator,
         evaluate=lambda trained: evaluate(trained, loaders[1], accelerator), best_metric="accuracy",
-        max_steps=NUM_STEPS, output_dir=output_dir,
+        max_steps=NUM_STEPS, output_dir=output_dir, data_digests={},
     )  # fmt: skip
     model = accelerator.unwrap_model(model)
     return model, report(model, output_dir / f"checkpoint-{NUM_STEPS}", vars(state))

@@ -78,6 +78,7 @@ def train(
     trained, _, figures = run_training(
         loop, model, *make_optimizer(model), accelerator.prepare(loader), sampler, accelerator,
         evaluate=lambda _: {"loss": 0.0, "score": 0.0}, best_metric="score", max_steps=STEPS, output_dir=output_dir,
+        data_digests={},
     )  # fmt: skip
     return accelerator.unwrap_model(trained), figures
 

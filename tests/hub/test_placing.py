@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fa_transformers.files import sha256_of
+from fa_transformers.hub.folder_lock import LOCK_FILE
 from fa_transformers.hub.placing import PREFIX, check_name, placed_in, probe_placing
 
 LAST, OWN = "self_test.json", {"README.md"}
@@ -33,7 +34,7 @@ def place(folder: Path, files: dict[str, str]) -> None:
 def read(folder: Path) -> dict[str, str]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     files = {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
-    return {name: content for name, content in files.items() if name not in (LAST, "README.md")}
+    return {name: content for name, content in files.items() if name not in (LAST, "README.md", LOCK_FILE)}
 
 
 def is_complete(folder: Path) -> bool:

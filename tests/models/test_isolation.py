@@ -5,7 +5,17 @@ import time
 import pytest
 import torch
 from oracles import MemoryMeter
-from tiny_models import EXACT, OPTION_SETS, as_float64, build, image_inputs, outputs_of, randomize, text_inputs
+from tiny_models import (
+    EXACT,
+    OPTION_SETS,
+    as_float64,
+    build,
+    image_inputs,
+    outputs_of,
+    randomize,
+    text_inputs,
+    tiny_config,
+)
 from torch import Tensor
 
 from fa_transformers.models import FABertConfig, FABertModel, FAViTConfig, FAViTModel, fa_local
@@ -90,6 +100,51 @@ def test_masked_patches_that_are_not_finite_reach_no_real_token(options, chunk_s
     pixels[0, :, :8, 16:], pixels[0, :, 16:24, 8:16] = torch.nan, torch.inf
     actual = outputs_of(model, {"pixel_values": pixels, "attention_mask": mask}, chunk_size=chunk_size)
     assert torch.equal(actual["last_hidden_state"][mask], expected["last_hidden_state"][mask])
+
+
+def gradients(model, inputs: dict[str, Tensor], real: Tensor) -> list[Tensor]:
+    output = model(**inputs)
+    tokens = output.last_hidden_state[real]
+    loss = (tokens * torch.linspace(-1.0, 1.0, tokens.numel()).view_as(tokens)).sum() + output.pooler_output.sum()
+    floats = [value for value in inputs.values() if value.requires_grad]
+    found = torch.autograd.grad(loss, [*model.parameters(), *floats], allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+@pytest.mark.parametrize("options", OPTION_SETS.values(), ids=OPTION_SETS)
+def test_padding_of_any_content_changes_no_gradient(options):
+    model = build(FABertConfig, FABertModel, **options)
+    embedded = torch.cat(documents(20, 20)).float()
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[0, :6], mask[1, 15:] = False, False
+    found = []
+    for filler in (0.0, torch.nan, -torch.inf, 3e38):  # the last one's square overflows
+        given = embedded.masked_fill(~mask[:, :, None], filler).requires_grad_()
+        found.append(gradients(model, {"inputs_embeds": given, "attention_mask": mask}, mask))
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
+
+
+@every_not_finite
+@pytest.mark.parametrize("chunk_size", [None, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_under_the_mask_token_are_not_read(dtype, chunk_size, value):
+    """In bfloat16 the convolution on CPUs would carry NaN into the patch before."""
+    model = randomize(FAViTModel(tiny_config(FAViTConfig), use_mask_token=True).eval()).to(dtype)
+    pixels = image_inputs(40, 24)["pixel_values"].to(dtype)  # 5 x 3 patches
+    masked = torch.zeros(2, 15, dtype=torch.bool)
+    masked[0, [3, 8]] = True
+    inputs = {"pixel_values": pixels, "bool_masked_pos": masked}
+    expected = outputs_of(model, inputs, chunk_size=chunk_size)["last_hidden_state"]
+    poisoned = pixels.clone()
+    poisoned[0, :, 8:16, :8] = poisoned[0, :, 16:24, 16:] = value
+    actual = outputs_of(model, inputs | {"pixel_values": poisoned}, chunk_size=chunk_size)["last_hidden_state"]
+    assert torch.equal(actual, expected)
+    if chunk_size is None:
+        real = torch.ones(2, 16, dtype=torch.bool)
+        assert all(
+            map(torch.equal, *(gradients(model, inputs | {"pixel_values": p}, real) for p in (pixels, poisoned)))
+        )
 
 
 def test_scores_that_overflow_in_float16_training_stay_in_their_document():

@@ -271,6 +271,10 @@ def test_report_compares_all_rows_and_is_resumed_by_cell(flags, tmp_path, capsys
     ]
     assert json.loads(cells[0].read_text())["predictions"] == json.loads(before)["predictions"]
     assert {path: path.stat().st_mtime_ns for path in cells[1:]} == {path: written[path] for path in cells[1:]}
+    rows = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(rows.replace(",no,", ",x,").replace(",yes,", ",no,").replace(",x,", ",yes,"))
+    with pytest.raises(ValueError, match="holds cells of other data: the labels of train, the labels of .* changed"):
+        run([*flags, "--resume"])
 
 
 @pytest.mark.slow

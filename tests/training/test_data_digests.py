@@ -6,14 +6,16 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
 from fa_transformers.data.readers.images import load_image_folder
+from fa_transformers.studies.from_scratch import ArrayExamples
 from fa_transformers.training.checkpointing import CheckpointError, TrainingState, load_checkpoint, save_checkpoint
-from fa_transformers.training.data_digests import digest_data
+from fa_transformers.training.data_digests import digest_contents, digest_data, digest_examples, digest_weights
 
 TEXTS, LABELS = ["red sea", "blue law", "green sky"], [0, 1, 0]
 
@@ -83,6 +85,40 @@ def test_images_that_changed_are_noticed_and_a_folder_that_moved_is_not(tmp_path
         Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(path)
     after = digests(tmp_path / "moved")
     assert {name for name in after if after[name] != before[name]} & {"the images of train"}
+
+
+def test_a_change_within_a_large_uncompressed_image_is_noticed(tmp_path):
+    pixels = np.zeros((300, 300, 3), np.uint8)  # 270 kB
+
+    def digest() -> str:
+        Image.fromarray(pixels).save(tmp_path / "a.bmp")
+        rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.bmp")]}).cast_column("image", datasets.Image())
+        return digest_contents({"train": rows})["the images of train"]
+
+    before = digest()
+    pixels[100:130] = 200
+    assert digest() != before
+
+
+def test_examples_of_a_study_are_told_apart_by_tokens_labels_and_split():
+    def digests(tokens: list[int], label: int) -> dict[str, str]:
+        examples = ArrayExamples([np.array(tokens), np.array([4])], [label, 0], first_token=1)
+        return digest_examples({"train": examples, "validation": ArrayExamples([np.array([7])], [0], 1)})
+
+    before = digests([2, 3], 0)
+    assert list(before) == ["the examples of train", "the examples of validation"] and before == digests([2, 3], 0)
+    for now in (digests([3, 2], 0), digests([2, 3], 1)):
+        assert [name for name in before if before[name] != now[name]] == ["the examples of train"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_told_apart_by_any_bit(dtype):
+    model = torch.nn.BatchNorm1d(3).to(dtype)  # with a number that has no axes
+    before = digest_weights(model)
+    assert digest_weights(model) == before
+    with torch.no_grad():
+        model.bias[1] = -0.0
+    assert digest_weights(model) != before
 
 
 def test_of_a_stream_the_source_counts():

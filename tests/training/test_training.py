@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from fa_transformers import FABertConfig, FABertForSequenceClassification, FABertModel
 from fa_transformers.data.batching import LengthGroupedBatchSampler, count_update_steps
 from fa_transformers.files import write_json
+from fa_transformers.hub.folder_lock import LOCK_FILE
 from fa_transformers.options import LoopOptions
 from fa_transformers.tables import format_table
 from fa_transformers.training.checkpointing import (
@@ -245,7 +246,7 @@ def test_an_output_folder_with_files_is_refused_unless_asked_for(tmp_path):
     prepare_output_dir(tmp_path, overwrite=False, resume=True)
     assert len(list_checkpoints(tmp_path)) == 1
     prepare_output_dir(tmp_path, overwrite=True, resume=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LAUNCH_FILE, "notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_FILE, LAUNCH_FILE, "notes.txt"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
