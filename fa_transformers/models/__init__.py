@@ -18,7 +18,8 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
 `ARCHITECTURES` is the one table of what exists: it registers the Auto classes and drives the tests. `ENCODERS` are the
 rows with a `FactorizedConfig`, which have an "AutoModel" and layers; other rows need not. Adding an architecture takes
 three edits: its files, its row in the table, and its configuration's `AUTO_MAP`, which names the same classes for
-remote loading.
+remote loading. An image processor of its own is named in `IMAGE_PROCESSORS`; saved beside the weights, it brings its
+code and its own entry for remote loading.
 """
 
 from typing import Any
@@ -28,9 +29,12 @@ from transformers import PretrainedConfig
 
 from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
+from .configuration_fa_dense import FADenseConfig
+from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
+from .image_processing_fa_dense import FADenseImageProcessor
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -39,7 +43,9 @@ from .modeling_fa_bert import (
     FABertForTokenClassification,
     FABertModel,
 )
-from .modeling_fa_vit import FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
+from .modeling_fa_dense import FADenseForInstanceSegmentation, FADenseForObjectDetection
+from .modeling_fa_resnet import FAResNetBackbone
+from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
@@ -52,14 +58,22 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     },
     FAViTConfig: {
         "AutoModel": FAViTModel,
+        "AutoBackbone": FAViTBackbone,
         "AutoModelForImageClassification": FAViTForImageClassification,
         "AutoModelForMaskedImageModeling": FAViTForMaskedImageModeling,
+    },
+    FAResNetConfig: {"AutoBackbone": FAResNetBackbone},
+    FADenseConfig: {
+        "AutoModelForObjectDetection": FADenseForObjectDetection,
+        "AutoModelForInstanceSegmentation": FADenseForInstanceSegmentation,
+        "AutoModelForImageSegmentation": FADenseForInstanceSegmentation,
     },
 }
 
 ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
     config_class: heads for config_class, heads in ARCHITECTURES.items() if issubclass(config_class, FactorizedConfig)
 }
+IMAGE_PROCESSORS: dict[type[PretrainedConfig], Any] = {FADenseConfig: FADenseImageProcessor}
 
 for config_class, heads in ARCHITECTURES.items():
     transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -67,10 +81,14 @@ for config_class, heads in ARCHITECTURES.items():
     for auto_class, model_class in heads.items():
         getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
         model_class.register_for_auto_class(auto_class)
+for config_class, processor_class in IMAGE_PROCESSORS.items():
+    transformers.AutoImageProcessor.register(config_class, processor_class, exist_ok=True)
+    processor_class.register_for_auto_class("AutoImageProcessor")
 
 __all__ = [
     "ARCHITECTURES",
     "ENCODERS",
+    "IMAGE_PROCESSORS",
     "FABertConfig",
     "FABertForMaskedLM",
     "FABertForMultipleChoice",
@@ -78,6 +96,13 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FADenseConfig",
+    "FADenseForInstanceSegmentation",
+    "FADenseImageProcessor",
+    "FADenseForObjectDetection",
+    "FAResNetBackbone",
+    "FAResNetConfig",
+    "FAViTBackbone",
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",

@@ -3,7 +3,7 @@
 import math
 from typing import ClassVar
 
-from transformers import PretrainedConfig
+from transformers import BackboneConfigMixin, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from .fa_checkpoint_names import translate_config
@@ -21,7 +21,107 @@ FACTORIZED_FIELDS = (
 DECODER_FIELDS = ("is_decoder", "add_cross_attention")
 
 
-class FactorizedFields:
+class CheckedConfig:
+    """Mixin for configurations of ours, before the class of transformers that it adds to.
+
+    Values are checked by `check_fields`, never corrected, also those that `from_pretrained` overrides. A saved folder
+    names its own code.
+    """
+
+    AUTO_MAP: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # The base class applies overrides after __init__, past its checks.
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)  # type: ignore[misc]
+        config.check_fields()
+        return (config, unused) if return_unused else config
+
+    def to_dict(self):
+        # A saved folder carries its own code: references to the repository that the code was loaded from are dropped.
+        config_dict = super().to_dict()  # type: ignore[misc]
+        if config_dict.get("auto_map"):
+            config_dict["auto_map"] = {
+                auto_class: reference.split("--")[-1] for auto_class, reference in config_dict["auto_map"].items()
+            }
+        return config_dict
+
+    def check_fields(self):
+        """Raise ValueError, naming the field, if a value cannot be used."""
+        raise NotImplementedError
+
+    def check_integer(self, name, minimum):
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+
+    def check_number(self, name, minimum=-math.inf, maximum=math.inf):
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a number, got {value!r}.")
+        if not minimum <= value <= maximum:
+            raise ValueError(f"`{name}` must be from {minimum} to {maximum}, got {value!r}.")
+
+    def check_activation(self, name):
+        value = getattr(self, name)
+        if not isinstance(value, str) or value not in ACT2FN:
+            raise ValueError(f"`{name}` must be one of {sorted(ACT2FN)}, got {value!r}.")
+
+    def check_boolean(self, name):
+        if not isinstance(getattr(self, name), bool):
+            raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+
+    def check_choice(self, name, choices):
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+
+
+class StagesConfig(BackboneConfigMixin):
+    """Mixin for configurations of backbones: `out_features` and `out_indices`, of which the last stage is the default.
+
+    Subclasses have `stage_names` and call `choose_stages` once those are known. A default follows later changes of the
+    stages; what was chosen must still exist.
+    """
+
+    def choose_stages(self, out_features, out_indices):
+        """Set the stages whose maps a backbone returns; ValueError unless they are there and in order."""
+        self._out_features, self._out_indices = out_features, out_indices
+        if out_features is None and out_indices is None:
+            return
+        try:
+            self.set_output_features_output_indices(out_features, out_indices)
+        except IndexError as error:  # the base class takes -4 of three stages for one of them
+            raise ValueError(f"`out_indices` must be indices of {self.stage_names}, got {out_indices!r}.") from error
+
+    @property
+    def out_features(self):
+        return self.stage_names[-1:] if self._out_features is None else self._out_features
+
+    @out_features.setter
+    def out_features(self, out_features):
+        self.choose_stages(out_features, None)
+
+    @property
+    def out_indices(self):
+        return [len(self.stage_names) - 1] if self._out_indices is None else self._out_indices
+
+    @out_indices.setter
+    def out_indices(self, out_indices):
+        self.choose_stages(None, out_indices)
+
+    def verify_out_features_out_indices(self):
+        try:
+            super().verify_out_features_out_indices()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`out_features` and `out_indices` must name the same stages of {self.stage_names}, in their order, "
+                f"got {self._out_features!r} and {self._out_indices!r}: {error}."
+            ) from error
+
+
+class FactorizedFields(CheckedConfig):
     """The fields that say what a factorized layer computes, with their checks: a mixin that a configuration inherits.
 
     Values are checked, never corrected: a bad one raises ValueError. The configuration has `hidden_size`,
@@ -47,7 +147,6 @@ class FactorizedFields:
             (trained as they are, by fine-tuning or from scratch).
     """
 
-    AUTO_MAP: ClassVar[dict[str, str]] = {}
     STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
 
     def set_factorized_fields(
@@ -84,21 +183,7 @@ class FactorizedFields:
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        # The base class applies overrides after __init__, past its checks.
-        return_unused = kwargs.pop("return_unused_kwargs", False)
-        config_dict = translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES)
-        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
-        config.check_fields()
-        return (config, unused) if return_unused else config
-
-    def to_dict(self):
-        # A saved folder carries its own code: references to the repository that the code was loaded from are dropped.
-        config_dict = super().to_dict()
-        if config_dict.get("auto_map"):
-            config_dict["auto_map"] = {
-                auto_class: reference.split("--")[-1] for auto_class, reference in config_dict["auto_map"].items()
-            }
-        return config_dict
+        return super().from_dict(translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES), **kwargs)
 
     def check_factorized_fields(self):
         """Raise ValueError, naming the field, if a value cannot be used."""
@@ -131,32 +216,6 @@ class FactorizedFields:
                 f"`softmax_layers` must be a list of layer indices from 0 to {self.num_hidden_layers - 1}, "
                 f"got {self.softmax_layers!r}."
             )
-
-    def check_integer(self, name, minimum):
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
-
-    def check_number(self, name, minimum=-math.inf, maximum=math.inf):
-        value = getattr(self, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a number, got {value!r}.")
-        if not minimum <= value <= maximum:
-            raise ValueError(f"`{name}` must be from {minimum} to {maximum}, got {value!r}.")
-
-    def check_activation(self, name):
-        value = getattr(self, name)
-        if not isinstance(value, str) or value not in ACT2FN:
-            raise ValueError(f"`{name}` must be one of {sorted(ACT2FN)}, got {value!r}.")
-
-    def check_boolean(self, name):
-        if not isinstance(getattr(self, name), bool):
-            raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-
-    def check_choice(self, name, choices):
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
 class FactorizedConfig(FactorizedFields, PretrainedConfig):

@@ -1,13 +1,13 @@
 """Configuration of FAViT: stock ViT's fields, layer scale and register tokens, and those of factorized attention."""
 
-from .configuration_fa import FactorizedConfig
+from .configuration_fa import FactorizedConfig, StagesConfig
 
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. The import
 # can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
 from .fa_checkpoint_names import translate_config  # noqa: F401
 
 
-class FAViTConfig(FactorizedConfig):
+class FAViTConfig(StagesConfig, FactorizedConfig):
     """Configuration of the FAViT models; reads stock ViT and DINOv2 (with and without registers) configurations too.
 
     Args:
@@ -29,6 +29,11 @@ class FAViTConfig(FactorizedConfig):
         position_embedding_antialias: whether positions are smoothed where they are interpolated to a smaller grid, as
             DINOv2 with registers does. ViT and DINOv2 do not.
         num_register_tokens: extra tokens between CLS and the patches, as in DINOv2 with registers.
+        out_features, out_indices: layers whose outputs `FAViTBackbone` returns, by name or index in `stage_names`; the
+            last one by default. No other model reads these and the next two.
+        apply_layernorm: whether the backbone normalises its maps by the encoder's last norm.
+        reshape_hidden_states: whether the backbone returns maps [B, C, rows, columns] of the patches, or all tokens
+            [B, N, C].
         kwargs: the fields of `FactorizedConfig` and of transformers' `PretrainedConfig`.
 
     Raises:
@@ -40,6 +45,7 @@ class FAViTConfig(FactorizedConfig):
     AUTO_MAP = {
         "AutoConfig": "configuration_fa_vit.FAViTConfig",
         "AutoModel": "modeling_fa_vit.FAViTModel",
+        "AutoBackbone": "modeling_fa_vit.FAViTBackbone",
         "AutoModelForImageClassification": "modeling_fa_vit.FAViTForImageClassification",
         "AutoModelForMaskedImageModeling": "modeling_fa_vit.FAViTForMaskedImageModeling",
     }
@@ -65,6 +71,10 @@ class FAViTConfig(FactorizedConfig):
         layerscale_value=None,
         num_register_tokens=0,
         position_embedding_antialias=False,
+        out_features=None,
+        out_indices=None,
+        apply_layernorm=True,
+        reshape_hidden_states=True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -87,7 +97,18 @@ class FAViTConfig(FactorizedConfig):
         self.layerscale_value = layerscale_value
         self.num_register_tokens = num_register_tokens
         self.position_embedding_antialias = position_embedding_antialias
+        self.apply_layernorm = apply_layernorm
+        self.reshape_hidden_states = reshape_hidden_states
+        self.check_integer("num_hidden_layers", minimum=1)
+        self.choose_stages(out_features, out_indices)
         self.check_fields()
+
+    @property
+    def stage_names(self):
+        """Names of what a backbone can return: "stem" (the embeddings), then "stage1" and so on, one a layer."""
+        # The library prints overridden configurations before they can be checked.
+        count = self.num_hidden_layers if isinstance(self.num_hidden_layers, int) else 0
+        return ["stem", *(f"stage{number}" for number in range(1, count + 1))]
 
     @property
     def patch_shape(self):
@@ -104,8 +125,9 @@ class FAViTConfig(FactorizedConfig):
         for name in ("num_channels", "encoder_stride", "pooler_output_size"):
             self.check_integer(name, minimum=1)
         self.check_integer("num_register_tokens", minimum=0)
-        self.check_boolean("qkv_bias")
-        self.check_boolean("position_embedding_antialias")
+        for name in ("qkv_bias", "position_embedding_antialias", "apply_layernorm", "reshape_hidden_states"):
+            self.check_boolean(name)
+        self.verify_out_features_out_indices()
         self.check_activation("pooler_act")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)

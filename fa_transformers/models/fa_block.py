@@ -1,15 +1,37 @@
 """The paper's own module: factorized attention over a feature map of any spatial rank, to insert into a network.
 
+`SoftmaxAttentionBlock` is the same module with ordinary attention, whose cost is quadratic, to compare with.
+
 B batch, C channels of the map, H heads, N positions of the map (its spatial sizes multiplied).
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fa_attention import factorized_attention
 from .fa_validation import NORMALIZATIONS
+
+
+class BlockProjection(nn.Conv1d):
+    """Linear map of a block's channels. The model around the block draws it by `reset_parameters` when loading."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+
+class ZeroProjection(BlockProjection):
+    """A projection that starts at zero, also where a checkpoint lacks it.
+
+    A model's `from_pretrained` draws what is missing leaf by leaf and lets nobody touch it afterwards, so that the
+    block above is too late to set it to zero: the leaf itself must know.
+    """
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
 
 
 class FactorizedAttentionBlock(nn.Module):
@@ -72,10 +94,10 @@ class FactorizedAttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.normalization = normalization
         self.zero_init = zero_init
-        self.queries = nn.Conv1d(in_channels, key_channels, kernel_size=1)
-        self.keys = nn.Conv1d(in_channels, key_channels, kernel_size=1)
-        self.values = nn.Conv1d(in_channels, value_channels, kernel_size=1)
-        self.reprojection = nn.Conv1d(value_channels, in_channels, kernel_size=1)
+        self.queries = BlockProjection(in_channels, key_channels)
+        self.keys = BlockProjection(in_channels, key_channels)
+        self.values = BlockProjection(in_channels, value_channels)
+        self.reprojection = (ZeroProjection if zero_init else BlockProjection)(value_channels, in_channels)
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_drop_trailing_kernel_sizes)
 
@@ -83,9 +105,6 @@ class FactorizedAttentionBlock(nn.Module):
         """Draw the projections as convolutions usually are; with `zero_init`, set `reprojection` to zero."""
         for projection in (self.queries, self.keys, self.values, self.reprojection):
             projection.reset_parameters()
-        if self.zero_init:
-            for parameter in self.reprojection.parameters():
-                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend over all real positions of each map.
@@ -109,11 +128,15 @@ class FactorizedAttentionBlock(nn.Module):
             # Before the projections: NaN in padding would reach the weights' gradients as 0 · NaN.
             features = features.masked_fill(padding, 0.0)
         query, key, value = (self._split(layer(features)) for layer in (self.queries, self.keys, self.values))
-        attended = factorized_attention(query, key, value, mask, normalization=self.normalization)
+        attended = self.attend(query, key, value, mask)
         update = self.reprojection(attended.transpose(-2, -1).flatten(1, 2))  # [B, C, N]
         if mask is not None:
             update = update.masked_fill(padding, 0.0)
         return x + update.view_as(x)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix the positions of each head: Q and K [B, H, N, D], V [B, H, N, E], mask bool [B, N] -> [B, H, N, E]."""
+        return factorized_attention(query, key, value, mask, normalization=self.normalization)
 
     def _split(self, features: Tensor) -> Tensor:
         """Cut channels into heads: [B, H·D, N] -> [B, H, N, D]."""
@@ -136,6 +159,36 @@ class FactorizedAttentionBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, normalization={self.normalization!r}"
+
+
+class SoftmaxAttentionBlock(FactorizedAttentionBlock):
+    """Non-local block with the parameters of `FactorizedAttentionBlock`: softmax(Q · Kᵀ / √D) · V, D = width of a head.
+
+    Time grows with the square of the number of positions N, and so does memory where queries and values differ in
+    width, as torch's fused kernel for CPUs wants them equal. A map without real positions is returned as it came.
+
+    Source: Wang et al. 2018, arXiv:1711.07971 (embedded Gaussian), with the scale of Vaswani et al. 2017.
+    """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def insert_block(kind: str, channels: int, key_channels: int | None, num_heads: int) -> FactorizedAttentionBlock:
+    """Build the block of a kind that starts as the identity, with as many values as channels.
+
+    Args:
+        kind: "factorized" or "softmax".
+        channels: channels of the map.
+        key_channels: channels of queries and keys; None is half the channels, rounded up to whole heads.
+        num_heads: heads of attention.
+    """
+    if key_channels is None:
+        key_channels = -(-channels // (2 * num_heads)) * num_heads
+    block_class = {"factorized": FactorizedAttentionBlock, "softmax": SoftmaxAttentionBlock}[kind]
+    return block_class(channels, key_channels, channels, num_heads, zero_init=True)
 
 
 def _drop_trailing_kernel_sizes(

@@ -24,15 +24,8 @@ VIT_NAME_PATTERNS = {
 
 # Fields that describe the checkpoint file and must not travel to a model of another type.
 _CHECKPOINT_FIELDS = ("model_type", "architectures", "auto_map", "transformers_version")
-# DINOv2 fields without a meaning for an encoder that returns its last hidden state.
-_DINOV2_BACKBONE_FIELDS = (
-    "apply_layernorm",
-    "reshape_hidden_states",
-    "out_features",
-    "out_indices",
-    "stage_names",
-    "use_mask_token",
-)
+# DINOv2 fields without a meaning here.
+_DINOV2_FIELDS = ("stage_names", "use_mask_token")
 
 
 def translate_vit_name(name: str) -> str:
@@ -67,8 +60,13 @@ def _translate_dinov2(config_dict: dict, source: str) -> dict:
     for name in ("use_swiglu_ffn", "drop_path_rate"):
         if config_dict.pop(name, 0):
             raise ValueError(f"DINOv2 checkpoints with `{name}` set are not supported; it must be off.")
-    for name in _DINOV2_BACKBONE_FIELDS:
+    for name in _DINOV2_FIELDS:
         config_dict.pop(name, None)
+    if config_dict.get("out_indices") == [
+        config_dict.get("num_hidden_layers", 12)
+    ]:  # the default, also of fewer layers
+        config_dict.pop("out_indices")
+        config_dict.pop("out_features", None)
     mlp_ratio = config_dict.pop("mlp_ratio", 4)
     config_dict.setdefault("hidden_size", 768)
     config_dict["intermediate_size"] = int(config_dict["hidden_size"] * mlp_ratio)

@@ -11,8 +11,10 @@ Shape letters: B batch, N tokens (CLS, registers, patches), C hidden width, L la
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import BackboneMixin
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
+    BackboneOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
@@ -147,6 +149,67 @@ class FAViTModel(FAViTPreTrainedModel):
             last_hidden_state=hidden_states,
             pooler_output=None if self.pooler is None else self.pooler(hidden_states, layout),
             hidden_states=encoded.hidden_states,
+        )
+        return self.as_requested(output, return_dict)
+
+
+class FAViTBackbone(BackboneMixin, FAViTModel):
+    """The encoder as a backbone: images [B, channels, height, width] -> maps [B, C, rows, columns] of chosen layers.
+
+    Maps have a place for each begun patch; CLS and registers are left out. Weights have the names of `FAViTModel`, and
+    stock DINOv2 backbones load as well.
+    """
+
+    def __init__(self, config: FAViTConfig):
+        super().__init__(config, add_pooling_layer=False)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+
+    @property
+    def out_features(self):
+        return self.config.out_features
+
+    @property
+    def out_indices(self):
+        return self.config.out_indices
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        chunk_size: int | None = None,
+    ) -> BackboneOutput | tuple:
+        """Encode images and return the outputs of the layers in `out_features`, lowest first.
+
+        Args:
+            pixel_values: as in `FAViTModel`, of any height and width.
+            output_hidden_states: also return the embeddings and every layer's output.
+            output_attentions: refused if true, as there are no attention maps.
+            return_dict: False returns a tuple.
+            attention_mask, interpolate_pos_encoding, chunk_size: as in `FAViTModel`.
+
+        Raises:
+            ValueError: as in `FAViTModel`, and in `sequence_parallel`, where maps would be parts of maps.
+        """
+        output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)
+        layout = self.lay_out(pixel_values, attention_mask, chunk_size)
+        if layout.shard is not None:
+            raise ValueError("FAViTBackbone does not run in `sequence_parallel`; use FAViTModel's hidden states there.")
+        embeddings = self.embeddings(pixel_values, None, interpolate_pos_encoding, layout)
+        encoded = self.encoder(embeddings, layout, output_hidden_states=True)
+        hidden_states = dict(zip(self.stage_names, encoded.hidden_states, strict=True))
+        maps = []
+        for state in (hidden_states[name] for name in self.out_features):
+            normalized = self.layernorm(state) if self.config.apply_layernorm else state
+            if self.config.reshape_hidden_states:
+                patches = normalized[:, layout.num_prefix(normalized.shape[1]) :]
+                normalized = patches.transpose(1, 2).unflatten(2, layout.grid).contiguous()
+            maps.append(normalized)
+        output = BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=encoded.hidden_states if output_hidden_states else None
         )
         return self.as_requested(output, return_dict)
 

@@ -20,6 +20,12 @@ VOCAB_SIZE = 60
 IMAGE_SIZE = 32
 PATCH_SIZE = 8
 
+TINY_BACKBONE = {
+    "model_type": "fa_resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 16, 24],
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -32,6 +38,12 @@ SIZES = {
     "image_size": IMAGE_SIZE,
     "patch_size": PATCH_SIZE,
     "encoder_stride": PATCH_SIZE,
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 16, 24],
+    "backbone_config": TINY_BACKBONE,
+    "pyramid_channels": 16,
+    "mask_channels": 8,
+    "num_queries": 20,
 }
 # The head width is 16, so 37 features are two copies of all and a third of some.
 ALL_OPTIONS = {
@@ -51,7 +63,15 @@ OPTION_SETS = {
     "local": {"local_kernel_size": 3, "local_window": 1, "classifier_pooling": "mean"},
     "all": ALL_OPTIONS,
     "all scaling": {**ALL_OPTIONS, "attention_normalization": "scaling", "num_register_tokens": 3},
+    "every stage": {
+        "attention_stages": ["stem", "stage1", "stage2", "stage3", "stage4"],
+        "attention_places": "seven",
+        "attention_heads": 2,
+        "norm_type": "group",
+    },
 }
+
+DETECTION = ("AutoModelForObjectDetection", "AutoModelForInstanceSegmentation", "AutoModelForImageSegmentation")
 
 
 def applies(options: str, config_class: type[PretrainedConfig]) -> bool:
@@ -139,6 +159,17 @@ def inputs_of(model: PreTrainedModel, auto_class: str) -> dict[str, Tensor]:
     return inputs
 
 
+def object_labels(height: int, width: int) -> list[dict[str, Tensor]]:
+    """Labels of two images: two objects with their masks, a quarter and a half of the image wide, and one object."""
+    boxes = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.5, 0.5]])
+    y, x = (torch.arange(size) / size for size in (height, width))
+    masks = torch.stack(
+        [((y - box[1]).abs() < box[3] / 2)[:, None] & ((x - box[0]).abs() < box[2] / 2) for box in boxes]
+    )
+    labels = {"class_labels": torch.tensor([1, 0]), "boxes": boxes, "masks": masks}
+    return [labels, {name: value[:1] for name, value in labels.items()}]
+
+
 def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Labels by the name of the Auto class; none for base models and masked image modelling, which is its own label."""
     if auto_class in ("AutoModel", "AutoBackbone", "AutoModelForMaskedImageModeling"):
@@ -153,6 +184,8 @@ def labels_of(auto_class: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"labels": torch.tensor([0, 1])}
     if auto_class == "AutoModelForMultipleChoice":
         return {"labels": torch.tensor([2, 0])}
+    if auto_class in DETECTION:
+        return {"labels": object_labels(*inputs["pixel_values"].shape[2:])}
     raise ValueError(f"State how labels for {auto_class} look.")
 
 
@@ -174,6 +207,11 @@ def shapes_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]
         sizes = backbone_sizes(model.config, *inputs["pixel_values"].shape[2:])
         maps = zip(model.channels, (sizes[name] for name in model.out_features), strict=True)
         return {f"feature_maps {index}": (2, channels, *size) for index, (channels, size) in enumerate(maps)}
+    if auto_class in DETECTION:
+        count, (height, width) = model.config.num_queries, inputs["pixel_values"].shape[2:]
+        shapes = {"logits": (2, count, NUM_LABELS), "pred_boxes": (2, count, 4), "image_sizes": (2, 2)}
+        masks = {"pred_masks": (2, count, -(-height // 4), -(-width // 4))}
+        return shapes | (masks if auto_class != "AutoModelForObjectDetection" else {})
     num_tokens = inputs[model.main_input_name].shape[-1]
     if model.main_input_name == "pixel_values":
         num_tokens = 1 + model.config.num_register_tokens + 5 * 3

@@ -86,6 +86,10 @@ OWN_BAD_VALUES = {
         "layerscale_value": ("x", True, float("nan")),
         "num_register_tokens": (-1, 1.5, "2", None, True),
         "position_embedding_antialias": ("yes", None, 1),
+        "out_features": (["stage3"], ["stage2", "stage1"], ["stem", "stem"], "stem", 1),
+        "out_indices": ([3], [-4], [2, 1], [1, 1], 1, "1"),
+        "apply_layernorm": ("yes", None, 1),
+        "reshape_hidden_states": ("yes", None, 1),
     },
 }
 BAD_FIELDS = [
@@ -106,6 +110,11 @@ def saved_folders(tmp_path_factory):
     return folders
 
 
+def build_with(base_class, config, field, value):
+    setattr(config, field, value)
+    return base_class(config)
+
+
 @pytest.mark.parametrize(("config_class", "field", "values"), BAD_FIELDS)
 def test_bad_value_of_a_field_is_an_error_that_names_it(config_class, field, values, saved_folders):
     base_class = ENCODERS[config_class]["AutoModel"]
@@ -119,9 +128,8 @@ def test_bad_value_of_a_field_is_an_error_that_names_it(config_class, field, val
             with pytest.raises(ValueError, match=f"`{field}`"):
                 config_class.from_pretrained(saved_folders[config_class], **{field: value})
         config = tiny_config(config_class)
-        setattr(config, field, value)
         with pytest.raises(ValueError, match=f"`{field}`"):
-            base_class(config)
+            build_with(base_class, config, field, value)
 
 
 @every_config

@@ -1,0 +1,99 @@
+"""FAResNet: ResNet as a backbone with factorized attention blocks after chosen stages.
+
+Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexities", arXiv:1812.01243, whose detectors
+have such blocks after stages of a ResNet. The stages are transformers' own, with the names of stock checkpoints.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import ResNetBackbone
+from transformers.modeling_outputs import BackboneOutput
+
+from .configuration_fa_resnet import NORM_GROUPS, FAResNetConfig
+from .fa_block import BlockProjection, insert_block
+
+# isort: split
+# Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
+# the list whole; it can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
+from .configuration_fa import CheckedConfig  # noqa: F401
+from .fa_attention import factorized_attention  # noqa: F401
+from .fa_attention_blocked import blocked_attention  # noqa: F401
+from .fa_attention_triton import why_unsupported  # noqa: F401
+from .fa_checkpoint_names import translate_vit_name  # noqa: F401
+from .fa_context import Workspace  # noqa: F401
+from .fa_packed import PackedDocuments  # noqa: F401
+from .fa_triton_kernels import triton  # noqa: F401
+from .fa_validation import check_attention_arguments  # noqa: F401
+
+
+class FAResNetBackbone(ResNetBackbone):
+    """The backbone: images [B, channels, height, width] -> maps of chosen stages.
+
+    `from_pretrained` reads folders of stock ResNets, backbones and classifiers alike: only the blocks are missing
+    there, which start as the identity, so that the maps equal the stock network's until the blocks are trained.
+    """
+
+    config_class = FAResNetConfig
+
+    def __init__(self, config: FAResNetConfig):
+        config.check_fields()
+        super().__init__(config)
+        widths = dict(zip(config.stage_names, self.num_features, strict=True))
+        self.attention_blocks = nn.ModuleDict(
+            {
+                name: insert_block(config.attention_kind, widths[name], config.key_channels, config.attention_heads)
+                for name in config.attention_stages
+            }
+        )
+        if config.norm_type == "group":
+            for module in list(self.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        setattr(module, name, nn.GroupNorm(NORM_GROUPS, child.num_features))
+        self.post_init()
+
+    @property
+    def out_features(self):
+        return self.config.out_features
+
+    @property
+    def out_indices(self):
+        return self.config.out_indices
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, BlockProjection):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BackboneOutput | tuple:
+        """Run the stages, each with its block, and collect the maps of `out_features`, finest first.
+
+        Args:
+            pixel_values: [B, channels, height, width], any height and width; a map has a place for each begun stride.
+            output_hidden_states: also return the maps of all stages.
+            output_attentions: ignored, as by stock ResNets: there are no attention maps.
+            return_dict: False returns a tuple.
+            kwargs: ignored, as by stock ResNets.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_state, maps = pixel_values.to(self.embedder.embedder.convolution.weight.dtype), {}
+        for name, stage in zip(self.stage_names, [self.embedder, *self.encoder.stages], strict=True):
+            hidden_state = stage(hidden_state)
+            if name in self.attention_blocks:
+                hidden_state = self.attention_blocks[name](hidden_state)
+            maps[name] = hidden_state
+        output = BackboneOutput(
+            feature_maps=tuple(maps[name] for name in self.out_features),
+            hidden_states=tuple(maps.values()) if output_hidden_states else None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
