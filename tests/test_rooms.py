@@ -11,8 +11,9 @@ PACKAGE = ROOT / "fa_transformers"
 FLOORS = (
     ("version", "redaction", "evaluation", "tables"),
     ("options", "files"),
-    ("charts", "checks"),
-    ("models", "metrics"),
+    ("charts", "checks", "drawings"),
+    ("models",),
+    ("metrics",),
     ("attention_interface", "lora", "memory"),
     ("data",),
     ("hub",),

@@ -12,6 +12,8 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
     fa_bert_layers     Ends the layer, token by token: output projection, residuals, feed-forward part.
     modeling_fa_bert   Pools, answers and computes the loss.
 
+`fa_rle` reads and writes masks as COCO stores them, with numpy alone.
+
 `configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
 `fa_block` is the paper's module for feature maps, which needs the operator alone.
 

@@ -1,0 +1,138 @@
+"""Two sets for detection and instance segmentation: handwritten digits on cluttered photographs, with exact masks.
+
+`load_digit_scenes`: ten to sixty digits of 20 to 64 px on canvases of 1,024 px, turned by up to 15 degrees, in random
+colours; the classes are "0" to "9".
+
+`load_odd_one_out`: the same canvases, where the class of a digit depends on the whole picture: "single" if no other
+digit of its kind is on the canvas, else "repeated". Kinds are drawn alike for both, so that what a digit looks like
+says nothing about its class: a model has to compare it with all others.
+
+The digits are scikit-learn's copy of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine
+Learning Repository, 1998, CC-BY-4.0), 8 x 8 pixels each; splits use disjoint digits and disjoint parts of the
+photographs (`scenes`).
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..readers.objects import DenseData
+from .coco_folder import SetSettings, load_drawn_set
+from .digit_canvas import NUM_CLASSES, split_digits
+from .scenes import SPLITS, Scene, draw_scene, photograph_parts
+
+RECIPE = 1
+"""Stands for the code in the names of kept sets, and goes up when the pictures change."""
+DIGIT_PX = (20, 64)
+"""Longer side of a digit's tight box, drawn evenly on a log scale."""
+TURN_DEGREES = 15.0
+NUM_SINGLE, NUM_REPEATED_KINDS, NUM_COPIES = (5, 7), 3, (2, 3)
+"""Of an odd-one-out canvas: single digits, kinds that are repeated, and digits of each of these."""
+ODD_CLASSES = ("single", "repeated")
+DRAWN_PX = 128
+INK = (0.3, 0.7)
+"""Share of the darkest ink at which a pixel counts as empty, and as covered whole: between, a stroke has its edge."""
+
+
+@functools.cache
+def _pictures() -> np.ndarray:
+    """All digits, bytes [1797, 10, 10]: an empty pixel around each lets strokes at the border end round."""
+    from sklearn.datasets import load_digits
+
+    return np.pad(np.round(load_digits().images * (255 / 16)).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+
+
+def draw_digit(index: int, random: np.random.Generator) -> Image.Image:
+    """Return digit `index` of scikit-learn's, turned, `DIGIT_PX` long: mode "L", how much of a pixel the ink covers."""
+    picture = Image.fromarray(_pictures()[index]).resize((DRAWN_PX, DRAWN_PX), Image.Resampling.BICUBIC)
+    picture = picture.rotate(float(random.uniform(-TURN_DEGREES, TURN_DEGREES)), Image.Resampling.BICUBIC, expand=True)
+    low, high = (255 * share for share in INK)
+    picture = picture.point([int(np.clip(round((value - low) / (high - low) * 255), 0, 255)) for value in range(256)])
+    picture = picture.crop(picture.point(lambda value: 255 * (value >= 128)).getbbox())
+    longest = float(np.exp(random.uniform(*np.log(DIGIT_PX))))
+    factor = longest / max(picture.size)
+    return picture.resize([max(2, round(side * factor)) for side in picture.size], Image.Resampling.BOX)
+
+
+def draw_digit_scene(split: str, row: int, size_px: int, seed: int, num_objects: tuple[int, int] | None) -> Scene:
+    """Return canvas `row` of a split, which depends on split, seed and row alone.
+
+    Args:
+        num_objects: fewest and most digits, of which the classes are those of the digits; None draws an odd-one-out
+            canvas, with the classes `ODD_CLASSES`.
+    """
+    random = np.random.default_rng([seed, SPLITS.index(split), row])
+    indices, kinds = split_digits(seed)[split]
+    if num_objects is None:
+        chosen, labels = draw_odd_kinds(random)
+    else:
+        chosen = random.integers(NUM_CLASSES, size=random.integers(num_objects[0], num_objects[1] + 1))
+        labels = chosen
+    digits = [random.choice(indices[kinds == kind]) for kind in chosen]
+    parts = photograph_parts()[split]
+    return draw_scene(parts, labels.tolist(), lambda index, random: draw_digit(digits[index], random), size_px, random)
+
+
+def draw_odd_kinds(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the kinds 0 to 9 of the digits of one odd-one-out canvas and their labels, both int64 [n], shuffled."""
+    kinds = random.permutation(NUM_CLASSES)
+    num_single = int(random.integers(NUM_SINGLE[0], NUM_SINGLE[1] + 1))
+    single, rest = kinds[:num_single], kinds[num_single : num_single + NUM_REPEATED_KINDS]
+    repeated = np.repeat(rest, random.integers(NUM_COPIES[0], NUM_COPIES[1] + 1, size=len(rest)))
+    labels = np.repeat([0, 1], [len(single), len(repeated)])
+    order = random.permutation(len(labels))
+    return np.concatenate([single, repeated])[order], labels[order]
+
+
+def load_digit_scenes(
+    num_train: int,
+    num_validation: int,
+    num_test: int,
+    size_px: int = 1024,
+    seed: int = 0,
+    *,
+    num_objects: tuple[int, int] = (10, 60),
+    cache_dir: str | Path | None = None,
+) -> DenseData:
+    """Handwritten digits on cluttered photographs, classes "0" to "9", every one with its mask.
+
+    The set is drawn once, about 0.3 s a canvas of 1,024 px, and kept as a COCO folder in `cache_dir`, by default in
+    Hugging Face's cache.
+
+    Args:
+        num_train, num_validation, num_test: canvases.
+        size_px: side of a canvas in pixels.
+        num_objects: fewest and most digits on a canvas.
+
+    Raises:
+        ValueError: a count is below 1, or so many digits find no place.
+    """
+    if not 1 <= num_objects[0] <= num_objects[1]:
+        raise ValueError(f"num_objects must be two counts from 1 on, the lower first, got {num_objects}.")
+    settings = SetSettings("digits", RECIPE, size_px, seed, (num_train, num_validation, num_test), num_objects)
+    names = [str(kind) for kind in range(NUM_CLASSES)]
+    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=num_objects)
+    return load_drawn_set(settings, names, draw, cache_dir)
+
+
+def load_odd_one_out(
+    num_train: int,
+    num_validation: int,
+    num_test: int,
+    size_px: int = 512,
+    seed: int = 0,
+    *,
+    cache_dir: str | Path | None = None,
+) -> DenseData:
+    """Handwritten digits on cluttered photographs, classes "single" and "repeated": what is there once, and more often.
+
+    A canvas has 11 to 16 digits. Train on whole canvases: a part of one would have other classes.
+
+    Raises:
+        ValueError: a count is below 1, or the digits find no place.
+    """
+    settings = SetSettings("odd-one-out", RECIPE, size_px, seed, (num_train, num_validation, num_test), None)
+    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=None)
+    return load_drawn_set(settings, list(ODD_CLASSES), draw, cache_dir)
