@@ -1,28 +1,44 @@
 """Configurations of DETR and Conditional DETR with a factorized encoder: stock fields and a factorized layer's."""
 
-from transformers import ConditionalDetrConfig, DetrConfig
+from transformers import ConditionalDetrConfig, DetrConfig, ResNetConfig
 
 from .configuration_fa import FACTORIZED_FIELDS, FactorizedFields
+from .configuration_fa_resnet import FAResNetConfig
+from .configuration_fa_vit import FAViTConfig
 
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. The import
 # can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
 from .fa_checkpoint_names import translate_config  # noqa: F401
 
+OWN_BACKBONES = {FAResNetConfig.model_type: FAResNetConfig, FAViTConfig.model_type: FAViTConfig}
+BACKBONE_FIELDS = ("backbone_config", "backbone", "use_timm_backbone")
+"""Fields of stock configurations that choose the backbone; the last two are of those that transformers 4 wrote."""
+
 
 class FADetrFields(FactorizedFields):
     """A base of the two configurations. The factorized fields' layers, heads and width are the encoder's."""
 
+    # Names that the factorized layers and transformers read -> DETR's own.
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
+
     def __init__(self, **kwargs):
+        backbone = kwargs.get("backbone_config")
+        if not any(kwargs.get(name) for name in BACKBONE_FIELDS):
+            kwargs["backbone_config"] = ResNetConfig(out_features=["stage4"])
+        elif isinstance(backbone, dict) and backbone.get("model_type") in OWN_BACKBONES:
+            # In a process without the package, transformers knows no type of ours.
+            fields = {name: value for name, value in backbone.items() if name != "model_type"}
+            kwargs["backbone_config"] = OWN_BACKBONES[backbone["model_type"]](**fields)
         factorized = {name: kwargs.pop(name) for name in FACTORIZED_FIELDS if name in kwargs}
         kwargs.setdefault("auto_map", dict(self.AUTO_MAP))
         super().__init__(**kwargs)
         self.set_factorized_fields(**factorized)
         self.check_fields()
-
-    @property
-    def attention_probs_dropout_prob(self):
-        """Dropout of attention probabilities, by the name that the softmax mixer reads."""
-        return self.attention_dropout
 
     def check_fields(self):
         """Raise ValueError, naming the field, if a value cannot be used."""
@@ -39,6 +55,8 @@ class FADetrConfig(FADetrFields, DetrConfig):
     """Configuration of DETR whose encoder is factorized; reads stock DETR configurations too.
 
     Args:
+        backbone_config: of a backbone of transformers, or "fa_resnet" or "fa_vit". None is transformers' ResNet-50,
+            without the package timm that stock DETR's own default needs.
         kwargs: the fields of `FactorizedFields`, whose layers and heads are the encoder's, and of transformers'
             `DetrConfig`.
 
@@ -63,6 +81,8 @@ class FAConditionalDetrConfig(FADetrFields, ConditionalDetrConfig):
     """Configuration of Conditional DETR whose encoder is factorized; reads stock configurations too.
 
     Args:
+        backbone_config: of a backbone of transformers, or "fa_resnet" or "fa_vit". None is transformers' ResNet-50,
+            without the package timm that stock DETR's own default needs.
         kwargs: the fields of `FactorizedFields`, whose layers and heads are the encoder's, and of transformers'
             `ConditionalDetrConfig`.
 

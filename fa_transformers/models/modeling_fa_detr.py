@@ -14,18 +14,29 @@ Papers: Carion et al. 2020, "End-to-End Object Detection with Transformers", arX
 Shape letters: B batch, N places of the feature map, C hidden width, H heads.
 """
 
+import importlib.util
 from contextvars import ContextVar
 from math import isqrt, prod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import ConditionalDetrForObjectDetection, ConditionalDetrModel, DetrForObjectDetection, DetrModel
+from transformers import (
+    AutoBackbone,
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrModel,
+    DetrForObjectDetection,
+    DetrModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_fa_detr import FAConditionalDetrConfig, FADetrConfig
+from .configuration_fa_resnet import FAResNetConfig
+from .configuration_fa_vit import FAViTConfig
 from .fa_layout import Layout
 from .fa_mixer import build_mixer
 from .modeling_fa import FAWeights
+from .modeling_fa_resnet import FAResNetBackbone
+from .modeling_fa_vit import FAViTBackbone
 
 # isort: split
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
@@ -34,13 +45,17 @@ from .configuration_fa import FactorizedConfig  # noqa: F401
 from .fa_attention import factorized_attention  # noqa: F401
 from .fa_attention_blocked import blocked_attention  # noqa: F401
 from .fa_attention_triton import triton_attention  # noqa: F401
+from .fa_block import BlockProjection  # noqa: F401
 from .fa_checkpoint_names import translate_config  # noqa: F401
+from .fa_chunked import slices  # noqa: F401
 from .fa_context import apply_context  # noqa: F401
+from .fa_layers import FAEncoder  # noqa: F401
 from .fa_local import window_attention  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_sequence_parallel import Shard  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
 from .fa_validation import check_mask  # noqa: F401
+from .fa_vit_layers import patch_grid  # noqa: F401
 
 # Names that transformers 4 wrote -> those of transformers 5, which are ours, in the order to apply. Of a pattern,
 # transformers fills in the first group only.
@@ -146,6 +161,9 @@ def _note_grid(module: nn.Module, inputs: tuple, projected: Tensor) -> None:
     _grid.set((projected.shape[2], projected.shape[3]))
 
 
+OWN_BACKBONES = {FAResNetConfig.model_type: FAResNetBackbone, FAViTConfig.model_type: FAViTBackbone}
+
+
 class FADetrWeights(FAWeights):
     """Base of the four classes, which build the stock network and then exchange its encoder."""
 
@@ -153,6 +171,24 @@ class FADetrWeights(FAWeights):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _supports_attention_backend = False
+
+    def __init__(self, config):
+        prepare_backbone(config.backbone_config)
+        super().__init__(config)
+
+
+def prepare_backbone(config) -> None:
+    """Let the stock network find a backbone of ours; ImportError for one of timm's where that is not installed."""
+    model_type = getattr(config, "model_type", None)
+    if model_type in OWN_BACKBONES:
+        # By the class of this very configuration: of remote code there may be two copies.
+        AutoBackbone.register(type(config), OWN_BACKBONES[model_type], exist_ok=True)
+    if model_type == "timm_backbone" and importlib.util.find_spec("timm") is None:
+        raise ImportError(
+            f"The backbone {config.backbone!r} of this checkpoint is the package timm's, which is not installed: pip "
+            "install timm, or take weights with a backbone of transformers, as revision 'no_timm' of "
+            "facebook/detr-resnet-50 has."
+        )
 
 
 class FADetrModel(FADetrWeights, DetrModel):
@@ -166,6 +202,10 @@ class FADetrModel(FADetrWeights, DetrModel):
         self.encoder = FADetrEncoder(config, self.encoder.layers)
         self.input_projection.register_forward_hook(_note_grid)
         self.post_init()
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
+        """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
+        return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 
 class FADetrForObjectDetection(FADetrWeights, DetrForObjectDetection):
@@ -191,6 +231,10 @@ class FAConditionalDetrModel(FADetrWeights, ConditionalDetrModel):
         self.encoder = FADetrEncoder(config, self.encoder.layers)
         self.input_projection.register_forward_hook(_note_grid)
         self.post_init()
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
+        """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
+        return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 
 class FAConditionalDetrForObjectDetection(FADetrWeights, ConditionalDetrForObjectDetection):

