@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from .data.facts import DataFacts
     from .data.readers.tables import DataError
     from .distillation.distill import DistillationResult, distill
-    from .hub.card import FactError, ModelFacts, ScoreFacts, SpeedFacts
-    from .hub.publish import PublishError, check_folder, publish
+    from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
+    from .hub.certificate import Certificate, CheckFacts
+    from .hub.facts import FactError
+    from .hub.publish import PublishError, certify, check_folder, publish
     from .hub.push import PushError, push
     from .hub.self_check import SelfTestError
     from .lora import fa_lora_config
@@ -89,6 +91,9 @@ __all__ = [
     "publish",
     "check_folder",
     "push",
+    "certify",
+    "Certificate",
+    "CheckFacts",
     "ModelFacts",
     "DataFacts",
     "ScoreFacts",
@@ -143,8 +148,10 @@ _HOMES = {
     ".data.facts": ("DataFacts",),
     ".data.readers.tables": ("DataError",),
     ".distillation.distill": ("DistillationResult", "distill"),
-    ".hub.card": ("FactError", "ModelFacts", "ScoreFacts", "SpeedFacts"),
-    ".hub.publish": ("PublishError", "check_folder", "publish"),
+    ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
+    ".hub.certificate": ("Certificate", "CheckFacts"),
+    ".hub.facts": ("FactError",),
+    ".hub.publish": ("PublishError", "certify", "check_folder", "publish"),
     ".hub.push": ("PushError", "push"),
     ".hub.self_check": ("SelfTestError",),
     ".lora": ("fa_lora_config",),

@@ -1,4 +1,4 @@
-"""The commands: `fa-transformers finetune|distill|convert|push`, which `scripts/` starts as well.
+"""The commands: `fa-transformers finetune|distill|convert|check|push`; `scripts/` starts all but `check` as well.
 
 Each command's module parses its flags into options before it imports what needs torch.
 """
@@ -11,6 +11,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on your documents or images, score it, write a folder ready to publish",
     "distill": "recover a converted model: it learns from the softmax model that its weights came from",
     "convert": "convert a pretrained text or image encoder to factorized attention",
+    "check": "check a model folder: files, outputs, padding, chunks, packing, precision",
     "push": "check a model folder, upload it to the Hub and load it back",
 }
 

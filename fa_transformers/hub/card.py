@@ -11,12 +11,9 @@ Make a card from a facts file (`publish` writes one as `model_facts.json` into e
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 import string
-import types
-import typing
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,6 +25,8 @@ from ..data.facts import DataFacts
 from ..files import write_json, write_text
 from ..redaction import redact
 from ..tables import one_line
+from .certificate import FAILED, CheckFacts, format_share
+from .facts import FactError, check_facts, facts_from_dict
 
 FACTS_FILE = "model_facts.json"
 # In characters; longer text from data is cut in the card.
@@ -41,10 +40,6 @@ CONVERTED = "nothing that this conversion knows of"
 
 # The Hub's oldest models, such as "bert-base-uncased", have no owner.
 _HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
-
-
-class FactError(ValueError):
-    """A fact of a model card is missing, empty, of the wrong type or unknown; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +102,7 @@ class ModelFacts:
         speed: at least one length.
         limits: what it cannot do or was not tested for; at least one.
         title: what the model is, in a few words; None says it from base model, training and data (`heading`).
+        certificate: what was checked on this model; `publish` writes it. None where nothing was.
     """
 
     repo_id: str
@@ -127,10 +123,11 @@ class ModelFacts:
     limits: list[str]
     revision: str = UNPUBLISHED
     title: str | None = None
+    certificate: list[CheckFacts] | None = None
 
     def __post_init__(self) -> None:
         """Raises FactError, naming the fact, unless every fact is there and the facts agree with one another."""
-        _check_facts(self, "")
+        check_facts(self)
         if not re.fullmatch(r"[a-z0-9.+-]+", self.license):
             raise FactError(f"fact 'license' is {self.license!r}; give the Hub's identifier, for example 'apache-2.0'")
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.repo_id):
@@ -188,7 +185,7 @@ class ModelFacts:
         Raises:
             FactError: a fact is missing, unknown, empty or of the wrong type.
         """
-        return _from_dict(cls, values, "")
+        return facts_from_dict(cls, values)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ModelFacts":
@@ -200,7 +197,7 @@ class ModelFacts:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise FactError(f"{os.fspath(path)} is not a JSON file: {error}") from error
         try:
             return cls.from_dict(values)
@@ -240,6 +237,7 @@ def render_card(facts: ModelFacts) -> str:
         wins=_wins(facts.speed),
         speed=_speed_table(facts.speed),
         hardware=_plain(facts.hardware),
+        certificate=_certificate(facts.certificate) if facts.certificate else "",
         data="\n".join(_data_line(data) for data in facts.data),
         command=command,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0)),
@@ -261,65 +259,6 @@ def describe_replacement(model: Any) -> str:
     if config.local_kernel_size:
         parts.append(f"plus a depthwise convolution of width {config.local_kernel_size} over the values")
     return ", ".join(parts) + f"; positions: {config.position_embedding_type}."
-
-
-def _check_facts(facts: Any, prefix: str) -> None:
-    hints = typing.get_type_hints(type(facts))
-    for field in dataclasses.fields(facts):
-        _check_value(getattr(facts, field.name), hints[field.name], prefix + field.name)
-
-
-def _check_value(value: Any, hint: Any, name: str) -> None:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        if value is None:
-            return
-        origin, hint = None, arguments[0]
-    if (
-        value is None
-        or (isinstance(value, (str, list, dict)) and not value)
-        or (hint is str and not str(value).strip())
-    ):
-        raise FactError(f"fact '{name}' is missing: a model card must state it")
-    expected = origin or hint
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number if expected is float else isinstance(value, expected) and not isinstance(value, bool)):
-        raise FactError(f"fact '{name}' must be a {expected.__name__}, got {value!r}")
-    if is_number and not math.isfinite(value):
-        raise FactError(f"fact '{name}' is {value}; a model card states finite numbers only")
-    if expected is list:
-        for index, item in enumerate(value):
-            _check_value(item, arguments[0], f"{name}[{index}]")
-    elif expected is dict:
-        for key, item in value.items():
-            _check_value(item, arguments[1], f"{name}[{key!r}]")
-    elif dataclasses.is_dataclass(expected):
-        _check_facts(value, f"{name}.")
-
-
-def _from_dict(cls: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise FactError(f"fact '{prefix.rstrip('.') or 'the whole file'}' must be a JSON object, got {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise FactError(f"fact '{prefix}{unknown[0]}' is unknown; the facts are {sorted(fields)}")
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for name, field in fields.items():
-        if name not in values:
-            if field.default is dataclasses.MISSING:
-                raise FactError(f"fact '{prefix}{name}' is missing: a model card must state it")
-            continue
-        arguments[name] = values[name]
-        item_type = next(iter(typing.get_args(hints[name])), None)
-        if isinstance(item_type, type) and dataclasses.is_dataclass(item_type):
-            if not isinstance(values[name], list):
-                raise FactError(f"fact '{prefix}{name}' must be a list, got {values[name]!r}")
-            arguments[name] = [
-                _from_dict(item_type, item, f"{prefix}{name}[{index}].") for index, item in enumerate(values[name])
-            ]
-    return cls(**arguments)
 
 
 def _metadata(facts: ModelFacts) -> str:
@@ -419,6 +358,26 @@ def _speed_table(speed: list[SpeedFacts]) -> str:
         )
         rows.append([f"{row.length:,}", f"{row.milliseconds:,.1f}", softmax[0], f"{row.mebibytes:,.0f}", softmax[1]])
     return _table(["tokens", "this model, ms", "softmax, ms", "this model, MiB", "softmax, MiB"], rows)
+
+
+def _certificate(rows: list[CheckFacts]) -> str:
+    """The section on what was checked on these weights."""
+    cells = []
+    for row in rows:
+        result = f"**{FAILED.upper()}**" if row.outcome == FAILED else row.outcome
+        result += f": {_cell(row.note)}" if row.note else ""
+        result += f", same decision in {row.same:,} of {row.decisions:,}" if row.decisions else ""
+        shares = [format_share(share) for share in (row.difference, row.tolerance)]
+        cells.append([_cell(row.check), _cell(row.inputs or "-"), *shares, result])
+    bases = {format_share(row.tolerance): row.basis for row in rows if row.basis}
+    lines = [
+        "## Checked on these weights",
+        "What must not matter was compared in float64, and each precision with float64. Differences are shares of the "
+        "largest output. `fa-transformers check FOLDER` repeats it, and every push does.",
+        _table(["check", "on", "largest difference", "allowed", "result"], cells),
+        "Allowed: " + "; ".join(f"{share} is {_cell(basis)}" for share, basis in bases.items()) + ".",
+    ]
+    return "\n\n".join(lines[: 4 if bases else 3]) + "\n\n"
 
 
 def _wins(speed: list[SpeedFacts]) -> str:

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import logging
 import os
 import platform
 import site
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,13 @@ from ..models import ARCHITECTURES
 from ..redaction import environment_without_secrets
 from ..version import __version__
 from . import self_check
-from .card import FACTS_FILE, ModelFacts, render_card
+from .card import FACTS_FILE, FactError, ModelFacts, render_card
+from .certificate import CERTIFICATE_FILE, Certificate, measure
+from .model_checks import digest_weights
 from .placing import holds_only_leftovers, placed_in
 from .self_check import SELF_TEST_FILE, SelfTestError
+
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 SELF_TEST_TEXTS = [
@@ -49,14 +55,18 @@ def publish(
     *,
     overwrite: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
+    certified: bool = True,
 ) -> Path:
     """Write a model folder that loads anywhere with `trust_remote_code=True`, without this package.
 
     It holds the weights, the configuration with its complete `auto_map`, the model's code files, the tokenizer or
     image processor, the model card (`README.md`) with its facts (`model_facts.json`), and `self_test.json`: a small
-    input, the outputs of `model` for it, and the SHA-256 of every file. It is written to a folder inside `folder` and
-    moved from there file by file, `self_test.json` last: a folder that has it is complete. `folder` itself is never
-    renamed: it may be a mount point or the working directory.
+    input, the outputs of `model` for it, and the SHA-256 of every file. `certificate.json` has what was checked on the
+    model's own weights, as `certify` does, and so has the card; a check that fails is a warning, so that nothing is
+    lost, but `push` refuses such a folder.
+
+    All is written to a folder inside `folder` and moved from there file by file, `self_test.json` last: a folder that
+    has it is complete. `folder` itself is never renamed: it may be a mount point or the working directory.
 
     Args:
         model: an FA model, not wrapped.
@@ -65,6 +75,7 @@ def publish(
         folder: where to; must be new or empty.
         overwrite: replace what an earlier `publish` wrote there. Other files in the folder are kept.
         extra_files: further files by their path inside the folder, such as those of sentence-transformers.
+        certified: run the checks of the certificate: seconds for a model of MiniLM's size.
 
     Returns:
         The folder's path.
@@ -93,13 +104,18 @@ def publish(
         for name, content in (extra_files or {}).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
+        certificate = measure(model, processor, auto_class, partial) if certified else None
+        if certificate:
+            certificate.save(partial / CERTIFICATE_FILE)
+        facts = replace(facts, certificate=certificate.rows if certificate else None)
         paths = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in paths}
-        test = _make_self_test(model, processor, auto_class) | {"files": files}
-        write_text(partial / SELF_TEST_FILE, json.dumps(test, indent=1, allow_nan=False) + "\n")
+        _write_self_test(partial, _make_self_test(model, processor, auto_class) | {"files": files})
         facts.save(partial / FACTS_FILE)
         write_text(partial / CARD_FILE, render_card(facts))
         _share_mode(partial)
+    for failure in certificate.failures if certificate else []:
+        logger.warning("The model in %s FAILED a check, and push will refuse it: %s", folder, failure)
     return folder
 
 
@@ -117,20 +133,121 @@ def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
     return folder
 
 
-def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
-    """Load a published folder in a fresh process that cannot import this package, and compare with its self-test.
+def certify(model: PreTrainedModel, processor: Any) -> Certificate:
+    """Check a model's own weights: saving, padding, neighbours, chunks, packing, and each precision beside float64.
+
+    Args:
+        model: an FA model, not wrapped; it stays as it is.
+        processor: its tokenizer or image processor.
+
+    Raises:
+        PublishError: model and processor do not fit together.
+    """
+    auto_class = find_auto_class_of(model)
+    _check_processor(model, processor)
+    return measure(model, processor, auto_class)
+
+
+@dataclass(frozen=True)
+class FolderCheck:
+    """The findings on a published folder.
+
+    Args:
+        self_test: `source`, `model_class`, `max_difference`, `tolerance` (of the outputs, absolute) and `files` (their
+            number).
+        certificate: the checks on its weights, as they came out now.
+        stated: the folder's own certificate; None where it has none.
+    """
+
+    self_test: dict[str, Any]
+    certificate: Certificate
+    stated: Certificate | None
+
+    @property
+    def mistakes(self) -> list[str]:
+        """The checks that failed, and where the folder's certificate says otherwise; each in one line."""
+        found = self.certificate.failures
+        if self.stated is not None and not found:
+            found = [f"{CERTIFICATE_FILE}: {line}" for line in self.stated.disagreements(self.certificate)]
+        return found
+
+
+def examine_folder(folder: str | os.PathLike) -> FolderCheck:
+    """Load a published folder in a fresh process that cannot import this package, compare it with its self-test, and
+    check its weights.
 
     The folder's code runs there: offline, and without tokens, passwords and keys in its environment.
+
+    Raises:
+        SelfTestError: not a published folder; a file is missing or altered; it does not load; the outputs differ; its
+            certificate is none.
+    """
+    folder = Path(folder).resolve()
+    files = self_check.read_self_test(folder)["files"]
+    result = check_in_fresh_process([str(folder), "--certificate"])
+    try:
+        stated = Certificate.load(folder / CERTIFICATE_FILE) if CERTIFICATE_FILE in files else None
+        found = Certificate.from_list(result.pop("certificate", None))
+    except FactError as error:
+        raise SelfTestError(str(error)) from error
+    return FolderCheck(result, found, stated)
+
+
+def check_folder(folder: str | os.PathLike) -> dict[str, Any]:
+    """Check a published folder as `examine_folder` does: it loads in a fresh process, without this package, offline and
+    without secrets, gives what its self-test says, and its weights pass every check of a certificate.
 
     Returns:
         `source`, `model_class`, `max_difference`, `tolerance` (of the outputs, absolute) and `files` (their number).
 
     Raises:
-        SelfTestError: not a published folder; a file is missing or altered; it does not load; the outputs differ.
+        SelfTestError: not a published folder; a file is missing or altered; it does not load; the outputs differ; a
+            check on its weights fails, or its certificate says otherwise.
+    """
+    found = examine_folder(folder)
+    if found.mistakes:
+        raise SelfTestError(f"{Path(folder).resolve()}: {'; '.join(found.mistakes)}")
+    return found.self_test
+
+
+def write_certificate(folder: str | os.PathLike, certificate: Certificate) -> None:
+    """Put a certificate into a published folder, and onto its card, in the place of what was there.
+
+    Raises:
+        FactError: the folder's facts are incomplete, or its card was edited by hand.
+        SelfTestError: as in `examine_folder`.
     """
     folder = Path(folder).resolve()
-    self_check.read_self_test(folder)
-    return check_in_fresh_process([str(folder)])
+    facts = read_card_facts(folder)
+    test = self_check.read_self_test(folder)
+    test["files"].pop(CERTIFICATE_FILE, None)
+    # Listed last: a process that is killed in between leaves a folder without a certificate.
+    _write_self_test(folder, test)
+    certificate.save(folder / CERTIFICATE_FILE)
+    facts = replace(facts, certificate=certificate.rows)
+    facts.save(folder / FACTS_FILE)
+    write_text(folder / CARD_FILE, render_card(facts))
+    test["files"][CERTIFICATE_FILE] = sha256_of(folder / CERTIFICATE_FILE)
+    _write_self_test(folder, test)
+
+
+def read_card_facts(folder: Path) -> ModelFacts:
+    """Read a published folder's facts, which its card must say.
+
+    Raises:
+        FactError: they are incomplete, or the card was edited by hand.
+    """
+    facts = ModelFacts.load(folder / FACTS_FILE)
+    if (folder / CARD_FILE).read_text(encoding="utf-8") != render_card(facts):
+        raise FactError(
+            f"{folder / CARD_FILE} is not what {FACTS_FILE} says; edit the facts and run "
+            f"`python -m fa_transformers.hub.card {folder / FACTS_FILE} {folder / CARD_FILE}`"
+        )
+    return facts
+
+
+def _write_self_test(folder: Path, test: Mapping[str, Any]) -> None:
+    write_text(folder / SELF_TEST_FILE, json.dumps(test, indent=1, allow_nan=False) + "\n")
 
 
 def find_auto_class_of(model: Any) -> str:
@@ -194,6 +311,7 @@ def _make_self_test(model: PreTrainedModel, processor: Any, auto_class: str) -> 
             "python": platform.python_version(),
         },
         "auto_class": auto_class,
+        "weights": digest_weights(model),
     }
     if isinstance(processor, PreTrainedTokenizerBase):
         content["processor_class"] = "AutoTokenizer"

@@ -15,8 +15,9 @@ from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from ..redaction import keep_secret, redact
 from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
-from .publish import CARD_FILE, check_folder, check_in_fresh_process
-from .self_check import SELF_TEST_FILE, path_inside, read_self_test
+from .certificate import CERTIFICATE_FILE, Certificate
+from .publish import CARD_FILE, check_folder, check_in_fresh_process, read_card_facts
+from .self_check import SELF_TEST_FILE, SelfTestError, path_inside, read_self_test
 
 # Every file that the Hub keeps outside its store of large ones is smaller.
 MAX_IN_MEMORY = 64 * 2**20
@@ -39,7 +40,7 @@ def push(
     Weights and code are one commit; the card, whose loading snippet names that commit, is a second one. Files that are
     already there are not sent again, so a failed push goes on where it stopped, and pushing twice changes nothing.
     Only the files that `publish` wrote are sent, with the content that the check read. The folder's code runs in the
-    check, offline and without the token.
+    check, offline and without the token. The checks of its certificate are repeated before anything is sent.
 
     Args:
         folder: what `publish` wrote.
@@ -62,13 +63,15 @@ def push(
     folder = Path(folder).resolve()
     self_test = (folder / SELF_TEST_FILE).read_bytes() if (folder / SELF_TEST_FILE).is_file() else b""
     check_folder(folder)
-    facts = ModelFacts.load(folder / FACTS_FILE)
-    if (folder / CARD_FILE).read_text(encoding="utf-8") != render_card(facts):
-        raise FactError(
-            f"{folder / CARD_FILE} is not what {FACTS_FILE} says; edit the facts and run "
-            f"`python -m fa_transformers.hub.card {folder / FACTS_FILE} {folder / CARD_FILE}`"
-        )
+    facts = read_card_facts(folder)
     files = read_self_test(folder)["files"]
+    if CERTIFICATE_FILE not in files:
+        raise SelfTestError(f"{folder} has no {CERTIFICATE_FILE}; run `fa-transformers check {folder} --write` first")
+    if facts.certificate != Certificate.load(folder / CERTIFICATE_FILE).rows:
+        raise FactError(
+            f"{folder / FACTS_FILE}: fact 'certificate' is not what {CERTIFICATE_FILE} says; run "
+            f"`fa-transformers check {folder} --write`"
+        )
     names = [*files, SELF_TEST_FILE]
     branch = revision or "main"
     api = HfApi(token=token)

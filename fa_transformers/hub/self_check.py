@@ -6,14 +6,16 @@ This file also runs as a program, in a process that cannot import our package, a
     python -P self_check.py OWNER/NAME --revision COMMIT
 
 It loads tokenizer or image processor and model with the Auto classes and `trust_remote_code=True`, compares what they
-give with `self_test.json`, and prints one line of JSON, or "error: ..." with exit status 1. So it must not import any
-other file of the package.
+give with `self_test.json`, and prints one line of JSON, or "error: ..." with exit status 1. With `--certificate` it
+then runs the checks of `model_checks.py`, which it reads by its path. So it must not import any other file of the
+package.
 """
 
 import argparse
 import base64
 import hashlib
 import importlib.abc
+import importlib.util
 import io
 import json
 import math
@@ -193,8 +195,8 @@ def load(auto_class: str, source: str, revision: str | None, **options: Any) -> 
     )
 
 
-def check(source: str, revision: str | None) -> dict[str, Any]:
-    """Check a folder, or a repository at a commit, against its self-test.
+def check(source: str, revision: str | None, with_certificate: bool = False) -> dict[str, Any]:
+    """Check a folder, or a repository at a commit, against its self-test, and then, if asked, its weights.
 
     Raises:
         SelfTestError: as in `read_self_test` and `compare_samples`, or a weight is missing from the file.
@@ -223,13 +225,27 @@ def check(source: str, revision: str | None) -> dict[str, Any]:
         compare_samples("the model changed", name, tensor, self_test["outputs"][name], self_test["tolerance"])
         for name, tensor in outputs.items()
     )
-    return {
+    result = {
         "source": source,
         "model_class": type(model).__name__,
         "max_difference": difference,
         "tolerance": self_test["tolerance"],
         "files": len(self_test["files"]),
     }
+    if with_certificate:
+        checks = _read_model_checks()
+        saved = checks.check_saved(model, self_test.get("weights"))
+        result["certificate"] = [saved, *checks.check_model(model, processor, self_test["auto_class"])]
+    return result
+
+
+def _read_model_checks() -> Any:
+    """The module beside this file, which a program that can't import the package reads by its path."""
+    spec = importlib.util.spec_from_file_location("model_checks", Path(__file__).with_name("model_checks.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _WithoutPackage(importlib.abc.MetaPathFinder):
@@ -251,12 +267,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Load a published model in this process and compare its outputs.")
     parser.add_argument("source", help="folder, or OWNER/NAME with --revision")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub repository; without it, source is a folder")
+    parser.add_argument("--certificate", action="store_true", help="run the checks of a certificate too")
     options = parser.parse_args()
     sys.meta_path.insert(0, _WithoutPackage())
     sys.addaudithook(_refuse_network)
     transformers.logging.set_verbosity_error()
     try:
-        result = check(options.source, options.revision)
+        result = check(options.source, options.revision, options.certificate)
     except SelfTestError as error:
         parser.exit(1, f"error: {error}\n")
     print(json.dumps(result))

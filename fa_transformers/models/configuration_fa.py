@@ -19,6 +19,27 @@ FACTORIZED_FIELDS = (
     "local_window", "softmax_layers", "recovery",
 )  # fmt: skip
 DECODER_FIELDS = ("is_decoder", "add_cross_attention")
+# Above these a field is a mistake, or meant to use up the memory; no encoder comes near.
+LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_channels", "key_feature_size"), 10**5),
+    **dict.fromkeys(("local_kernel_size", "patch_size", "num_register_tokens", "type_vocab_size"), 10**5),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), 10**7),
+    **dict.fromkeys(("image_size", "num_labels", "embedding_size", "local_window"), 10**7),
+}
+# Names alone: a configuration loads without torch.
+_DTYPES = (
+    "auto",
+    "float32",
+    "float",
+    "float64",
+    "double",
+    "float16",
+    "half",
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+)
+_OBJECTS = ("id2label", "label2id", "auto_map", "task_specific_params", "quantization_config")
 
 
 class CheckedConfig:
@@ -54,7 +75,9 @@ class CheckedConfig:
     def check_integer(self, name, minimum):
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}.")
+            raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r:.80}.")
+        if value > LARGEST.get(name, value):
+            raise ValueError(f"`{name}` must be at most {LARGEST[name]:,}, got {value!r:.80}.")
 
     def check_number(self, name, minimum=-math.inf, maximum=math.inf):
         value = getattr(self, name)
@@ -231,6 +254,7 @@ class FactorizedConfig(FactorizedFields, PretrainedConfig):
 
     def __init__(self, *, position_embedding_type="absolute", classifier_pooling="cls", **kwargs):
         self.refuse_decoders(kwargs)
+        check_content(kwargs)
         for name in DECODER_FIELDS:
             kwargs.pop(name, None)
         factorized = {name: kwargs.pop(name) for name in FACTORIZED_FIELDS if name in kwargs}
@@ -271,3 +295,35 @@ class FactorizedConfig(FactorizedFields, PretrainedConfig):
         for name in DECODER_FIELDS:
             if fields.get(name):
                 raise ValueError(f"`{name}` must be False: {cls.__name__} is for encoders only.")
+
+
+def check_content(fields):
+    """Raise ValueError, naming the field, for a value that transformers itself can't take and doesn't name.
+
+    `fields`: a mapping from names to values, as a configuration's file or a call has them.
+    """
+    for name, value in fields.items():
+        if callable(getattr(PretrainedConfig, name, None)) or name in ("check_fields", "__class__"):
+            raise ValueError(f"No field can be called `{name}`, which is a method of configurations.")
+        if name in LARGEST:
+            for size in value if isinstance(value, list) else [value]:
+                if isinstance(size, (int, float)) and not abs(size) <= LARGEST[name]:
+                    raise ValueError(f"`{name}` must be at most {LARGEST[name]:,}, got {size!r:.80}.")
+        wanted = None if value is None else _wanted(name, value)
+        if wanted:
+            raise ValueError(f"`{name}` must be {wanted}, got {value!r:.80}.")
+
+
+def _wanted(name, value):
+    """Return what a field must hold where `value` is none of that, or else None."""
+    if name in _OBJECTS and not isinstance(value, dict) and not hasattr(value, "to_dict"):
+        return "a JSON object"
+    if name == "id2label" and not all(str(key).isdecimal() for key in value):
+        return "a JSON object whose keys are numbers"
+    if name in ("dtype", "torch_dtype") and str(value).removeprefix("torch.") not in _DTYPES:
+        return f"the name of a dtype of torch, one of {_DTYPES}"
+    if name == "architectures" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        return "a list of class names"
+    if name == "num_labels" and (not isinstance(value, int) or isinstance(value, bool)):
+        return "an integer of at least 1"
+    return None

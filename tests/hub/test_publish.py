@@ -338,6 +338,7 @@ def push(hub: HubServer, folder: Path, *arguments: str, token: str = TOKEN) -> s
 
 
 @pytest.mark.slow
+@pytest.mark.certified
 def test_a_push_that_fails_half_way_says_so_and_is_completed_by_running_it_again(folder):
     with HubServer() as hub:
         hub.fail_commit = True
@@ -378,6 +379,7 @@ def test_a_push_that_fails_half_way_says_so_and_is_completed_by_running_it_again
 
 
 @pytest.mark.slow
+@pytest.mark.certified
 def test_a_push_reports_refused_content_damaged_downloads_public_repositories_and_bad_tokens(folder):
     with HubServer() as hub:
         hub.fail_lfs_upload = True
@@ -405,6 +407,7 @@ def test_a_push_reports_refused_content_damaged_downloads_public_repositories_an
 
 
 @pytest.mark.slow
+@pytest.mark.certified
 def test_a_folder_that_fails_its_check_or_has_a_hand_edited_card_is_not_sent(folder):
     with HubServer() as hub:
         with open(folder / "README.md", "a", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from tiny_models import (
     tiny_config,
 )
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -65,6 +66,24 @@ SHARED_BAD_VALUES = {
     "recovery": ("none", True, 0),
     "is_decoder": (True,),
     "add_cross_attention": (True,),
+}
+# What transformers itself stumbles over, without a word on the field, where a file has it.
+SHARED_BAD_CONTENT = {
+    "id2label": (["a"], {"x": "a"}, 3),
+    "label2id": (3,),
+    "task_specific_params": ([1],),
+    "quantization_config": ("x",),
+    "dtype": ("evil", "os", 3),
+    "torch_dtype": ("evil",),
+    "architectures": (5, "FABertModel", [1]),
+    "num_labels": ("x", 1.5, True, 10**9),
+    "check_fields": (1,),
+    "to_dict": (1,),
+    "__class__": (1,),
+    "key_feature_size": (10**9,),
+    "local_kernel_size": (10**9 + 1,),
+    "local_window": (10**9,),
+    "hidden_size": (10**12,),
 }
 OWN_BAD_VALUES = {
     FABertConfig: {
@@ -321,3 +340,19 @@ def test_token_classification_labels_of_wrong_length_are_refused():
     model = build(FABertConfig, FABertForTokenClassification)
     with pytest.raises(ValueError, match="batch_size"):
         model(**text_inputs("AutoModelForTokenClassification"), labels=torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("config_class", [FABertConfig, FAViTConfig])
+def test_a_broken_field_of_a_configurations_file_is_named(config_class, tmp_path):
+    tiny_config(config_class).save_pretrained(tmp_path)
+    content = (tmp_path / "config.json").read_text()
+    for name, values in SHARED_BAD_CONTENT.items():
+        for value in values:
+            rewrite_config(tmp_path, **{name: value})
+            with pytest.raises(ValueError, match=f"`{name}`") as refused:
+                AutoConfig.from_pretrained(tmp_path)
+            assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+            (tmp_path / "config.json").write_text(content)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is config_class
+    loaded = AutoConfig.from_pretrained(tmp_path, dtype=torch.bfloat16, id2label={0: "a", 1: "b", 2: "c"})
+    assert loaded.num_labels == 3 and config_class.from_dict(loaded.to_dict()).num_labels == 3
