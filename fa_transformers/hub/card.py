@@ -164,7 +164,7 @@ class ModelFacts:
         """The card's title, such as "FA-BERT (all-MiniLM-L6-v2) fine-tuned on ScanCode licence documents"."""
         if self.title is not None:
             return self.title
-        name = "FA-ViT" if self.is_image_model else "FA-BERT"
+        name = "FA-DETR" if self.is_detector else "FA-ViT" if self.is_image_model else "FA-BERT"
         is_fresh = self.base_model == FROM_SCRATCH
         if not is_fresh:
             name += f" ({self.base_model.rsplit('/', 1)[-1]})"
@@ -176,7 +176,12 @@ class ModelFacts:
     @property
     def is_image_model(self) -> bool:
         """True where the model reads images, by its pipeline tag."""
-        return self.pipeline_tag.startswith("image-")
+        return self.pipeline_tag.startswith("image-") or self.is_detector
+
+    @property
+    def is_detector(self) -> bool:
+        """True where the model finds objects in images, by its pipeline tag."""
+        return self.pipeline_tag == "object-detection"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelFacts":

@@ -55,7 +55,9 @@ def check_model(model: Any, processor: Any, auto_class: str) -> list[dict[str, A
     classifier made as in float64. A check that raises is a row that failed.
     """
     exact = copy.deepcopy(model).to("cpu", torch.float64).eval()
-    kind = _Images if model.main_input_name == "pixel_values" else _Texts
+    kind: type[_Checks] = _Texts
+    if model.main_input_name == "pixel_values":
+        kind = _Images if hasattr(model.config, "patch_shape") else _Detectors
     with torch.no_grad():
         try:
             subject = kind(exact, processor, auto_class)
@@ -225,7 +227,6 @@ class _Checks:
         self.model, self.auto_class = model, auto_class
         self.config = model.config
         self.per_token = dict(getattr(type(model), "TOKEN_OUTPUTS", {}))
-        self.longest_run = _most_tokens(model, auto_class)
         self.generator = torch.Generator().manual_seed(0)
 
     def decide(self, outputs: Outputs, run: Run) -> Tensor | None:
@@ -244,6 +245,7 @@ class _Checks:
 class _Texts(_Checks):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
+        self.longest_run = _most_tokens(model, auto_class)
         table = self.config.max_position_embeddings
         limits = [processor.model_max_length, *([table] if self.config.position_embedding_type == "absolute" else [])]
         self.longest = int(min(limits))
@@ -335,6 +337,7 @@ class _Texts(_Checks):
 class _Images(_Checks):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
+        self.longest_run = _most_tokens(model, auto_class)
         height, width = self.config.patch_shape
         self.num_prefix = 1 + self.config.num_register_tokens
         # Neither square nor whole patches, where a patch has pixels to lose.
@@ -410,3 +413,25 @@ class _Images(_Checks):
             rows, columns = max(1, rows // 2), max(1, columns // 2)
         sizes = dict.fromkeys([(-(-rows // 2) * height, columns * width), (rows * height, columns * width)])
         return [Run(f"2 images of {h:,} x {w:,} px", pixels=self.draw(2, h, w)) for h, w in sizes]
+
+
+class _Detectors(_Images):
+    """Networks on feature maps of convolutions, which see across the border between an image and its padding."""
+
+    sizes = [(96, 160), (128, 64)]
+
+    def __init__(self, model: Any, processor: Any, auto_class: str):
+        _Checks.__init__(self, model, auto_class)
+        self.images = [self.draw(2, *size) for size in self.sizes]
+
+    def properties(self) -> Iterator[dict[str, Any]]:
+        """Check neighbours."""
+        inputs = "2 images each of " + " and ".join(f"{height} x {width} px" for height, width in self.sizes)
+        yield _row("padding", None, NOT_APPLICABLE, note="convolutions mix an image's border with its padding")
+        yield _check_property("batch", f"{inputs}, each alone", self.alone)
+        yield _row("chunks", None, NOT_APPLICABLE, note="images of detectors are not read in chunks")
+        yield _row("packed", None, NOT_APPLICABLE, note="images are not packed")
+
+    def runs(self) -> list[Run]:
+        """Draw two images of each size."""
+        return [Run(f"2 images of {h:,} x {w:,} px", pixels=self.draw(2, h, w)) for h, w in self.sizes]

@@ -4,57 +4,13 @@ import math
 
 import pytest
 import torch
+from tiny_detectors import detections, every_detector, images, sizes
 from tiny_models import EXACT, randomize
-from transformers import (
-    ConditionalDetrConfig,
-    ConditionalDetrForObjectDetection,
-    DetrConfig,
-    DetrForObjectDetection,
-    ResNetConfig,
-)
+from transformers import ResNetConfig
 
-from fa_transformers.models.configuration_fa_detr import FAConditionalDetrConfig, FADetrConfig
 from fa_transformers.models.configuration_fa_resnet import FAResNetConfig
-from fa_transformers.models.modeling_fa_detr import FAConditionalDetrForObjectDetection, FADetrForObjectDetection
 
 LAYER_OPTIONS = dict(local_kernel_size=3, local_window=1, key_feature_size=16, learned_temperatures=True)
-every_detector = pytest.mark.parametrize(
-    ("stock_config", "stock_class", "config_class", "model_class"),
-    [
-        (DetrConfig, DetrForObjectDetection, FADetrConfig, FADetrForObjectDetection),
-        (
-            ConditionalDetrConfig,
-            ConditionalDetrForObjectDetection,
-            FAConditionalDetrConfig,
-            FAConditionalDetrForObjectDetection,
-        ),
-    ],
-    ids=["detr", "conditional_detr"],
-)
-
-
-def sizes() -> dict:
-    backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1] * 4, layer_type="basic", out_features=["stage4"]
-    )
-    return dict(
-        backbone_config=backbone, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_queries=7, num_labels=3, dropout=0.0,
-    )  # fmt: skip
-
-
-def images(height: int = 96, width: int = 160) -> dict[str, torch.Tensor]:
-    """Two images, the second of which is padded from 64 rows on."""
-    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    mask = torch.ones(2, height, width, dtype=torch.long)
-    mask[1, 64:] = 0
-    return {"pixel_values": pixels, "pixel_mask": mask}
-
-
-def detections(model, inputs) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        output = model.double().eval()(**inputs)
-    return {"logits": output.logits, "pred_boxes": output.pred_boxes}
 
 
 @every_detector
