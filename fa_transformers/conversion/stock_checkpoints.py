@@ -123,7 +123,7 @@ class Family:
         adapt: tensors and configuration fields -> tensors that fit ours.
     """
 
-    config_class: type[FactorizedFields]
+    config_class: type[PretrainedConfig]
     prefix: str
     rename: Callable[[str], str]
     fields: Callable[[dict], dict]
