@@ -7,12 +7,12 @@ first given the base model's prefix (`bert.`, `vit.` or `model.`), which base ch
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models import ARCHITECTURES, FABertConfig, FAConditionalDetrConfig, FADetrConfig, FAViTConfig
-from ..models.configuration_fa import FactorizedFields
 from ..models.fa_checkpoint_names import translate_config, translate_vit_name
 from ..models.modeling_fa_detr import CONDITIONAL_DETR_NAME_PATTERNS, DETR_NAME_PATTERNS
 
@@ -123,7 +123,7 @@ class Family:
         adapt: tensors and configuration fields -> tensors that fit ours.
     """
 
-    config_class: type[PretrainedConfig]
+    config_class: Any
     prefix: str
     rename: Callable[[str], str]
     fields: Callable[[dict], dict]

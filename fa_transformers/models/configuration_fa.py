@@ -171,6 +171,10 @@ class FactorizedFields(CheckedConfig):
     """
 
     STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
+    model_type: ClassVar[str]
+    hidden_size: int
+    num_attention_heads: int
+    num_hidden_layers: int
 
     def set_factorized_fields(
         self,
@@ -201,7 +205,7 @@ class FactorizedFields(CheckedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         return translate_config(config_dict, cls.model_type, cls.STOCK_MODEL_TYPES), kwargs
 
     @classmethod

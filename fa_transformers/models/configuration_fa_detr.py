@@ -45,9 +45,9 @@ class FADetrFields(FactorizedFields):
         """Raise ValueError, naming the field, if a value cannot be used."""
         for name in ("d_model", "encoder_layers", "encoder_attention_heads", "num_queries", "num_labels"):
             self.check_integer(name, minimum=1)
-        if self.d_model % self.encoder_attention_heads:
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"`d_model` ({self.d_model}) must divide by `encoder_attention_heads` ({self.encoder_attention_heads})."
+                f"`d_model` ({self.hidden_size}) must divide by `encoder_attention_heads` ({self.num_attention_heads})."
             )
         self.check_factorized_fields()
 

@@ -3,7 +3,7 @@
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,13 @@ NOT_RECOVERED = (
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
 
-class FAWeights:
+if TYPE_CHECKING:
+    _PreTrained = PreTrainedModel
+else:
+    _PreTrained = object
+
+
+class FAWeights(_PreTrained):  # type: ignore[misc, valid-type]
     """Loading, saving and fresh weights of models with factorized layers: a mixin before a `PreTrainedModel` class.
 
     `attn_implementation` concerns layers that keep softmax attention alone: None, "sdpa" or "eager".

@@ -199,7 +199,7 @@ class FADetrModel(FADetrWeights, DetrModel):
 
     def __init__(self, config: FADetrConfig):
         super().__init__(config)
-        self.encoder = FADetrEncoder(config, self.encoder.layers)
+        self.encoder = FADetrEncoder(config, self.get_submodule("encoder.layers"))
         self.input_projection.register_forward_hook(_note_grid)
         self.post_init()
 
@@ -228,7 +228,7 @@ class FAConditionalDetrModel(FADetrWeights, ConditionalDetrModel):
 
     def __init__(self, config: FAConditionalDetrConfig):
         super().__init__(config)
-        self.encoder = FADetrEncoder(config, self.encoder.layers)
+        self.encoder = FADetrEncoder(config, self.get_submodule("encoder.layers"))
         self.input_projection.register_forward_hook(_note_grid)
         self.post_init()
 

@@ -5,10 +5,13 @@ class of every place, then the whole with its own loss. The recovery is `distill
 pictures alone.
 """
 
+import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +26,16 @@ from transformers import (
     ResNetConfig,
 )
 
+from ..checks import check_positive
+from ..conversion.convert import convert_checkpoint
+from ..distillation.detectors import DetectorDistillation
+from ..distillation.distill import distill
+from ..distillation.objectives import AttentionTransfer
+from ..distillation.recipes import STUDENT_FIELDS
 from ..evaluation import evaluating
+from ..files import write_json
 from ..metrics.detection import Detections, detection_scores
+from ..options import DataOptions, DistillationOptions, LoopOptions, ModelOptions, OptionGroup, option
 from .shapes import CLASS_NAMES, SIDE_PX, ShapePicture, class_map, detr_labels, draw_pictures
 
 STRIDE = 8
@@ -34,22 +45,30 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class DetectorPlan:
-    """Sizes of the training of the softmax detector.
+class DetectorPlan(OptionGroup):
+    """The steps of the study, all of `BATCH` pictures."""
 
-    Args:
-        num_train, num_test: pictures, of disjoint seeds.
-        backbone_steps, steps: optimiser steps of `BATCH` pictures.
-        learning_rate: peak rate; the backbone's is a third of it.
-        seed: of pictures, weights and order.
-    """
+    num_train: int = option(3000, "pictures to train on; the recovery reads them without labels", group="study")
+    num_test: int = option(300, "pictures that all rows are scored on", group="study")
+    backbone_steps: int = option(200, "steps of the backbone alone, by the class of every place", group="study")
+    steps: int = option(2400, "steps of the softmax detector", group="study", common=True)
+    transfer_steps: int = option(150, "steps of attention transfer", group="study", common=True)
+    end_to_end_steps: int = option(400, "steps of the recovery's second stage", group="study", common=True)
+    learning_rate: float = option(
+        1e-3, "peak rate of the softmax detector; its backbone's is a third of it", group="study"
+    )
+    seed: int = option(0, "seed of pictures, weights and order", group="study", common=True)
+    output_dir: Path = option(
+        Path("outputs/detr_recovery"),
+        "folder for the models and results; a softmax detector that an earlier run left there is taken",
+        group="study",
+        common=True,
+    )
 
-    num_train: int = 3000
-    num_test: int = 300
-    backbone_steps: int = 200
-    steps: int = 2400
-    learning_rate: float = 1e-3
-    seed: int = 0
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for a number that is not above zero."""
+        names = ("num_train", "num_test", "backbone_steps", "steps", "transfer_steps", "end_to_end_steps")
+        check_positive(self, *names, "learning_rate")
 
     def pictures(self, split: str) -> list[ShapePicture]:
         """Draw the pictures of "train" or "test"."""
@@ -151,3 +170,79 @@ def write_pictures(pictures: Sequence[ShapePicture], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         Image.fromarray(picture.pixels).save(folder / f"{picture.image_id:05}.png")
+
+
+def run_study(plan: DetectorPlan) -> dict[str, Any]:
+    """Train the softmax detector, exchange its attention, recover it, and score every one on the same pictures.
+
+    Returns:
+        "rows": for each detector its name, its AP and the CPU seconds of its training; "plan": what was asked for.
+    """
+    folder, test = plan.output_dir, plan.pictures("test")
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, model: PreTrainedModel, seconds: float) -> None:
+        rows.append({"detector": name} | score_detector(model, test) | {"cpu_seconds": round(seconds, 1)})
+        print(rows[-1], flush=True)
+
+    stock, times = folder / "softmax", folder / "softmax.json"
+    if not times.is_file():  # written last
+        started = time.process_time()
+        train_detector(plan, stock)
+        write_json(times, {"cpu_seconds": time.process_time() - started})
+    softmax = ConditionalDetrForObjectDetection.from_pretrained(stock)
+    add("softmax (stock Conditional DETR)", softmax, json.loads(times.read_text(encoding="utf-8"))["cpu_seconds"])
+    add("factorized encoder, untrained", convert_checkpoint(stock).model, 0.0)
+    for name, recover in (
+        ("after distill.py, its encoder trained", _recover),
+        ("after the same steps, all weights trained", _recover_all_weights),
+    ):
+        started = time.process_time()
+        model = recover(plan, stock)
+        add(name, model, time.process_time() - started)
+    return {"rows": rows, "plan": {name: str(value) for name, value in vars(plan).items() if name != "output_dir"}}
+
+
+def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
+    """The softmax detector's student after `distill`, on pictures without labels."""
+    photos = plan.output_dir / "pictures"
+    write_pictures(plan.pictures("train"), photos)
+    result = distill(
+        task="object-detection",
+        data=DataOptions(image_folder=photos),
+        model=ModelOptions(model_name_or_path=str(stock)),
+        loop=LoopOptions(
+            per_device_train_batch_size=BATCH, use_cpu=True, num_threads=1, mixed_precision="no", report_to="none",
+            seed=plan.seed, output_dir=plan.output_dir / "distilled", overwrite_output_dir=True,
+        ),
+        distillation=DistillationOptions(
+            transfer_steps=plan.transfer_steps, end_to_end_steps=plan.end_to_end_steps
+        ),
+    )  # fmt: skip
+    return result.model
+
+
+def _recover_all_weights(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
+    """The student after the same two stages at the same rates, where the second one trains decoder and backbone too."""
+    torch.manual_seed(plan.seed)
+    teacher = convert_checkpoint(stock, softmax_layers=[0, 1, 2]).model.eval().requires_grad_(False)
+    width = teacher.config.hidden_size // teacher.config.num_attention_heads
+    fields = STUDENT_FIELDS["object-detection"] | {"key_feature_size": 2 * width}
+    student = convert_checkpoint(stock, **fields).model
+    pixel_values = as_pixel_values(plan.pictures("train"))
+    pixel_mask = torch.ones(BATCH, SIDE_PX, SIDE_PX, dtype=torch.long)
+    stages = (
+        (lambda: AttentionTransfer(student, teacher), plan.transfer_steps, 1e-2),
+        (lambda: DetectorDistillation(student, teacher, trains_all=True), plan.end_to_end_steps, 1e-3),
+    )
+    for build, steps, mixer_rate in stages:
+        objective = build().train()
+        trained = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
+        groups = [
+            {"params": [weight for name, weight in trained.items() if (".mixer." in name) == is_mixer], "lr": rate}
+            for is_mixer, rate in ((True, mixer_rate), (False, 1e-4))
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        for _, rows in _steps(optimizer, steps, len(pixel_values), plan.seed):
+            _update(optimizer, objective(pixel_values=pixel_values[rows], pixel_mask=pixel_mask).loss, objective)
+    return student
