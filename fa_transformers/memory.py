@@ -191,7 +191,9 @@ def _held_around_layers(config: FactorizedConfig, sizes: _Sizes) -> float:
 def _held_by_forward(config: FactorizedConfig, sizes: _Sizes, num_tokens: int) -> float:
     """Count the bytes per token at the peak of a forward pass without gradients."""
     width, intermediate = config.hidden_size, 2 * config.intermediate_size * sizes.mapped
-    mixing = 4 * width * sizes.mapped + 2 * config.num_attention_heads * _num_added_features(config) * sizes.mapped
+    mixing: float = (
+        4 * width * sizes.mapped + 2 * config.num_attention_heads * _num_added_features(config) * sizes.mapped
+    )
     if config.local_window:
         mixing += WINDOW_HELD * width * sizes.mapped
     attended = width * (sizes.mapped + sizes.residual)

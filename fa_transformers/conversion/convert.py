@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 
 from ..hub.publish import check_target
-from ..models import ENCODERS
+from ..models import ARCHITECTURES
+from ..models.configuration_fa import FactorizedConfig
 from .config_file import CONFIG_FILE
 from .folder import write_converted_folder
 from .json_file import refusing_sources
@@ -41,7 +42,10 @@ logger = logging.get_logger(__name__)
 
 POSITIONS = ("tile", "interpolate", "periodic", "none")
 # What the weights were trained with and their shapes don't show.
-FIXED_FIELDS = ("num_attention_heads", "num_hidden_layers", "hidden_act", "layer_norm_eps")
+FIXED_FIELDS = (
+    "num_attention_heads", "num_hidden_layers", "hidden_act", "layer_norm_eps", "encoder_attention_heads",
+    "encoder_layers", "decoder_attention_heads", "decoder_layers", "activation_function",
+)  # fmt: skip
 # What a factorized layer computes; weights that were trained with another value need recovery again.
 OPERATOR_FIELDS = (
     "attention_normalization", "key_feature_size", "key_features", "learned_temperatures", "local_kernel_size",
@@ -115,8 +119,9 @@ def convert_checkpoint(
     """Make the FA model of a checkpoint, with every tensor accounted for.
 
     Reads BERT, RoBERTa, XLM-RoBERTa, CamemBERT, Longformer, ELECTRA (of one width), DistilBERT, LSG's variants of them,
-    ViT, DeiT, DINOv2 with and without registers, sentence-transformers folders of those, and FA models. With all layers
-    in `softmax_layers` the result computes what the checkpoint does, except for Longformer's and LSG's own attention.
+    ViT, DeiT, DINOv2 with and without registers, DETR and Conditional DETR, whose encoders alone change,
+    sentence-transformers folders of those, and FA models. With all layers in `softmax_layers` the result computes what
+    the checkpoint does, except for Longformer's and LSG's own attention.
 
     Args:
         model_or_path: a transformers model, a folder, a repository of the Hub, or "minilm" or "dinov2-small", which are
@@ -145,8 +150,13 @@ def convert_checkpoint(
     if output_dir is not None:
         check_target(output_dir, overwrite)
     source = read_source(model_or_path)
-    heads = ENCODERS[find_family(source.config.model_type).config_class]
-    is_text = heads["AutoModel"].main_input_name == "input_ids"
+    config_class = find_family(source.config.model_type).config_class
+    is_text = ARCHITECTURES[config_class]["AutoModel"].main_input_name == "input_ids"
+    if not issubclass(config_class, FactorizedConfig) and (positions is not None or image_size is not None):
+        raise ValueError(
+            f"`positions` and `image_size` are for position tables, which {source.config.model_type!r} has none of: "
+            "images of any size run. Set the size of its image processor instead."
+        )
     mode = _check_length_options(is_text, positions, max_length, image_size, config_overrides)
     if positions is not None:
         kind = positions if positions in ("periodic", "none") else "absolute"
@@ -275,7 +285,7 @@ def _convert(
     family, stock = find_family(source.config.model_type), source.config.to_dict()
     check_encoder(stock)
     own_auto_class = find_auto_class(source.architecture) if source.architecture else auto_class or "AutoModel"
-    heads, auto_class = ENCODERS[family.config_class], auto_class or own_auto_class
+    heads, auto_class = ARCHITECTURES[family.config_class], auto_class or own_auto_class
     if auto_class is None:
         raise ValueError(f"{source.architecture} has a head that no FA model has; say which with `auto_class`.")
     if auto_class not in heads:
@@ -313,10 +323,12 @@ def _without_load_report() -> Iterator[None]:
 def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str, Any]) -> PretrainedConfig:
     config_class = find_family(source.config.model_type).config_class
     fields = translate_fields(stock, source.config.model_type)
+    earlier = config_class.from_dict(fields)
     for name in FIXED_FIELDS:
-        if name in overrides and overrides[name] != fields[name]:
+        if name in overrides and overrides[name] != getattr(earlier, name, overrides[name]):
             raise ValueError(
-                f"{source.name!r} was trained with {name}={fields[name]!r}, not {overrides[name]!r}; leave it out."
+                f"{source.name!r} was trained with {name}={getattr(earlier, name)!r}, not {overrides[name]!r}; leave "
+                "it out."
             )
     if "num_labels" in overrides or "id2label" in overrides:
         fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}

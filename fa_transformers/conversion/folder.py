@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from ..data.facts import DataFacts
 from ..evaluation import evaluating
@@ -30,9 +31,12 @@ PIPELINE_TAGS = {
     "AutoModelForMultipleChoice": "multiple-choice",
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForMaskedImageModeling": "image-feature-extraction",
+    "AutoModelForObjectDetection": "object-detection",
 }
 LONG_INPUTS = {"input_ids": "long texts", "pixel_values": "large images"}
 MEASURED_TOKENS = 512
+DETECTOR_SIDES = (256, 384)
+"""Height and width in pixels of the image that a detector is measured on, which has no size of its own."""
 
 
 def write_converted_folder(
@@ -141,7 +145,15 @@ def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Ten
 def native_sides(model: PreTrainedModel) -> tuple[int, int]:
     """Return height and width, in pixels, of the images that a model's position table is made for, in whole patches."""
     config = model.config
+    if not isinstance(config, FactorizedConfig):
+        return DETECTOR_SIDES
     return config.native_grid[0] * config.patch_shape[0], config.native_grid[1] * config.patch_shape[1]
+
+
+def encoder_states(output: ModelOutput) -> Tensor:
+    """Return the encoder's last hidden states [B, N, C], also of a model whose own last ones are a decoder's."""
+    states = output.get("encoder_last_hidden_state")
+    return output["last_hidden_state"] if states is None else states
 
 
 def similarity_to_softmax(model: PreTrainedModel, inputs: dict[str, Tensor]) -> float:
@@ -152,7 +164,7 @@ def similarity_to_softmax(model: PreTrainedModel, inputs: dict[str, Tensor]) -> 
     softmax = type(model)(config).to(model.device, model.dtype).eval()
     softmax.load_state_dict(model.state_dict(), strict=False)
     with evaluating(model):
-        ours, theirs = (one.base_model(**inputs).last_hidden_state.float() for one in (model, softmax))
+        ours, theirs = (encoder_states(one.base_model(**inputs)).float() for one in (model, softmax))
     cosines = F.cosine_similarity(ours, theirs, dim=-1)
     mask = inputs.get("attention_mask", torch.ones_like(cosines)).bool()
     return cosines[mask].mean().item()

@@ -1,18 +1,20 @@
 """Names, fields and shapes of each stock architecture's checkpoints, translated into ours: pure functions, no files.
 
 A row of `FAMILIES` says how names, tensors and configuration of one `model_type` become those of an FA model. Names are
-first given the base model's prefix (`bert.` or `vit.`), which base checkpoints lack; then they are renamed.
+first given the base model's prefix (`bert.`, `vit.` or `model.`), which base checkpoints lack; then they are renamed.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import ENCODERS, FABertConfig, FAViTConfig
+from ..models import ARCHITECTURES, FABertConfig, FAConditionalDetrConfig, FADetrConfig, FAViTConfig
 from ..models.fa_checkpoint_names import translate_config, translate_vit_name
+from ..models.modeling_fa_detr import CONDITIONAL_DETR_NAME_PATTERNS, DETR_NAME_PATTERNS
 
 ROBERTA_NAME_PATTERNS = {
     r"^lm_head\.dense\.": r"cls.predictions.transform.dense.",
@@ -53,6 +55,7 @@ DROPPED_FROM_TEXT = {
 KNOWN_PARTS = re.compile(
     r"\.pooler\.dense\.|embeddings\.mask_token$|embeddings\.position_embeddings(\.weight)?$|"
     r"^cls\.(predictions|seq_relationship)\.|^qa_outputs\.|^decoder\.0\.|^classifier\.(dense\.|out_proj\.)?(weight|bias)$|"
+    r"^(class_labels_classifier|bbox_predictor)\.|"
     r"^(pre_classifier|discriminator_predictions|sequence_summary|cls_classifier|distillation_classifier)\."
 )
 # Parts that may start fresh; every other one must be in the checkpoint.
@@ -60,7 +63,7 @@ FRESH_PARTS = {
     r"\.mixer\.": "learned part of factorized attention",
     r"\.pooler\.dense\.": "fresh: the checkpoint has no such pooler",
     r"embeddings\.mask_token$": "fresh: the checkpoint has no mask token",
-    r"^(cls\.predictions|classifier|qa_outputs|decoder\.0)\.": "fresh head",
+    r"^(cls\.predictions|classifier|qa_outputs|decoder\.0|class_labels_classifier|bbox_predictor)\.": "fresh head",
 }
 
 # Heads that compute something else than ours do, so that their weights would not mean the same.
@@ -85,6 +88,7 @@ AUTO_CLASSES = {
     "ForImageClassification": "AutoModelForImageClassification",
     "ForImageClassificationWithTeacher": "AutoModelForImageClassification",
     "ForMaskedImageModeling": "AutoModelForMaskedImageModeling",
+    "ForObjectDetection": "AutoModelForObjectDetection",
     "ElectraForPreTraining": "AutoModel",
     "ForNextSentencePrediction": "AutoModel",
     "Model": "AutoModel",
@@ -119,7 +123,7 @@ class Family:
         adapt: tensors and configuration fields -> tensors that fit ours.
     """
 
-    config_class: type[FABertConfig] | type[FAViTConfig]
+    config_class: Any
     prefix: str
     rename: Callable[[str], str]
     fields: Callable[[dict], dict]
@@ -128,7 +132,7 @@ class Family:
     @property
     def our_prefix(self) -> str:
         """The base model's prefix in the names of an FA model, such as "bert."."""
-        return f"{ENCODERS[self.config_class]['AutoModel'].base_model_prefix}."
+        return f"{ARCHITECTURES[self.config_class]['AutoModel'].base_model_prefix}."
 
 
 def find_family(model_type: str) -> Family:
@@ -331,6 +335,10 @@ _ROBERTA = Family(
 _BERT = Family(FABertConfig, r"^bert\.", str, dict, _unchanged)
 _VIT = Family(FAViTConfig, r"^vit\.", translate_vit_name, dict, _unchanged)
 _DINOV2 = Family(FAViTConfig, r"^(dinov2_with_registers|dinov2)\.", translate_vit_name, dict, _shape_mask_token)
+_DETR = Family(FADetrConfig, r"^model\.", _rename_by(DETR_NAME_PATTERNS), dict, _unchanged)
+_CONDITIONAL_DETR = Family(
+    FAConditionalDetrConfig, r"^model\.", _rename_by(CONDITIONAL_DETR_NAME_PATTERNS), dict, _unchanged
+)
 
 FAMILIES = {
     "bert": _BERT,
@@ -346,6 +354,10 @@ FAMILIES = {
     "deit": replace(_VIT, prefix=r"^deit\.", fields=_deit_fields, adapt=_fold_distillation_token),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
+    "detr": _DETR,
+    "conditional_detr": _CONDITIONAL_DETR,
     "fa_bert": _BERT,
     "fa_vit": _VIT,
+    "fa_detr": _DETR,
+    "fa_conditional_detr": _CONDITIONAL_DETR,
 }

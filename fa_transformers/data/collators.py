@@ -101,6 +101,21 @@ class ImageCollator:
         return {"pixel_values": pixel_values} | _labels_of(examples, self.data)
 
 
+class DetectorCollator:
+    """Pads the images of a batch right and bottom with zeros to the largest sides; `pixel_mask` says what is real."""
+
+    def __call__(self, examples: list[dict]) -> dict[str, Tensor]:
+        images = [example["pixel_values"] for example in examples]
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        pixel_values = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+        pixel_mask = torch.zeros(len(images), height, width, dtype=torch.long)
+        for row, (image, example) in enumerate(zip(images, examples, strict=True)):
+            rows, columns = image.shape[1:]
+            pixel_values[row, :, :rows, :columns] = image
+            pixel_mask[row, :rows, :columns] = example.get("pixel_mask", 1)
+        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+
 def _labels_of(examples: list[dict], data: "LabelledData | None") -> dict[str, Tensor]:
     if data is None or "label" not in examples[0]:
         return {}

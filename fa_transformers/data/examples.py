@@ -90,8 +90,9 @@ class ImageExamples(torch.utils.data.Dataset):
             image = crop_randomly(image, random)
         if self._random_flip and random.random() < 0.5:
             image = ImageOps.mirror(image)
-        pixel_values = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixel_values} | {name: row[name] for name in ("label",) if name in row}
+        processed = self._processor(images=image, return_tensors="pt")
+        kept = [name for name in ("pixel_values", "pixel_mask") if name in processed]
+        return {name: processed[name][0] for name in kept} | {name: row[name] for name in ("label",) if name in row}
 
 
 def count_patches(image_size: int, config: FAViTConfig) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..conversion.folder import PIPELINE_TAGS
+from ..conversion.folder import DETECTOR_SIDES, PIPELINE_TAGS
 from ..conversion.source import CheckpointSource, describe_source
 from ..data.facts import DataFacts
 from ..hub.card import ModelFacts, ScoreFacts, SpeedFacts, describe_replacement
@@ -36,7 +36,7 @@ def build_facts(
     name, revision = describe_source(teacher)
     base_model = job.card.base_model or name
     auto_class = find_auto_class_of(model)
-    family = "FA-BERT" if job.is_text else "FA-ViT"
+    family = {"text": "FA-BERT", "images": "FA-ViT", "object-detection": "FA-DETR"}[job.task]
     return ModelFacts(
         repo_id=job.card.hub_model_id or job.loop.output_dir.resolve().name,
         title=f"{family} ({base_model.rsplit('/', 1)[-1]}) distilled from its softmax model",
@@ -48,7 +48,7 @@ def build_facts(
         base_model=base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=describe_training(receipt),
+        trained_after=describe_training(receipt, "images" if job.is_detection else "tokens"),
         data=data,
         command=without_local_paths(job.command),
         hardware=f"{receipt['hardware']}; distilled for {receipt['seconds'] / 60:.1f} minutes",
@@ -56,16 +56,16 @@ def build_facts(
         speed=time_student(job, model),
         limits=[
             f"It was compared with its teacher on {describe_compared(job, receipt)}, by {VECTORS[receipt['pooling']]}.",
-            "Its embeddings are near the teacher's, not equal: check thresholds that were tuned on it.",
+            "Its outputs are near the teacher's, not equal: check thresholds that were tuned on it.",
         ],
     )
 
 
-def describe_training(receipt: dict[str, Any]) -> str:
+def describe_training(receipt: dict[str, Any], unit: str = "tokens") -> str:
     """Return a sentence on the steps of the stages, and one on the errors of the layers."""
     stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
     errors = describe_errors(receipt["stages"])
-    return f"{stages}; {receipt['tokens']:,} tokens, seed {receipt['seed']}. {errors}"
+    return f"{stages}; {receipt['tokens']:,} {unit}, seed {receipt['seed']}. {errors}"
 
 
 def describe_errors(stages: list[dict[str, Any]]) -> str:
@@ -80,6 +80,8 @@ def describe_errors(stages: list[dict[str, Any]]) -> str:
 
 def describe_compared(job: DistillationJob, receipt: dict[str, Any]) -> str:
     """Return the sizes of the texts or images that student and teacher were compared on."""
+    if job.is_detection:
+        return "images of the size that its processor gives them"
     if not job.is_text:
         return f"images of {job.model.image_size} x {job.model.image_size} pixels"
     is_long = any("," in kind for kind in receipt["similarity"])
@@ -122,5 +124,4 @@ def time_student(job: DistillationJob, model: PreTrainedModel) -> list[SpeedFact
     """Time a short and a long text, or one image, beside softmax attention."""
     if job.is_text:
         return time_by_length(model, LENGTHS_TIMED)
-    assert job.model.image_size is not None  # the recipe has one
-    return [time_image(model, job.model.image_size)]
+    return [time_image(model, job.model.image_size or DETECTOR_SIDES)]

@@ -32,8 +32,10 @@ def check_options(job: DistillationJob) -> None:
     check_run(job.data, model, loop, job.card, is_text=job.is_text)
     if model.model_name_or_path == "none":
         raise ValueError("--model_name_or_path none has no teacher; give a checkpoint.")
+    if job.is_detection:
+        _check_detection(job)
     size = "max_length" if job.is_text else "image_size"
-    if getattr(model, size) is None:
+    if getattr(model, size) is None and not job.is_detection:
         raise ValueError(f"--{size} has no value, and --task {job.task} needs one; leave it out for the recipe's.")
     if loop.resume_from_checkpoint not in (None, "last", "auto"):
         raise ValueError("--resume_from_checkpoint must be 'last' or 'auto': every stage has a folder of its own.")
@@ -51,6 +53,18 @@ def check_options(job: DistillationJob) -> None:
         raise ValueError("--long_steps needs a --long_length.")
     if length and (not job.is_text or length <= model.max_length):
         raise ValueError(f"--long_length {length} is for text, and must be above --max_length.")
+
+
+def _check_detection(job: DistillationJob) -> None:
+    if job.model.model_name_or_path is None:
+        raise ValueError("--task object-detection needs a --model_name_or_path: no detector comes with the package.")
+    if job.model.image_size is not None:
+        raise ValueError(
+            f"--image_size {job.model.image_size}: images of --task object-detection have the size that the "
+            "checkpoint's image processor gives them; leave it out."
+        )
+    if job.distillation.probe_folder:
+        raise ValueError("--probe_folder is not for --task object-detection, whose encoder has no embedding.")
 
 
 def check_rows(rows: Any, data: DataOptions) -> None:

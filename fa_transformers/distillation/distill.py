@@ -60,9 +60,9 @@ def distill(
 
     Args:
         rows: data given in Python: a list of texts, a mapping of columns such as {"text": [...]}, a Dataset, or a
-            DatasetDict with the split "train"; for the task "images" images likewise. None reads what `data` names, or
+            DatasetDict with the split "train"; for the other tasks images likewise. None reads what `data` names, or
             else prose of installed Python packages. Two per cent are held out where there is no split "validation".
-        task: what the model reads, "text" or "images".
+        task: what the model reads, "text" or "images", or what it finds in them, "object-detection".
         recipe: how long to train, "quick" or "full".
         data: files or data sets to read, and the columns in them.
         model: the student's checkpoint, stock or converted; lengths and sizes; fields of its config.
@@ -172,7 +172,9 @@ def choose_pooling(job: DistillationJob, teacher: CheckpointSource) -> str:
     given = job.distillation.pooling
     if stated and given and stated != given:
         raise ValueError(f"--pooling {given}: {teacher.name} makes its embeddings by {stated!r}; leave it out.")
-    pooling = stated or given or ("mean" if job.is_text else "cls")
+    pooling = stated or given or ("cls" if job.task == "images" else "mean")
+    if job.is_detection and pooling == "cls":
+        raise ValueError("--pooling cls: the encoder of a detector has no first token; leave it out.")
     if job.distillation.long_length and pooling == "cls":
         raise ValueError(
             "--long_length needs mean pooling: the first token of a long text stands in the first window alone, which "
@@ -188,11 +190,12 @@ def _load_data(
     options, seed, max_length = job.data, job.loop.seed, job.model.max_length
     probe = job.distillation
     if not job.is_text:
-        assert job.model.image_size is not None  # the recipe has one
-        num_patches = count_patches(job.model.image_size, student.config)
-        images = read_images(options, job.card, seed, rows)
+        num_patches = count_patches(job.model.image_size, student.config) if job.model.image_size else None
+        images = read_images(options, job.card, seed, rows, job.task)
         data = build_image_pieces(images, processor, num_patches, options, seed)
-        return data, load_labelled_images(probe.probe_folder, processor, num_patches) if probe.probe_folder else None
+        if num_patches is None or not probe.probe_folder:
+            return data, None
+        return data, load_labelled_images(probe.probe_folder, processor, num_patches)
     data = build_text_pieces(
         read_text(options, job.card, seed, rows),
         processor,

@@ -11,7 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..conversion.folder import encoder_states
 from ..evaluation import evaluating
+from ..models.fa_mixer import FactorizedMixer, SoftmaxMixer
 from ..models.modeling_fa import first_real_token, mean_over_real
 
 Batch = Mapping[str, Tensor]
@@ -32,6 +34,21 @@ def encode_windows(encoder: nn.Module, inputs: Batch, window: int, **options: bo
         for tensor in encoded.hidden_states or (encoded.last_hidden_state,)
     )
     return ModelOutput(last_hidden_state=states[-1], hidden_states=states)
+
+
+def encode_images(model: nn.Module, inputs: Batch, **options: bool) -> tuple[ModelOutput, Tensor | None]:
+    """Return a detector's output and which places of its encoder are real, bool [B, N]; None where all are.
+
+    The mask of pixels becomes one of places inside the network, so it is taken from the encoder's first layer.
+    """
+    masks: list[Tensor | None] = []
+    first = next(module for module in model.modules() if isinstance(module, (FactorizedMixer, SoftmaxMixer)))
+    handle = first.register_forward_pre_hook(lambda module, arguments: masks.append(arguments[3].mask))
+    try:
+        output = model(**inputs, **options)
+    finally:
+        handle.remove()
+    return output, masks[0]
 
 
 def _cut(tensor: Tensor, window: int) -> Tensor:
@@ -61,11 +78,15 @@ def embed_batches(
         for batch in loader:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
             encoder = getattr(accelerator.unwrap_model(model), "base_model", model)
+            mask = inputs.get("attention_mask")
             if window is not None and "input_ids" in inputs and inputs["input_ids"].shape[1] > window:
                 hidden_states = encode_windows(encoder, inputs, window).last_hidden_state
+            elif "pixel_mask" in inputs:
+                output, mask = encode_images(encoder, inputs)
+                hidden_states = encoder_states(output)
             else:
                 hidden_states = encoder(**inputs).last_hidden_state
-            pooled = pool(hidden_states, inputs.get("attention_mask"), pooling).float().cpu()
+            pooled = pool(hidden_states, mask, pooling).float().cpu()
             rows += accelerator.gather_for_metrics(list(pooled), use_gather_object=True)
     return torch.stack(rows)
 

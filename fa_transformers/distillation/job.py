@@ -31,6 +31,11 @@ class DistillationJob:
         return self.task == "text"
 
     @property
+    def is_detection(self) -> bool:
+        """True for detectors, whose encoder alone is distilled, on images of any size."""
+        return self.task == "object-detection"
+
+    @property
     def teacher(self) -> str:
         """Name of the teacher's checkpoint: the student's own, unless another one was named."""
         return self.distillation.teacher_name_or_path or self.model.model_name_or_path

@@ -1,11 +1,13 @@
 """Objectives of a recovery: what the factorized student learns from the softmax model that its weights came from.
 
-Two objectives, each a module whose `forward(**batch).loss` the training loop minimises:
+Two objectives of encoders, each a module whose `forward(**batch).loss` the training loop minimises:
 
 `AttentionTransfer`     every layer's mixer learns to reproduce its teacher layer's attention output, all layers at
                         once, each from the teacher's own queries, keys and values; only the mixers train.
 `EndToEndDistillation`  the student reads the batch on its own and learns the teacher's hidden states, its embedding
                         and, where both have a head, its logits; all weights train.
+
+Of detectors `detectors.DetectorDistillation` takes the place of the latter.
 
 Sources: attention transfer as in LoLCATs (Zhang et al. 2024, arXiv:2410.10254), hidden states and logits as in
 DistilBERT (Sanh et al. 2019, arXiv:1910.01108) and TinyBERT (Jiao et al. 2020, arXiv:1909.10351).
@@ -63,6 +65,14 @@ def relative_error(output: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
     return (output - target).square().mean() / target.var(dim=0, correction=0).mean()
 
 
+def projections(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers' output projections, which read what the mixers give, in order."""
+    encoder = model.base_model.encoder
+    if hasattr(encoder, "layer"):
+        return [layer.attention["output"].dense for layer in encoder.layer]
+    return [layer.self_attn.o_proj for layer in encoder.layers]
+
+
 class AttentionTransfer(nn.Module):
     """Attention output of each layer: mean over layers of `relative_error` after the output projection.
 
@@ -103,14 +113,15 @@ class AttentionTransfer(nn.Module):
                 with torch.enable_grad():
                     both = (mixer(*arguments, **options), target)
                     output, target = (project(mixed.transpose(1, 2).flatten(2)) for mixed in both)
-                    errors.append(relative_error(output, target, mask))
+                    # Of a detector the places are those of its feature map, which the layout knows, not the batch.
+                    errors.append(relative_error(output, target, arguments[3].mask if mask is None else mask))
 
             return hook
 
-        triples = zip(teacher.base_model.encoder.layer, mixers(teacher), mixers(self.student), strict=True)
+        triples = zip(projections(teacher), mixers(teacher), mixers(self.student), strict=True)
         handles = [
-            teacher_mixer.register_forward_hook(hook_of(layer.attention["output"].dense, mixer), with_kwargs=True)
-            for layer, teacher_mixer, mixer in triples
+            teacher_mixer.register_forward_hook(hook_of(project, mixer), with_kwargs=True)
+            for project, teacher_mixer, mixer in triples
         ]
         try:
             yield errors

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..data.batching import LengthGroupedBatchSampler, make_loader
-from ..data.collators import ImageCollator, TextCollator
+from ..data.collators import DetectorCollator, ImageCollator, TextCollator
 from ..data.examples import ImageExamples, TokenizedRows
 from ..data.readers.tables import DataError
 from ..options import DataOptions, LoopOptions
@@ -151,18 +151,22 @@ def build_text_pieces(
 
 
 def build_image_pieces(
-    rows: UnlabelledRows, processor: BaseImageProcessor, num_patches: int, data: DataOptions, seed: int = 0
+    rows: UnlabelledRows, processor: BaseImageProcessor, num_patches: int | None, data: DataOptions, seed: int = 0
 ) -> UnlabelledData:
-    """Prepare images, as `unlabelled.read_images` gives them; each of them is one piece of `num_patches` patches.
+    """Prepare images, as `unlabelled.read_images` gives them; each of them is one piece.
 
-    `data` says how many held-out ones to keep, and whether the train images are cropped and mirrored, by `seed`.
+    Args:
+        num_patches: patches of each image; None where their sizes differ, so that batches are padded.
+        data: how many held-out ones to keep, and whether the train images are cropped and mirrored, by `seed`.
     """
+    collate = ImageCollator() if num_patches else DetectorCollator()
+    length = num_patches or 1
     ((kind, heldout),) = rows.heldout.items()
     kept, validation = (
-        ImageExamples(heldout.select(range(min(limit or len(heldout), len(heldout)))), processor, num_patches)
+        ImageExamples(heldout.select(range(min(limit or len(heldout), len(heldout)))), processor, length)
         for limit in (data.max_eval_samples, MAX_VALIDATION_PIECES)
     )
     pieces = ImageExamples(
-        rows.train, processor, num_patches, random_crop=data.random_crop, random_flip=data.random_flip, seed=seed
+        rows.train, processor, length, random_crop=data.random_crop, random_flip=data.random_flip, seed=seed
     )
-    return UnlabelledData(lambda length: pieces, validation, {kind: kept}, ImageCollator(), rows)
+    return UnlabelledData(lambda length: pieces, validation, {kind: kept}, collate, rows)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
 
-Task = Literal["text", "images"]
+Task = Literal["text", "images", "object-detection"]
 Recipe = Literal["quick", "full"]
 STAGES = ("transfer", "end_to_end", "long")
 """Names of the stages, in order; each has its steps in the option NAME_steps and its checkpoints in a folder NAME."""
@@ -31,6 +31,11 @@ TASKS: dict[str, dict[str, Any]] = {
         # At the rates of text the loss rose from 0.18 to 0.32.
         learning_rate=1e-5, mixer_learning_rate=1e-4,
     ),
+    # There is no packaged detector. Batches are limited by images, which keep their own sizes.
+    "object-detection": dict(
+        model_name_or_path=None, max_length=None, image_size=None, max_tokens_per_batch=0,
+        per_device_train_batch_size=8, per_device_eval_batch_size=8, mixer_learning_rate=1e-3, learning_rate=1e-4,
+    ),
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "quick": dict(transfer_steps=400, end_to_end_steps=530),
@@ -42,6 +47,7 @@ PACKAGED_LICENSES = {"minilm": "apache-2.0", "dinov2-small": "apache-2.0"}
 STUDENT_FIELDS: dict[str, dict[str, Any]] = {
     "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
     "images": dict(local_kernel_size=5),
+    "object-detection": dict(local_kernel_size=5, learned_temperatures=True),
 }
 # Groups of options that distillation reads, as the command line shows them. The others have no use: text is cut into
 # pieces without labels, each stage has steps of its own, and a teacher's softmax attention isn't shared by processes.
@@ -58,7 +64,7 @@ def recipe_of(task: str = "text", recipe: str = "quick", teacher: str | None = N
     """Return the value of every option that was not given, by name.
 
     Args:
-        task: what the model reads, "text" or "images".
+        task: what the model reads, "text" or "images", or what it finds there, "object-detection".
         recipe: how long to train, "quick" or "full".
         teacher: the checkpoint that was given to learn from; None where none was. It decides the licence.
 

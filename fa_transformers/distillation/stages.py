@@ -15,6 +15,7 @@ from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_by_rates
 from ..training.report import describe_run
+from .detectors import DetectorDistillation
 from .job import DistillationJob
 from .objectives import AttentionTransfer, EndToEndDistillation, evaluate_objective
 from .pieces import Pieces, UnlabelledData
@@ -62,10 +63,14 @@ def run_stages(
     if options.transfer_steps:
         run("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
     student.requires_grad_(True)
-    if options.freeze_embeddings:
+    if options.freeze_embeddings and not job.is_detection:
         student.get_input_embeddings().requires_grad_(False)
     if options.end_to_end_steps:
-        objective = EndToEndDistillation(student, teacher, pooling)
+        objective: nn.Module = (
+            DetectorDistillation(student, teacher)
+            if job.is_detection
+            else EndToEndDistillation(student, teacher, pooling)
+        )
         run("end_to_end", objective, pieces, options.mixer_learning_rate)
     if options.long_steps:
         pieces = {"train": data.train(options.long_length), "validation": data.validation}

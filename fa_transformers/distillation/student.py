@@ -7,13 +7,16 @@ from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, Pr
 from ..conversion.convert import Conversion, convert_checkpoint
 from ..conversion.source import CheckpointSource, read_source
 from ..conversion.stock_checkpoints import find_auto_class, find_family, translate_fields
-from ..models.configuration_fa import FactorizedConfig
+from ..models.configuration_fa import FactorizedConfig, FactorizedFields
 from .recipes import STUDENT_FIELDS, Task
 
 # Heads that aren't distilled: multiple choice encodes several texts per example, masked image modelling reconstructs
 # patches that only the teacher saw masked.
 ENCODER_ALONE = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
-SHAPE_FIELDS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+SHAPE_FIELDS = (
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "encoder_ffn_dim",
+    "decoder_layers", "num_queries",
+)  # fmt: skip
 
 
 def build_student(
@@ -23,18 +26,22 @@ def build_student(
 
     Args:
         source: the checkpoint to start from, stock or converted.
-        task: "text" or "images".
+        task: "text", "images" or "object-detection".
         config_fields: fields of the student's config that were given; the others are `STUDENT_FIELDS` and maps of twice
             the head width for a stock checkpoint, and a converted one's own.
-        image_size: side that images are resized to, in pixels.
+        image_size: side that images are resized to, in pixels; None leaves it to the checkpoint's processor.
 
     Returns:
         The model, the Auto class of its head, and its tokenizer or image processor.
 
     Raises:
-        ValueError: a field differs from what the checkpoint was converted with, or its type can't be converted.
+        ValueError: a field differs from what the checkpoint was converted with, its type can't be converted, or it is
+            no detector while the task is detection, or the other way round.
     """
-    if not isinstance(source.config, FactorizedConfig):
+    is_detector = not issubclass(find_family(source.config.model_type).config_class, FactorizedConfig)
+    if is_detector != (task == "object-detection"):
+        raise ValueError(f"--task {task}: {source.name} is of type {source.config.model_type!r}; give another task.")
+    if not isinstance(source.config, FactorizedFields):
         config_fields = STUDENT_FIELDS[task] | double_maps(source.config) | config_fields
     elif other := [name for name, value in config_fields.items() if getattr(source.config, name) != value]:
         raise ValueError(
@@ -51,8 +58,8 @@ def build_student(
     student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if task == "text":
         return student, auto_class, conversion.processor or AutoTokenizer.from_pretrained(source.model_folder)
-    size = {"height": image_size, "width": image_size}
-    processor = AutoImageProcessor.from_pretrained(source.model_folder, size=size, do_center_crop=False)
+    size = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False} if image_size else {}
+    processor = AutoImageProcessor.from_pretrained(source.model_folder, **size)
     return student, auto_class, processor
 
 
@@ -83,21 +90,22 @@ def load_teacher(model_or_path: str | CheckpointSource, auto_class: str, student
             the student; or it lacks the student's head.
     """
     source = read_source(model_or_path)
-    if isinstance(source.config, FactorizedConfig):
+    if isinstance(source.config, FactorizedFields):
         raise ValueError(
             f"The teacher {source.name!r} is a factorized model; give the softmax checkpoint that the student was "
             "converted from (--teacher_name_or_path)."
         )
     fields = translate_fields(source.config.to_dict(), source.config.model_type)
+    config = find_family(source.config.model_type).config_class.from_dict(fields)
     for name in SHAPE_FIELDS:
-        found, wanted = fields.get(name), getattr(student.config, name, None)
+        found, wanted = getattr(config, name, None), getattr(student.config, name, None)
         if found != wanted:
             raise ValueError(
                 f"The teacher {source.name!r} has {name} {found}, the student {wanted}; the teacher must be the "
                 "checkpoint that the student was converted from, or one of the same shape."
             )
     # It keeps its own positions: the student's table may be longer, or absent.
-    layers = list(range(fields["num_hidden_layers"]))
+    layers = list(range(config.num_hidden_layers))
     conversion = convert_checkpoint(source, auto_class=auto_class, softmax_layers=layers)
     if fresh := fresh_head(conversion):
         raise ValueError(

@@ -80,7 +80,9 @@ def read_text(data: DataOptions, card: CardOptions, seed: int, rows: Rows | None
     return UnlabelledRows(_limit(parts["train"], data, seed), {SAME_KINDS: parts["validation"]}, [facts])
 
 
-def read_images(data: DataOptions, card: CardOptions, seed: int, rows: Rows | None = None) -> UnlabelledRows:
+def read_images(
+    data: DataOptions, card: CardOptions, seed: int, rows: Rows | None = None, task: str = "images"
+) -> UnlabelledRows:
     """Read the images of `rows`, those below `--image_folder`, or those of `--dataset_name`.
 
     Raises:
@@ -88,7 +90,7 @@ def read_images(data: DataOptions, card: CardOptions, seed: int, rows: Rows | No
         TypeError: `rows` is no list, mapping or data set.
     """
     if rows is None and data.is_demo:
-        raise DataError("--task images needs an --image_folder or a --dataset_name: no images come with the package")
+        raise DataError(f"--task {task} needs an --image_folder or a --dataset_name: no images come with the package")
     if rows is None and data.image_folder:
         train, heldout = _images_of_folder(data.image_folder, seed, data.drop_bad_rows)
     else:

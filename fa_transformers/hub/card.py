@@ -172,10 +172,13 @@ class ModelFacts:
         if self.title is not None:
             return self.title
         name = NETWORKS.get(self.auto_class, "FA-ViT" if self.is_image_model else "FA-BERT")
+        is_converted = self.trained_after in (UNTRAINED, CONVERTED)
+        if is_converted and self.auto_class == "AutoModelForObjectDetection":  # of detectors, DETRs alone are converted
+            name = "FA-DETR"
         is_fresh = self.base_model == FROM_SCRATCH
         if not is_fresh:
             name += f" ({self.base_model.rsplit('/', 1)[-1]})"
-        if self.trained_after in (UNTRAINED, CONVERTED):
+        if is_converted:
             return f"{name}, converted and not trained" if self.trained_after == UNTRAINED else f"{name}, converted"
         has_head = self.auto_class != "AutoModel"
         return f"{name} {'fine-tuned' if has_head and not is_fresh else 'trained'} on {self.data[0].name}"

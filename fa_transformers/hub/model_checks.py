@@ -249,6 +249,7 @@ class _Checks:
 class _Texts(_Checks):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
+        self.longest_run = _most_tokens(model, auto_class)
         table = self.config.max_position_embeddings
         limits = [processor.model_max_length, *([table] if self.config.position_embedding_type == "absolute" else [])]
         self.longest = int(min(limits))
@@ -340,6 +341,7 @@ class _Texts(_Checks):
 class _Images(_Checks):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
+        self.longest_run = _most_tokens(model, auto_class)
         height, width = self.config.patch_shape
         self.num_prefix = 1 + self.config.num_register_tokens
         # Neither square nor whole patches, where a patch has pixels to lose.
@@ -461,7 +463,10 @@ class _Maps(_Checks):
         """Check padding and neighbours."""
         noun = "images" if len(self.shape) == 1 else "pairs"
         sizes = " and ".join(f"{height} x {width} px" for height, width in self.SIZES)
-        yield _check_property("padding", f"2 {noun} of {sizes}, padded to one size, each alone", self.padded)
+        if getattr(type(self.model), "SEES_PADDING", False):
+            yield _row("padding", None, NOT_APPLICABLE, note=f"convolutions see {noun} and padding alike")
+        else:
+            yield _check_property("padding", f"2 {noun} of {sizes}, padded to one size, each alone", self.padded)
         yield _check_property("batch", f"2 {noun} each of {sizes}, each alone", self.alone)
         yield _row("chunks", None, NOT_APPLICABLE, note=f"{noun} are not taken in chunks")
         yield _row("packed", None, NOT_APPLICABLE, note=f"{noun} are not packed")

@@ -138,9 +138,14 @@ def time_image(model: PreTrainedModel, image_size: int | tuple[int, int]) -> Spe
     """Measure an image model on one image; `image_size` is its side, or (height, width), in pixels."""
     config = model.config
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    num_patches = math.prod(-(-side // patch) for side, patch in zip(sides, config.patch_shape, strict=True))
     pixel_values = torch.rand((1, config.num_channels, *sides), generator=torch.Generator().manual_seed(0))
-    return measure_speed(model, {"pixel_values": pixel_values.to(model.device, model.dtype)}, num_patches)
+    inputs = {"pixel_values": pixel_values.to(model.device, model.dtype)}
+    if hasattr(config, "patch_shape"):
+        num_tokens = math.prod(-(-side // patch) for side, patch in zip(sides, config.patch_shape, strict=True))
+    else:  # of a detector: the places of its feature map
+        with evaluating(model):
+            num_tokens = model.base_model(**inputs).encoder_last_hidden_state.shape[1]
+    return measure_speed(model, inputs, num_tokens)
 
 
 def time_maps(model: PreTrainedModel, size: tuple[int, int], num_places: int) -> SpeedFacts:

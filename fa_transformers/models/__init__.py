@@ -32,6 +32,7 @@ from transformers import PretrainedConfig
 from .configuration_fa import FactorizedConfig
 from .configuration_fa_bert import FABertConfig
 from .configuration_fa_dense import FADenseConfig
+from .configuration_fa_detr import FAConditionalDetrConfig, FADetrConfig
 from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_stereo import FAStereoConfig
 from .configuration_fa_vit import FAViTConfig
@@ -48,6 +49,12 @@ from .modeling_fa_bert import (
     FABertModel,
 )
 from .modeling_fa_dense import FADenseForInstanceSegmentation, FADenseForObjectDetection
+from .modeling_fa_detr import (
+    FAConditionalDetrForObjectDetection,
+    FAConditionalDetrModel,
+    FADetrForObjectDetection,
+    FADetrModel,
+)
 from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_stereo import FAStereoForDepthEstimation
 from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
@@ -74,6 +81,11 @@ ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
         "AutoModelForObjectDetection": FADenseForObjectDetection,
         "AutoModelForInstanceSegmentation": FADenseForInstanceSegmentation,
         "AutoModelForImageSegmentation": FADenseForInstanceSegmentation,
+    },
+    FADetrConfig: {"AutoModel": FADetrModel, "AutoModelForObjectDetection": FADetrForObjectDetection},
+    FAConditionalDetrConfig: {
+        "AutoModel": FAConditionalDetrModel,
+        "AutoModelForObjectDetection": FAConditionalDetrForObjectDetection,
     },
 }
 
@@ -106,10 +118,16 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FAConditionalDetrConfig",
+    "FAConditionalDetrForObjectDetection",
+    "FAConditionalDetrModel",
     "FADenseConfig",
     "FADenseForInstanceSegmentation",
-    "FADenseImageProcessor",
     "FADenseForObjectDetection",
+    "FADenseImageProcessor",
+    "FADetrConfig",
+    "FADetrForObjectDetection",
+    "FADetrModel",
     "FAResNetBackbone",
     "FAResNetConfig",
     "FAStereoConfig",

@@ -3,7 +3,7 @@
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,20 @@ NOT_RECOVERED = (
 SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
 
-class FAPreTrainedModel(PreTrainedModel):
-    """Base of the FA models. `attn_implementation` concerns their `softmax_layers` alone: None, "sdpa" or "eager"."""
+if TYPE_CHECKING:
+    _PreTrained = PreTrainedModel
+else:
+    _PreTrained = object
 
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = False
-    _supports_flex_attn = False
-    _supports_attention_backend = False
-    _supports_context_parallel = False
+
+class FAWeights(_PreTrained):  # type: ignore[misc, valid-type]
+    """Loading, saving and fresh weights of models with factorized layers: a mixin before a `PreTrainedModel` class.
+
+    `attn_implementation` concerns layers that keep softmax attention alone: None, "sdpa" or "eager".
+    """
+
     # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
     CHECKPOINT_NAME_PATTERNS: ClassVar[dict[str, str]] = {}
-    # Outputs that have a part for each token, with the dimension that counts the tokens.
-    TOKEN_OUTPUTS: ClassVar[dict[str, int]] = {"last_hidden_state": 1, "hidden_states": 1}
-    sequence_parallel = staticmethod(sequence_parallel)
 
     def __init__(self, config, *inputs, **kwargs):
         # Compared by name: remote code may hold two copies of one configuration class.
@@ -52,11 +51,6 @@ class FAPreTrainedModel(PreTrainedModel):
         config.check_fields()
         check_attention_implementation(config._attn_implementation)
         super().__init__(config, *inputs, **kwargs)
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls):  # not `__call__`, which PEFT goes around
-            cls.forward = run_in_context(cls.forward)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -89,6 +83,26 @@ class FAPreTrainedModel(PreTrainedModel):
         if isinstance(module, (FactorizedMixer, FeatureMap, LocalConvolution)):
             # Only torch.nn.init functions are called there: while loading, transformers makes them skip loaded tensors.
             module.reset_parameters()
+
+
+class FAPreTrainedModel(FAWeights, PreTrainedModel):
+    """Base of the FA encoders."""
+
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_attention_backend = False
+    _supports_context_parallel = False
+    # Outputs that have a part for each token, with the dimension that counts the tokens.
+    TOKEN_OUTPUTS: ClassVar[dict[str, int]] = {"last_hidden_state": 1, "hidden_states": 1}
+    sequence_parallel = staticmethod(sequence_parallel)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):  # not `__call__`, which PEFT goes around
+            cls.forward = run_in_context(cls.forward)
 
     def wants_hidden_states(self, output_attentions, output_hidden_states):
         """Return the caller's `output_hidden_states`, or else the configuration's; ValueError for attention maps."""

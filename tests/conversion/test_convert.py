@@ -422,6 +422,7 @@ def test_dinov2_converts_with_softmax_layers_to_itself(dinov2):
 def test_every_known_type_is_tried_somewhere():
     tried = {getattr(transformers, name).config_class.model_type for name in EXACT}
     tried |= {row[0].model_type for row in STOCK.values()} | {"longformer", "fa_bert", "fa_vit"}
+    tried |= {"detr", "conditional_detr", "fa_detr", "fa_conditional_detr"}  # in test_convert_detr.py
     assert tried == set(FAMILIES)
 
 

@@ -114,7 +114,7 @@ def test_rows_and_a_file_are_two_sources(tmp_path, stock):
 
 
 def test_an_unknown_task_or_recipe_is_named():
-    with pytest.raises(ValueError, match="--task must be one of text, images, got 'audio'"):
+    with pytest.raises(ValueError, match="--task must be one of text, images, object-detection, got 'audio'"):
         distill(task="audio")
     with pytest.raises(ValueError, match="--recipe must be one of quick, full, got 'slow'"):
         distill(recipe="slow")

@@ -5,7 +5,9 @@ that name, inputs follow from `main_input_name`, labels and the shapes of output
 rows and `HEADS` those of encoders, whose outputs are of tokens or of the whole sample.
 """
 
+import functools
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ TINY_BACKBONE = {
     "hidden_sizes": [8, 16, 16, 24],
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
+DETR_SIZES = {"layers": 2, "attention_heads": 2, "ffn_dim": 48}
 SIZES = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -44,7 +47,12 @@ SIZES = {
     "pyramid_channels": 16,
     "mask_channels": 8,
     "num_queries": 20,
+    "d_model": 32,
+    **{f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in DETR_SIZES.items()},
 }
+MIXER_OPTIONS = ("scaling", "sign pairs", "local", "all scaling")
+# Fields of encoders, of which those of one name mean something else elsewhere.
+ENCODER_FIELDS = ("position_embedding_type", "classifier_pooling")
 # The head width is 16, so 37 features are two copies of all and a third of some.
 ALL_OPTIONS = {
     "learned_temperatures": True,
@@ -75,9 +83,17 @@ DETECTION = ("AutoModelForObjectDetection", "AutoModelForInstanceSegmentation", 
 
 
 def applies(options: str, config_class: type[PretrainedConfig]) -> bool:
-    """Whether a configuration has any of a set's fields; the plain set fits each."""
-    fields, default = OPTION_SETS[options], config_class()
-    return not fields or any(hasattr(default, name) for name in fields)
+    """Whether a configuration has any of a set's fields; the plain set fits each. Of the mixer's, which encoders are
+    tested with set by set, one is enough elsewhere."""
+    if config_class not in ENCODERS and options in MIXER_OPTIONS:
+        return False
+    return not OPTION_SETS[options] or any(has_field(config_class, name) for name in OPTION_SETS[options])
+
+
+@functools.cache
+def has_field(config_class: type[PretrainedConfig], name: str) -> bool:
+    """Whether a configuration has a field of this name and of the meaning that it has here."""
+    return hasattr(config_class(), name) and (config_class in ENCODERS or name not in ENCODER_FIELDS)
 
 
 MODELS = [  # a class that several Auto classes load, with the first of them
@@ -101,8 +117,7 @@ EXACT = {"rtol": 0.0, "atol": 2.0**-30}
 
 def tiny_config(config_class, **fields):
     """A tiny configuration; of `fields`, those that belong to another architecture are left out."""
-    default = config_class()
-    return config_class(**{name: value for name, value in {**SIZES, **fields}.items() if hasattr(default, name)})
+    return config_class(**{name: value for name, value in {**SIZES, **fields}.items() if has_field(config_class, name)})
 
 
 def build(config_class, model_class, **fields) -> PreTrainedModel:
@@ -215,6 +230,15 @@ def shapes_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]
         return {f"feature_maps {index}": (2, channels, *size) for index, (channels, size) in enumerate(maps)}
     if auto_class == "AutoModelForDepthEstimation":
         return {"predicted_depth": (2, *inputs["pixel_values"].shape[3:])}
+    if hasattr(model.config, "encoder_layers"):  # DETR: maps of stride 32, and one more class for "no object" in one
+        num_places = math.prod(-(-side // 32) for side in inputs["pixel_values"].shape[2:])
+        count, width = model.config.num_queries, model.config.d_model
+        shapes = {"last_hidden_state": (2, count, width), "encoder_last_hidden_state": (2, num_places, width)}
+        num_classes = NUM_LABELS + (model.config.model_type == "fa_detr")
+        detected = {"logits": (2, count, num_classes), "pred_boxes": (2, count, 4)}
+        if auto_class in DETECTION:
+            return shapes | detected
+        return shapes | ({} if model.config.model_type == "fa_detr" else {"reference_points": (count, 2, 2)})
     if auto_class in DETECTION:
         count, (height, width) = model.config.num_queries, inputs["pixel_values"].shape[2:]
         shapes = {"logits": (2, count, NUM_LABELS), "pred_boxes": (2, count, 4), "image_sizes": (2, 2)}
@@ -245,7 +269,8 @@ def loss_of(model: PreTrainedModel, auto_class: str, inputs: dict[str, Tensor]) 
         ).sum()
     if auto_class == "AutoModel":
         weights = ramp(output.last_hidden_state.shape[-1], output.last_hidden_state)
-        return (output.last_hidden_state * weights).pow(2).mean() + output.pooler_output.pow(2).mean()
+        others = [output[name] for name in ("pooler_output",) if name in output]
+        return sum(((one * one).mean() for one in others), (output.last_hidden_state * weights).pow(2).mean())
     return output.loss
 
 

