@@ -51,3 +51,11 @@ def test_numbers_and_lists_written_as_text_are_an_error_unless_a_flag_takes_them
 @pytest.mark.parametrize("cells", [["[a]", "b"], ["1,2", "a"], ["10%", "20%"], ["1.5", "beta"], ["1", "2", "n/a"]])
 def test_names_of_which_half_look_so_and_whole_percents_stay_classes(cells, tmp_path):
     assert read(tmp_path, [f'"{cell}"' for cell in cells] * 10) == "single_label_classification"
+
+
+def test_a_separator_that_divides_no_label_is_told(tmp_path, caplog):
+    assert read(tmp_path, ["a;b", "c;d"] * 10, label_separator="|") == "multi_label_classification"
+    assert "--label_separator '|' divides no label" in caplog.text
+    caplog.clear()
+    read(tmp_path, ["a|b", "c"] * 10, label_separator="|")
+    assert "divides no label" not in caplog.text

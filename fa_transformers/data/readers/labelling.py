@@ -188,6 +188,8 @@ def _decide(train: Sequence[_Part], source: str, options: ReadingOptions) -> Lab
     wholes = [as_whole(value) for value in values if value is not None]
     is_whole = declared is None and None not in wholes
     if problem_type == "multi_label_classification":
+        if options.label_separator and all(isinstance(label, list) and len(label) == 1 for label in labels):
+            logger.warning("%s: --label_separator %r divides no label", source, options.label_separator)
         scheme = _decide_indicator(train, scheme, source, options.label_names)
     if options.label_names and not scheme.is_indicator:
         given = tuple(clean_label(name) or "" for name in options.label_names)
