@@ -377,16 +377,17 @@ def _certificate(rows: list[CheckFacts]) -> str:
     """The section on what was checked on these weights."""
     cells = []
     for row in rows:
-        result = f"**{FAILED.upper()}**" if row.outcome == FAILED else row.outcome
-        result += f": {_cell(row.note)}" if row.note else ""
-        result += f", same decision in {row.same:,} of {row.decisions:,}" if row.decisions else ""
+        result = _cell(row.result)
+        if row.outcome == FAILED:
+            result = f"**{FAILED.upper()}**{result[len(FAILED) :]}"
         shares = [format_share(share) for share in (row.difference, row.tolerance)]
         cells.append([_cell(row.check), _cell(row.inputs or "-"), *shares, result])
     bases = {format_share(row.tolerance): row.basis for row in rows if row.basis}
     lines = [
         "## Checked on these weights",
-        "What must not matter was compared in float64, and each precision with float64. Differences are shares of the "
-        "largest output. `fa-transformers check FOLDER` repeats it, and every push does.",
+        "Outputs that must not change, such as those of one input alone and in a padded batch, were compared in "
+        "float64, and those in each precision with float64. Differences are shares of the largest output. "
+        "`fa-transformers check FOLDER` repeats it, and every push does.",
         _table(["check", "on", "largest difference", "allowed", "result"], cells),
         "Allowed: " + "; ".join(f"{share} is {_cell(basis)}" for share, basis in bases.items()) + ".",
     ]

@@ -90,6 +90,13 @@ class CheckFacts:
         """The check and its inputs, in one line."""
         return one_line(self.check + (f" on {self.inputs}" if self.inputs else ""), 160)
 
+    @property
+    def result(self) -> str:
+        """The outcome, why, and the decisions that stayed, for a table; a failure is in capitals."""
+        text = self.outcome.upper() if self.outcome == FAILED else self.outcome
+        text += f": {one_line(self.note)}" if self.note else ""
+        return text + (f", same decision in {self.same:,} of {self.decisions:,}" if self.decisions else "")
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -107,10 +114,7 @@ class Certificate:
         columns = ("check", "on", "largest difference", "allowed", "result")
         lines = []
         for row in self.rows:
-            result = row.outcome.upper() if row.outcome == FAILED else row.outcome
-            result += f": {one_line(row.note)}" if row.note else ""
-            result += f", same decision in {row.same:,} of {row.decisions:,}" if row.decisions else ""
-            cells = (row.check, row.inputs, format_share(row.difference), format_share(row.tolerance), result)
+            cells = (row.check, row.inputs, format_share(row.difference), format_share(row.tolerance), row.result)
             lines.append(dict(zip(columns, cells, strict=True)))
         return format_table(lines, columns)
 

@@ -310,7 +310,7 @@ BAD_JSON = {
     "one_object_misspelt": ({"txt": SECRET, "label": "x"}, "Did you mean --text_column_name 'txt'"),
     "split": (
         {"columns": ["text", "label"], "index": [0], "data": [[SECRET, "x"]]},
-        "one object without a list of rows",
+        "one object without a list of rows .*orient='records'",
     ),
     "empty": ({}, "the columns are none"),
     "lists": ([[SECRET, "x"]], r"row 1 \(line 1\): expected an object with the columns, got: list"),

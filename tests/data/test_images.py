@@ -187,6 +187,24 @@ def test_files_that_are_no_images_by_name_are_left_out_and_counted(image_folder,
     assert "1 files don't have the ending of an image" in caplog.text and "notes.txt" in caplog.text
 
 
+def test_images_in_no_class_folder_are_a_split_without_labels_or_told(image_folder, tmp_path, caplog):
+    root = tmp_path / "split"
+    for name in ("test", "val"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (2, 2), number).save(root / name / f"{number}.png")
+    image_folder.rename(root / "train")
+    Image.fromarray(NOISE).save(root / "train" / "loose.png")
+    with caplog.at_level(logging.WARNING):
+        dataset = load_image_folder(root)
+    assert dataset.unlabelled is not None and dataset.unlabelled["row"][:] == [1, 2, 3]
+    assert [image.getpixel((0, 0)) for image in dataset.unlabelled["image"]] == [0, 1, 2]
+    assert sum(map(len, dataset.values())) == 10
+    assert "test: no row of the test data has a label: they are predicted" in caplog.text
+    assert "val: no row of the validation data has a label: it is left out" in caplog.text
+    assert "train: 1 images lie in no class folder and were left out, first loose.png" in caplog.text
+
+
 def png_bytes(image: Image.Image) -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG")

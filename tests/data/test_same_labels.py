@@ -244,6 +244,12 @@ AMBIGUOUS = {
     "two_entries": ([[0, 1], [1, 0]] * 3, {}, "one 0 and one 1.*Give --label_names"),
     "a_name_twice": ([["a", "b"], ["a", "a"], ["b"]], {}, r"row 2.*'a' stands twice in the row's list"),
     "zeros_and_ones_of_two_lengths": ([[0, 1, 1], [1, 0]] * 2, {}, r"row 1.*1 stands twice|row 1.*'1' stands twice"),
+    "a_row_of_another_width": (
+        [[0, 1, 1], [1, 0, 1], [1]],
+        {},
+        r"1 bad row:\n  row 3 .*expected 3 zeros and ones.*\[1\]",
+    ),
+    "a_row_of_places": ([[0, 1], [1, 1], [2, 0]], {}, r"1 bad row:\n  row 3 .*expected 2 zeros and ones.*\[2, 0\]"),
     "other_width": ([[0, 1, 1], [1, 0, 0]] * 2, {"label_names": ("a", "b")}, "3 zeros and ones.*--label_names names 2"),
     "place_outside": ([0, 1, 2, 1], {"label_names": ("a", "b")}, r"row 3.*the label 2 is no place among the 2"),
     "names_of_numbers": ([0.5, 1.5, 2.0, 1.0], {"label_names": ("a", "b")}, "--label_names is for classes"),
@@ -256,6 +262,15 @@ AMBIGUOUS = {
 def test_labels_that_cannot_be_told_apart_are_errors_that_name_rows_and_flags(labels, options, message, tmp_path):
     with pytest.raises(DataError, match=f"(?s){message}"):
         SOURCES[".jsonl"](tmp_path, labels, **options)
+
+
+def test_a_bad_row_among_zeros_and_ones_is_the_one_that_is_dropped(tmp_path, caplog):
+    lists = [[0, 1], [1, 0], [1, 1], [1], [0, 1]]
+    path = write(tmp_path / "train.jsonl", lists)
+    with caplog.at_level(logging.WARNING):
+        data = load(train_file=path, validation_file=path, drop_bad_rows=True)
+    assert meaning(data) == ("multi_label_classification", ["0", "1"], [["1"], ["0"], ["0", "1"], ["1"]])
+    assert "1 bad row left out:\n  row 4" in caplog.text
 
 
 def test_names_of_integers_and_an_order_of_names_are_given_by_a_flag(tmp_path):
@@ -357,13 +372,15 @@ def test_rows_of_a_stream_that_cannot_be_used_are_named_by_file_and_row_or_dropp
 
 @pytest.mark.parametrize("labels", [["", ""], ["-1", "-1"], None])
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".xlsx"])
-def test_a_test_file_without_labels_is_predicted(ending, labels, tmp_path):
+def test_a_test_file_without_labels_is_predicted(ending, labels, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
     train = write(tmp_path / "train.csv", ["0", "1"] * 10)
     test = write(tmp_path / f"test{ending}", labels or ["x", "y"], "label" if labels else "other")
     data = load(train_file=train, test_file=test)
     assert data.unlabelled is not None
     assert data.unlabelled[:] == {"text": ["document 0", "document 1"], "row": [1, 2]}
     assert set(data.dataset) == {"train", "validation", "test"}
+    assert ("no label column 'label'; the columns are 'text', 'other'" in caplog.text) == (labels is None)
 
 
 def test_minus_one_is_a_class_where_train_has_it(tmp_path):

@@ -59,7 +59,8 @@ def _check_divided(path: Path, header: list[str], columns: Mapping[str, str]) ->
     if len(header) == 1 and header[0] not in columns.values():
         raise DataError(
             f"{path}: the first line has no {', '.join(DELIMITERS.values())} that divides it into columns, it is "
-            f"{cut(header[0])}: name another character with --delimiter, or put the names of the columns there"
+            f"{cut(header[0])}: name another character with --delimiter, put the names of the columns there, or name "
+            "the only column with --text_column_name"
         )
 
 

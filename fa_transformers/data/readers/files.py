@@ -25,7 +25,7 @@ from .formats import Row, open_rows
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import as_whole, clean_label
 from .parquet_rows import declared_classes
-from .problems import BadRows, Place, check_column
+from .problems import BadRows, Place, check_column, check_columns
 from .splits import fill_splits
 from .tables import DataError, ReadingOptions, cut, listing
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 STORED_CHUNK_BYTES = 2**23
 DEFAULTS = ReadingOptions()
 SPLITS = ("train", "validation", "test")
+OPTIONAL_ROLES = ("label", "group")
+"""Roles of columns that splits other than train may lack."""
 
 
 def load_text_files(
@@ -108,7 +110,7 @@ def read_documents(files: Mapping[str, Sequence[Path]], options: ReadingOptions 
 
 def _read_table(path: Path, columns: Mapping[str, str], options: ReadingOptions, is_train: bool = True) -> Table:
     bad = BadRows(str(path), options.drop_bad_rows)
-    optional = () if is_train else ("label", "group")
+    optional = () if is_train else OPTIONAL_ROLES
     rows = open_rows(path, columns, bad, optional=optional, delimiter=options.delimiter)
     table = _store(rows, columns, bad, options.cache_dir, groups_needed=is_train)
     if path.suffix.lower() != ".parquet" or "label" not in columns:
@@ -160,9 +162,7 @@ def splits_to_read(splits: Iterable[str], source: str) -> list[str]:
 
 
 def _table_of(part: datasets.Dataset, source: str, options: ReadingOptions, is_train: bool) -> Table:
-    for role, column in options.columns.items():
-        if role == "text" or is_train or column in part.column_names:
-            check_column(column, role, part.column_names, source)
+    check_columns(options.columns, part.column_names, source, () if is_train else OPTIONAL_ROLES)
     bad = BadRows(source, options.drop_bad_rows)
     rows = _rows_of(part, list(options.columns.values()))
     table = _store(rows, options.columns, bad, options.cache_dir, groups_needed=is_train)

@@ -15,10 +15,10 @@ import pyarrow
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from .files import DEFAULTS, class_names_of, fill, group_of, list_of, splits_to_read
+from .files import DEFAULTS, OPTIONAL_ROLES, class_names_of, fill, group_of, list_of, splits_to_read
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import clean_label
-from .problems import BadRows, Place, check_column
+from .problems import BadRows, Place, check_column, check_columns
 from .tables import DataError, ReadingOptions, listing
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,12 @@ def load_image_folder(folder: str | Path, options: ReadingOptions = DEFAULTS) ->
     """Read images from one subfolder per class into splits with "image" and "label" (ClassLabel).
 
     `folder` holds either the splits (train, and validation and test if there are any), each with the class folders, or
-    the class folders themselves. Missing splits are drawn from train, as in `load_text_files`. Classes are the names of
-    train's folders, read and sorted like those of a file. Files are read in any format that Pillow opens; of an
-    animation the first frame counts; files of other endings are left out and counted in a warning. Images are decoded
-    again when they are accessed, so only paths are held in memory.
+    the class folders themselves. A split of images in no class folder has no labels: a test split is then returned
+    apart, a validation split is left out. Missing splits are drawn from train, as in `load_text_files`.
+
+    Classes are the names of train's folders, read and sorted like those of a file. Files are read in any format that
+    Pillow opens; of an animation the first frame counts; files of other endings are left out and counted in a warning.
+    Images are decoded again when they are accessed, so only paths are held in memory.
 
     Raises DataError for broken, truncated or empty images, for those of more pixels than `PIL.Image.MAX_IMAGE_PIXELS`
     (89,478,485 unless you set it; larger files may be decompression bombs), for a class without images, and for a
@@ -61,10 +63,14 @@ def load_image_folder(folder: str | Path, options: ReadingOptions = DEFAULTS) ->
         if unknown and not options.drop_bad_rows:
             raise DataError(
                 f"{split_folders[split] / unknown[0]}: the class {unknown[0]!r} doesn't occur in train, whose classes "
-                f"are {listing(names)}; rename the folder or add such images to train"
+                f"are {listing(names)}; rename the folder or add such images to train (images without labels lie in no "
+                "class folder)"
             )
         paths = [path for name in sorted(by_class) for path in by_class[name]]
-        labels = [name for name in sorted(by_class) for _ in by_class[name]]
+        labels: list[str | None] = [name for name in sorted(by_class) for _ in by_class[name]]
+        if not by_class:
+            paths = _images_in(split_folders[split])
+            labels = [None] * len(paths)
         bad = BadRows(str(split_folders[split]), options.drop_bad_rows)
         features = datasets.Features({"image": datasets.Image()})
         images = datasets.Dataset.from_dict({"image": list(map(str, paths))}, features=features)
@@ -120,9 +126,7 @@ def encode_images(
 
 def _table_of(part: datasets.Dataset, split: str, options: ReadingOptions, check: bool) -> Table:
     source, is_train = f"split {split!r}", split == "train"
-    for role, column in options.image_columns.items():
-        if role == "image" or is_train or column in part.column_names:
-            check_column(column, role, part.column_names, source)
+    check_columns(options.image_columns, part.column_names, source, () if is_train else OPTIONAL_ROLES)
     images = part.select_columns(options.image_column)
     if not isinstance(images.features[options.image_column], datasets.Image):
         raise DataError(
@@ -307,7 +311,7 @@ def find_split_folders(folder: Path) -> dict[str, Path]:
 def find_class_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by class, sorted, from the class folders and whatever folders lie inside them.
 
-    Raises DataError for a class without images.
+    Images beside class folders are left out with a warning. Raises DataError for a class without images.
     """
     endings = image_endings()
     found: dict[str, list[Path]] = {}
@@ -318,6 +322,10 @@ def find_class_images(folder: Path) -> dict[str, list[Path]]:
         left_out += [path for path in files if path.suffix.lower() not in endings]
         if not found[class_folder.name]:
             raise DataError(f"{class_folder}: the class folder has no images: add some or remove the folder")
+    if found and (loose := _images_in(folder)):
+        logger.warning(
+            "%s: %d images lie in no class folder and were left out, first %s", folder, len(loose), loose[0].name
+        )
     if left_out:
         logger.warning(
             "%s: %d files don't have the ending of an image and were left out, first %s",
@@ -326,6 +334,13 @@ def find_class_images(folder: Path) -> dict[str, list[Path]]:
             left_out[0],
         )
     return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, sorted."""
+    endings = image_endings()
+    found = (path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
 
 
 def find_sound_images(paths: Sequence[Path], bad: BadRows) -> list[int]:

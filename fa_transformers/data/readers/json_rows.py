@@ -299,7 +299,8 @@ def _field_of_rows(
         text_column = next(iter(columns.values()))
         lists = {name: first for name, first in lists.items() if text_column in (first or {})} or lists
     if not lists:
-        check_columns(columns, list(fields), f"{path}, one object without a list of rows", optional)
+        source = f"{path}, one object without a list of rows (pandas writes one with orient='records')"
+        check_columns(columns, list(fields), source, optional)
     if len(lists) > 1:
         raise DataError(
             f"{path}: the file is one object with {len(lists)} lists of rows, {listing(lists)}: write the rows of each "

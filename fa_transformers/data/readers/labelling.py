@@ -1,8 +1,9 @@
 """Labels of tables: train's decide what all labels are, whatever the tables were read from, and number the classes."""
 
 import logging
+import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,11 +12,12 @@ import datasets
 
 from .labels import PROBLEM_TYPES, LabelError, LabelScheme, as_number, as_whole, bits_of, clean_label, without_names
 from .problems import BadRows, Place
-from .tables import DataError, ReadingOptions, listing
+from .tables import DataError, ReadingOptions, cut, listing
 
 logger = logging.getLogger(__name__)
 
 SHOWN_CONFUSIONS = 5
+_NUMBER_AS_TEXT = re.compile(r"[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d+,\d+|\d+[.,]\d+ ?%)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _decide(train: Sequence[_Part], source: str, options: ReadingOptions) -> Lab
         elif declared is not None:
             problem_type = "single_label_classification"
         else:
+            _check_spelling(train, options.label_column)
             problem_type, number_needed = _infer_problem_type(labels)
         logger.warning("no problem_type was given: %s was inferred from the labels of %s", problem_type, source)
     if problem_type == "regression":
@@ -185,6 +188,8 @@ def _decide(train: Sequence[_Part], source: str, options: ReadingOptions) -> Lab
     wholes = [as_whole(value) for value in values if value is not None]
     is_whole = declared is None and None not in wholes
     if problem_type == "multi_label_classification":
+        if options.label_separator and all(isinstance(label, list) and len(label) == 1 for label in labels):
+            logger.warning("%s: --label_separator %r divides no label", source, options.label_separator)
         scheme = _decide_indicator(train, scheme, source, options.label_names)
     if options.label_names and not scheme.is_indicator:
         given = tuple(clean_label(name) or "" for name in options.label_names)
@@ -204,6 +209,39 @@ def _infer_problem_type(labels: Sequence[Any]) -> tuple[str, str]:
     return "single_label_classification", ""
 
 
+def _check_spelling(train: Sequence[_Part], column: str) -> None:
+    """Refuse labels that look like lists or numbers and that would silently become the names of classes.
+
+    Raises:
+        DataError: more than half of the labels are lists or numbers written in another way, or are numbers, some of
+            them with a fraction, beside others that are none.
+    """
+    found = [(part, index) for part in train for index, label in enumerate(part.labels) if label is not None]
+    labels = [part.labels[index] for part, index in found]
+    numbers = [as_number(label) for label in labels]
+    is_list = [isinstance(label, str) and label[0] + label[-1] == "[]" for label in labels]
+    is_spelt = [isinstance(label, str) and bool(_NUMBER_AS_TEXT.fullmatch(label)) for label in labels]
+    is_none = [number is None and not _is_float(label) for label, number in zip(labels, numbers, strict=True)]
+    has_fraction = any(number is not None and not number.is_integer() for number in numbers)
+    if 2 * sum(is_list) > len(labels):
+        suspects, what = is_list, "look like lists written as text"
+        advice = "give lists in json, jsonl or parquet, or names with a character between them and --label_separator"
+    elif 2 * sum(is_spelt) > len(labels):
+        suspects, what = is_spelt, "look like numbers with a comma or a percent sign"
+        advice = "write numbers to predict with a decimal point and nothing else, several labels with --label_separator"
+    elif has_fraction and any(is_none) and 2 * numbers.count(None) < len(labels):
+        suspects, what = is_none, "are no numbers, unlike the others"
+        advice = "mend the rows if the labels are numbers to predict, or give --problem_type regression --drop_bad_rows"
+    else:
+        return
+    part, index = found[suspects.index(True)]
+    raise DataError(
+        f"{part.table.bad.source}, {part.table.place(index)}, column {column!r}: {cut(part.labels[index])} and "
+        f"{sum(suspects)} of {len(labels)} labels in all {what}: {advice}; if all are names of classes, give "
+        "--problem_type single_label_classification"
+    )
+
+
 def _is_float(label: Any) -> bool:
     """True for what Python reads as a number, such as "inf", "nan" and 1e300, which no float32 holds."""
     try:
@@ -218,16 +256,17 @@ def _decide_indicator(
 ) -> LabelScheme:
     """Tell rows of zeros and ones, an entry for each class, from lists of classes named "0" and "1".
 
-    All lists are of one length above 1 and hold zeros and ones alone, and some hold one of the two twice, which no list
-    of names does. With two entries, one of each in every row, it can't be told, so that names must be given.
+    More than half of the lists are of one length above 1 and hold zeros and ones alone, and some hold one of the two
+    twice, which no list of names does; the other lists are then bad rows. With two entries, one of each in every row,
+    it can't be told, so that names must be given.
     """
     found = [(label, part.table.class_names) for part in train for label in part.labels if label is not None]
-    rows = [without_names(label, class_names) for label, class_names in found]
-    lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
-    bits = [bits_of(row) for row in rows]
-    if len(lengths) != 1 or min(lengths) < 2 or None in bits:
+    bits = [row for row in (bits_of(without_names(*pair)) for pair in found) if row is not None and len(row) > 1]
+    (length, count), *_ = [*Counter(map(len, bits)).most_common(1), (0, 0)]
+    bits = [row for row in bits if len(row) == length]
+    has_twice = any(len(set(row)) < length for row in bits)
+    if not bits or 2 * count <= len(found) or (count < len(found) and not has_twice):
         return scheme
-    (length,) = lengths
     if given is not None and len(given) != length:
         raise DataError(
             f"{source}: the rows have {length} zeros and ones, one for each class, and --label_names names {len(given)}"
@@ -237,7 +276,7 @@ def _decide_indicator(
         names = tuple(given)
     elif scheme.names is not None and len(scheme.names) == length:
         names = scheme.names
-    elif all(len(set(row)) == len(row) for row in bits if row is not None):
+    elif not has_twice:
         raise DataError(
             f"{source}: every row has a list of one 0 and one 1: two classes, each row one of them, or two classes "
             'named "0" and "1", both in every row? Give --label_names with two names if the entries stand for classes, '
@@ -245,7 +284,7 @@ def _decide_indicator(
         )
     else:
         logger.warning(
-            "%s: every row has %d zeros and ones, so that each entry was taken for a class; the classes are called "
+            "%s: the rows have %d zeros and ones, so that each entry was taken for a class; the classes are called "
             '"0" to "%d", unless --label_names names them',
             source,
             length,

@@ -82,6 +82,8 @@ def check_columns(
 ) -> None:
     """Raise DataError unless each column is there exactly once; of the roles in `optional`, at most once.
 
+    A missing label column is told in a warning, because it may be misspelt, and rows without labels aren't scored.
+
     Args:
         columns: role -> name of its column.
         existing: names of all columns.
@@ -90,6 +92,8 @@ def check_columns(
     for role, column in columns.items():
         if column in existing or role not in optional:
             check_column(column, role, existing, source)
+        elif role == "label":
+            logger.warning("%s: there is no label column %r; the columns are %s", source, column, listing(existing))
 
 
 def check_column(column: str, role: str, existing: Sequence[str], source: str) -> None:

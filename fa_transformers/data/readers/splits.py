@@ -71,16 +71,19 @@ def count_classes(part: datasets.Dataset) -> np.ndarray:
     return np.bincount(_read_labels(part, 1, np.random.default_rng(0))[1], minlength=num_classes)
 
 
-def _too_few(train: datasets.Dataset, names: list[str]) -> str:
-    wanted = " and ".join(names)
+def _too_few(train: datasets.Dataset, splits: list[str]) -> str:
+    wanted = " and ".join(splits)
     if "group" in train.column_names:
         return (
             f"the groups of --group_column are too few to draw {wanted} from by whole groups ({len(train)} rows, and "
             f"train keeps a group of each class): give more groups, own files for {wanted}, or leave --group_column off"
         )
+    feature = train.features["label"]
+    names = getattr(getattr(feature, "feature", feature), "names", ())
+    are_numbers = "; numbers to predict go by --problem_type regression" if all(map(str.isdecimal, names)) else ""
     return (
-        f"the {len(train)} rows are too few to draw {wanted} from, as train keeps a row of each class: give more rows "
-        "of each class or own files"
+        f"the {len(train)} rows are too few to draw {wanted} from, as train keeps a row of each class ({len(names)} "
+        f"classes): give more rows of each class or own files{are_numbers}"
     )
 
 
