@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_fa import CheckedConfig
-from .configuration_fa_resnet import ATTENTION_KINDS, FAResNetConfig, as_list
+from .configuration_fa_resnet import ATTENTION_KINDS, NORM_GROUPS, FAResNetConfig, as_list
 from .configuration_fa_vit import FAViTConfig
 
 # isort: split
@@ -22,7 +22,6 @@ PLACE_SETS = {
 OWN_BACKBONES = {FAResNetConfig.model_type: FAResNetConfig, FAViTConfig.model_type: FAViTConfig}
 HEAD_STRIDE, MASK_STRIDE = 8, 4
 """Pixels per place of the heat map and of masks."""
-NORM_GROUPS = 8
 
 
 class FADenseConfig(CheckedConfig, PretrainedConfig):

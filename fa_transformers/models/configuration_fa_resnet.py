@@ -9,7 +9,7 @@ LAYER_TYPES = ("basic", "bottleneck")
 NORM_TYPES = ("batch", "group")
 ATTENTION_KINDS = ("factorized", "softmax")
 NORM_GROUPS = 8
-"""Groups of each norm under `norm_type` "group"; they must divide the channels."""
+"""Groups of each norm under `norm_type` "group", which must divide the channels; half the channels if those are 8."""
 STOCK_FIELDS = (
     "num_channels",
     "embedding_size",

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_fa_dense import HEAD_STRIDE, LEVEL_PLACES, MASK_STRIDE, NORM_GROUPS, FADenseConfig
+from .configuration_fa_dense import HEAD_STRIDE, LEVEL_PLACES, MASK_STRIDE, FADenseConfig
 from .fa_block import insert_block
+from .modeling_fa_resnet import group_norm
 
 FLOOR = -20.0
 """Logit of what is not there: other labels of an object, places outside its window, objects beyond those found."""
@@ -37,7 +38,7 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Seq
     """A convolution that keeps the size, a group norm, and a rectifier."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.GroupNorm(NORM_GROUPS, out_channels),
+        group_norm(out_channels),
         nn.ReLU(),
     )
 
@@ -145,7 +146,7 @@ class MaskHead(nn.Module):
         self.features = features
         self.coarse = nn.Conv2d(width, features, kernel_size=1)
         self.fine = nn.Conv2d(channels[0], features, kernel_size=1) if len(channels) == 4 else None
-        self.smooth = nn.Sequential(nn.GroupNorm(NORM_GROUPS, features), nn.ReLU(), convolution(features, features, 3))
+        self.smooth = nn.Sequential(group_norm(features), nn.ReLU(), convolution(features, features, 3))
         self.sizes = ((features + 2) * HIDDEN, HIDDEN, HIDDEN, 1)
         self.filters = FilterOutput(width, sum(self.sizes))
 

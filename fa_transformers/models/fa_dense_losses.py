@@ -113,8 +113,8 @@ def box_places(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, 
     claims.index_add_(0, flat[is_inside], torch.ones_like(flat[is_inside]))
     keeps = is_inside & (claims[flat] == 1)
     keeps[:, 0] = True
-    weights = keeps / keeps.sum(1, keepdim=True)
-    return places[keeps], keeps.nonzero()[:, 0], weights[keeps].to(boxes.dtype)
+    weights = keeps.to(boxes.dtype) / keeps.sum(1, keepdim=True)
+    return places[keeps], keeps.nonzero()[:, 0], weights[keeps]
 
 
 def generalized_iou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
@@ -145,12 +145,13 @@ def mask_loss(
         boxes: true boxes in pixels [K, 4].
         masks: bool [K, H, W].
     """
-    total = features.new_zeros((), dtype=torch.promote_types(features.dtype, torch.float32))
+    # An image without objects still gives every weight a gradient, of zero, which distributed training waits for.
+    total = 0.0 * (features.sum() + filters.sum()).to(torch.promote_types(features.dtype, torch.float32))
     for own_filters, box, mask in zip(filters, boxes, masks, strict=True):
         (rows, columns), logits = head(features, own_filters, box)
         pixels = mask[rows.start * MASK_STRIDE : rows.stop * MASK_STRIDE, columns.start * MASK_STRIDE :]
         pixels = pixels[:, : (columns.stop - columns.start) * MASK_STRIDE].to(total.dtype)
-        target = F.avg_pool2d(pixels[None], MASK_STRIDE, ceil_mode=True, count_include_pad=False)[0]
+        target = F.avg_pool2d(pixels[None], MASK_STRIDE, ceil_mode=True)[0]
         logits = logits.to(total.dtype)
         probability = logits.sigmoid()
         dice = 1 - (2 * (probability * target).sum() + 1) / (probability.square().sum() + target.square().sum() + 1)

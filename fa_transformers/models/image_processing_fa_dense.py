@@ -323,18 +323,14 @@ def to_labels(
 def to_box(annotation: Mapping, size: tuple[int, int]) -> Tensor:
     """Return the box (left, top, right, bottom) of an annotation, cut to its image; ValueError if nothing is left."""
     values = annotation.get("bbox")
+    where = f"`bbox` of annotation {annotation.get('id')!r}"
     if not isinstance(values, (list, tuple)) or len(values) != 4:
-        raise ValueError(
-            f"`bbox` must be (x, y, width, height), got {values!r} in annotation {annotation.get('id')!r}."
-        )
+        raise ValueError(f"{where} must be (x, y, width, height), got {values!r}.")
     x, y, width, height = (float(value) for value in values)
     box = torch.tensor([x, y, x + width, y + height]).clamp(min=0.0)
     box = torch.minimum(box, torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32))
     if not box.isfinite().all() or (box[2:] <= box[:2]).any():
-        raise ValueError(
-            f"`bbox` {values!r} of annotation {annotation.get('id')!r} covers nothing of an image of {size[1]} x "
-            f"{size[0]} pixels."
-        )
+        raise ValueError(f"{where}, {values!r}, covers nothing of an image of {size[1]} x {size[0]} pixels.")
     return box
 
 

@@ -26,6 +26,11 @@ from .fa_triton_kernels import triton  # noqa: F401
 from .fa_validation import check_attention_arguments  # noqa: F401
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Make a norm over groups of two channels at least, so that maps of a single place have a deviation."""
+    return nn.GroupNorm(min(NORM_GROUPS, channels // 2), channels)
+
+
 class FAResNetBackbone(ResNetBackbone):
     """The backbone: images [B, channels, height, width] -> maps of chosen stages.
 
@@ -49,7 +54,7 @@ class FAResNetBackbone(ResNetBackbone):
             for module in list(self.modules()):
                 for name, child in module.named_children():
                     if isinstance(child, nn.BatchNorm2d):
-                        setattr(module, name, nn.GroupNorm(NORM_GROUPS, child.num_features))
+                        setattr(module, name, group_norm(child.num_features))
         self.post_init()
 
     @property

@@ -61,7 +61,7 @@ def process(job: dict) -> dict:
     processor = load("AutoImageProcessor" if job["image"] else "AutoTokenizer", folder)
     inputs = make_inputs(processor, job)
     model, loading = load(auto_class, folder, output_loading_info=True)
-    base = load(job["base_auto_class"], folder)
+    base = model if job["base_auto_class"] == auto_class else load(job["base_auto_class"], folder)
     resaved = folder + "-resaved"
     model.save_pretrained(resaved)
     processor.save_pretrained(resaved)

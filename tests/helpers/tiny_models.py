@@ -96,18 +96,19 @@ def has_field(config_class: type[PretrainedConfig], name: str) -> bool:
     return hasattr(config_class(), name) and (config_class in ENCODERS or name not in ENCODER_FIELDS)
 
 
-MODELS = [
+MODELS = [  # a class that several Auto classes load, with the first of them
     (config_class, auto_class, model_class)
     for config_class, heads in ARCHITECTURES.items()
     for auto_class, model_class in heads.items()
+    if auto_class == next(name for name, head in heads.items() if head is model_class)
 ]
 HEADS = [model for model in MODELS if model[0] in ENCODERS and model[1] != "AutoBackbone"]
 ROWS = [(*head, options) for head in HEADS for options in OPTION_SETS if applies(options, head[0])]
 MODEL_ROWS = [(*model, options) for model in MODELS for options in OPTION_SETS if applies(options, model[0])]
-MODEL_IDS = [f"{model_class.__name__}-{auto_class}" for _, auto_class, model_class in MODELS]
+MODEL_IDS = [model_class.__name__ for *_, model_class in MODELS]
 HEAD_IDS = [model_class.__name__ for *_, model_class in HEADS]
 ROW_IDS = [f"{model_class.__name__}-{options}" for *_, model_class, options in ROWS]
-MODEL_ROW_IDS = [f"{model_class.__name__}-{auto_class}-{options}" for _, auto_class, model_class, options in MODEL_ROWS]
+MODEL_ROW_IDS = [f"{model_class.__name__}-{options}" for *_, model_class, options in MODEL_ROWS]
 
 # Sums of at most 2^11 float64 terms through two layers keep 38 bits or more, while whatever leaks through (padding, a
 # neighbour in the batch) shows in the first 12 bits, as every parameter is drawn with standard deviation 0.2.

@@ -51,6 +51,7 @@ def test_a_stock_backbone_loads_whole_and_softmax_layers_give_its_maps(stock_cla
         torch.testing.assert_close(maps, other, **INTERPOLATED)
 
 
+@pytest.mark.slow
 def test_real_dinov2_weights_give_the_encoders_states_at_any_size(dinov2):
     backbone = FAViTBackbone.from_pretrained(dinov2, out_indices=[3, 12]).double().eval()
     encoder = FAViTModel.from_pretrained(dinov2, add_pooling_layer=False).double().eval()

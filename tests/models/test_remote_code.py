@@ -19,21 +19,17 @@ import torch
 from PIL import Image
 from remote_process import call_pipeline, load, make_inputs, run
 from repository import HELPERS
-from tiny_models import tiny_config
+from tiny_models import MODEL_IDS, MODELS, tiny_config
 from transformers import AutoTokenizer, DetrImageProcessor, ViTImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import fa_transformers.models
-from fa_transformers.models import ARCHITECTURES, ENCODERS
+from fa_transformers.models import ARCHITECTURES, ENCODERS, IMAGE_PROCESSORS
 
 SHIPPED_FOLDER = Path(fa_transformers.models.__file__).parent
 SHIPPED_FILES = sorted(path for path in SHIPPED_FOLDER.glob("*.py") if path.name != "__init__.py")
 PUBLIC_TRANSFORMERS = {"transformers", "transformers.activations", "transformers.modeling_outputs"}
-HEADS = [
-    pytest.param(config_class, auto_class, model_class, id=model_class.__name__)
-    for config_class, heads in ARCHITECTURES.items()
-    for auto_class, model_class in heads.items()
-]
+HEADS = [pytest.param(*model, id=model_id) for model, model_id in zip(MODELS, MODEL_IDS, strict=True)]
 PIPELINES = {
     "FABertModel": "feature-extraction",
     "FABertForMaskedLM": "fill-mask",
@@ -41,6 +37,8 @@ PIPELINES = {
     "FABertForTokenClassification": "token-classification",
     "FAViTModel": "image-feature-extraction",
     "FAViTForImageClassification": "image-classification",
+    "FADenseForObjectDetection": "object-detection",
+    "FADenseForInstanceSegmentation": "image-segmentation",
     "FADetrForObjectDetection": "object-detection",
     "FAConditionalDetrForObjectDetection": "object-detection",
 }
@@ -211,11 +209,7 @@ def make_model(config_class, model_class) -> torch.nn.Module:
     if "Classification" in model_class.__name__:
         options |= {"id2label": {0: "permissive", 1: "copyleft", 2: "other"}}
     torch.manual_seed(1)
-    if config_class.model_type.endswith("detr"):
-        config = tiny_config(config_class, local_kernel_size=3, softmax_layers=[1])
-    else:
-        config = config_class(**options) if config_class in ENCODERS else config_class()
-    model = model_class(config).eval()
+    model = model_class(config_class(**options) if config_class in ENCODERS else tiny_config(config_class)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -226,7 +220,7 @@ def make_pipeline_calls(task: str | None, image: str) -> list:
     """Calls with texts of more than 512 tokens, one longer than the position table where the task can truncate it."""
     if task in ("image-classification", "image-feature-extraction"):
         return [[image, {}]]
-    if task == "object-detection":
+    if task in ("object-detection", "image-segmentation"):
         return [[image, {"threshold": 0.2}]]
     if task == "fill-mask":
         return [[f"{LONG_TEXT} Copyright [MASK].", {}]]
@@ -250,24 +244,25 @@ def remote(tmp_path_factory):
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
     detr_processor = DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
     jobs, local = [], {}
-    for config_class, heads in ARCHITECTURES.items():
-        for auto_class, model_class in heads.items():
-            name = model_class.__name__
-            reads_images = model_class.main_input_name == "pixel_values"
-            model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
-            if config_class.model_type.endswith("detr"):
-                processor = detr_processor
-            model.save_pretrained(folder / name)
-            processor.save_pretrained(folder / name)
-            task = PIPELINES.get(name)
-            job = {"folder": str(folder / name), "auto_class": auto_class, "task": task, "text": LONG_TEXT}
-            job["base_auto_class"] = "AutoModel" if "AutoModel" in heads else auto_class
-            job |= {
-                "image": str(image) if reads_images else None,
-                "pipeline_calls": make_pipeline_calls(task, str(image)),
-            }
-            jobs.append(job)
-            local[name] = (model, processor, job)
+    for config_class, auto_class, model_class in (head.values for head in HEADS):
+        name = model_class.__name__
+        reads_images = model_class.main_input_name == "pixel_values"
+        model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
+        if config_class in IMAGE_PROCESSORS:
+            processor = IMAGE_PROCESSORS[config_class]()
+        elif "ForObjectDetection" in name or "Detr" in name:
+            processor = detr_processor
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+        task = PIPELINES.get(name)
+        job = {"folder": str(folder / name), "auto_class": auto_class, "task": task, "text": LONG_TEXT}
+        job["base_auto_class"] = "AutoModel" if "AutoModel" in ARCHITECTURES[config_class] else auto_class
+        job |= {
+            "image": str(image) if reads_images else None,
+            "pipeline_calls": make_pipeline_calls(task, str(image)),
+        }
+        jobs.append(job)
+        local[name] = (model, processor, job)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = HELPERS / "remote_process.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
@@ -324,7 +319,7 @@ def test_pipelines_in_another_process_answer_as_here_also_to_long_texts(remote, 
     """transformers 5 has no question-answering pipeline; the head's start and end logits are compared above."""
     model, processor, job, result = remote[name]
     here = call_pipeline(model, processor, job)
-    assert len(here) == len(job["pipeline_calls"]) > 0
+    assert len(here) == len(job["pipeline_calls"]) > 0 and all(here)
     assert len(result["pipelines"]) == 2
     for there in result["pipelines"]:
         _assert_nested_close(there, here)
@@ -356,6 +351,8 @@ def _assert_nested_close(found, expected) -> None:
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
             _assert_nested_close(one, other)
+    elif isinstance(expected, Image.Image):
+        assert found.size == expected.size and found.tobytes() == expected.tobytes()
     elif isinstance(expected, str) or expected is None:
         assert found == expected
     else:
