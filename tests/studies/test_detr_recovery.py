@@ -9,7 +9,14 @@ from repository import load_script
 from torch import nn
 
 from fa_transformers.studies.detr_recovery import as_pixel_values, score_detector
-from fa_transformers.studies.shapes import CLASS_NAMES, SIDE_PX, class_map, detr_labels, draw_pictures
+from fa_transformers.studies.shapes import (
+    CLASS_NAMES,
+    SIDE_PX,
+    class_map,
+    detr_labels,
+    draw_context_pictures,
+    draw_pictures,
+)
 
 
 def test_pictures_depend_on_seed_and_number_and_their_boxes_lie_inside_without_overlap():
@@ -36,8 +43,22 @@ def test_labels_and_class_maps_say_where_the_boxes_are():
         assert places[row, column] == label
 
 
+def test_a_shape_is_repeated_where_another_of_its_picture_is_of_its_kind():
+    kinds = {picture.pixels.tobytes(): picture.labels for picture in draw_pictures(40, seed=0)}
+    seen = set()
+    for picture in draw_context_pictures(20, seed=0):
+        own = kinds[picture.pixels.tobytes()]
+        assert len(own) >= 2
+        for kind, label in zip(own, picture.labels, strict=True):
+            assert label == (sum(kind == other for other in own) > 1)
+            seen.add(int(label))
+    assert seen == {0, 1}
+
+
 class Oracle(nn.Module):
     """Finds every shape of the pictures that it is made for."""
+
+    config = SimpleNamespace(id2label=dict(enumerate(CLASS_NAMES)))
 
     def __init__(self, pictures):
         super().__init__()
@@ -62,8 +83,9 @@ def test_a_detector_that_finds_every_shape_has_an_ap_of_one():
 
 @pytest.mark.slow
 def test_a_whole_run_trains_swaps_recovers_and_writes_its_table(tmp_path):
-    sizes = ["--num_train", "200", "--num_test", "8", "--backbone_steps", "2", "--steps", "2"]
-    steps = ["--transfer_steps", "2", "--end_to_end_steps", "2", "--output_dir", str(tmp_path)]
+    sizes = ["--num_train", "200", "--num_test", "8", "--backbone_steps", "2", "--steps", "2", "--context_steps", "2"]
+    steps = ["--transfer_steps", "2", "--end_to_end_steps", "2", "--context_detector_steps", "2"]
+    steps += ["--output_dir", str(tmp_path)]
     result = load_script("detr_recovery").main(sizes + steps)
-    assert len(result["rows"]) == 4
+    assert len(result["rows"]) == 6
     assert (tmp_path / "detr_recovery.txt").is_file() and (tmp_path / "distilled" / "recovery.json").is_file()
