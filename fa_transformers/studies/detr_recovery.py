@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,8 @@ class DetectorPlan(OptionGroup):
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a number that is not above zero."""
-        names = ("num_train", "num_test", "backbone_steps", "steps", "transfer_steps", "end_to_end_steps")
-        names += ("context_steps", "context_detector_steps")
-        check_positive(self, *names, "learning_rate")
+        steps = [part.name for part in fields(self) if part.name.endswith("steps")]
+        check_positive(self, "num_train", "num_test", *steps, "learning_rate")
 
     def pictures(self, split: str) -> list[ShapePicture]:
         """Draw the pictures of "train" or "test", or of "context train" or "context test"."""
