@@ -151,7 +151,7 @@ def mask_loss(
         (rows, columns), logits = head(features, own_filters, box)
         pixels = mask[rows.start * MASK_STRIDE : rows.stop * MASK_STRIDE, columns.start * MASK_STRIDE :]
         pixels = pixels[:, : (columns.stop - columns.start) * MASK_STRIDE].to(total.dtype)
-        target = F.avg_pool2d(pixels[None], MASK_STRIDE, ceil_mode=True, count_include_pad=False)[0]
+        target = F.avg_pool2d(pixels[None], MASK_STRIDE, ceil_mode=True)[0]
         logits = logits.to(total.dtype)
         probability = logits.sigmoid()
         dice = 1 - (2 * (probability * target).sum() + 1) / (probability.square().sum() + target.square().sum() + 1)

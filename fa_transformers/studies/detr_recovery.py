@@ -8,8 +8,8 @@ pictures alone.
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,22 @@ from ..checks import check_positive
 from ..conversion.convert import convert_checkpoint
 from ..distillation.detectors import DetectorDistillation
 from ..distillation.distill import distill
-from ..distillation.objectives import AttentionTransfer
+from ..distillation.objectives import AttentionTransfer, relative_error
 from ..distillation.recipes import STUDENT_FIELDS
 from ..evaluation import evaluating
 from ..files import write_json
 from ..metrics.detection import Detections, detection_scores
 from ..options import DataOptions, DistillationOptions, LoopOptions, ModelOptions, OptionGroup, option
-from .shapes import CLASS_NAMES, SIDE_PX, ShapePicture, class_map, detr_labels, draw_pictures
+from .shapes import (
+    CLASS_NAMES,
+    CONTEXT_NAMES,
+    SIDE_PX,
+    ShapePicture,
+    class_map,
+    detr_labels,
+    draw_context_pictures,
+    draw_pictures,
+)
 
 STRIDE = 8
 BATCH = 16
@@ -52,8 +61,10 @@ class DetectorPlan(OptionGroup):
     num_test: int = option(300, "pictures that all rows are scored on", group="study")
     backbone_steps: int = option(200, "steps of the backbone alone, by the class of every place", group="study")
     steps: int = option(2400, "steps of the softmax detector", group="study", common=True)
-    transfer_steps: int = option(150, "steps of attention transfer", group="study", common=True)
-    end_to_end_steps: int = option(400, "steps of the recovery's second stage", group="study", common=True)
+    transfer_steps: int = option(100, "steps of attention transfer", group="study", common=True)
+    context_steps: int = option(600, "steps of the encoder alone that learns `CONTEXT_NAMES`", group="study")
+    context_detector_steps: int = option(400, "steps of the detector of these", group="study")
+    end_to_end_steps: int = option(300, "steps of the recovery's second stage", group="study", common=True)
     learning_rate: float = option(
         1e-3, "peak rate of the softmax detector; its backbone's is a third of it", group="study"
     )
@@ -67,13 +78,13 @@ class DetectorPlan(OptionGroup):
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a number that is not above zero."""
-        names = ("num_train", "num_test", "backbone_steps", "steps", "transfer_steps", "end_to_end_steps")
-        check_positive(self, *names, "learning_rate")
+        steps = [part.name for part in fields(self) if part.name.endswith("steps")]
+        check_positive(self, "num_train", "num_test", *steps, "learning_rate")
 
     def pictures(self, split: str) -> list[ShapePicture]:
-        """Draw the pictures of "train" or "test"."""
-        is_test = split == "test"
-        return draw_pictures(self.num_test if is_test else self.num_train, 2 * self.seed + is_test)
+        """Draw the pictures of "train" or "test", or of "context train" or "context test"."""
+        is_test, draw = split.endswith("test"), draw_context_pictures if "context" in split else draw_pictures
+        return draw(self.num_test if is_test else self.num_train, 2 * self.seed + is_test)
 
 
 def as_pixel_values(pictures: Sequence[ShapePicture]) -> Tensor:
@@ -83,7 +94,7 @@ def as_pixel_values(pictures: Sequence[ShapePicture]) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
-def train_detector(plan: DetectorPlan, folder: Path, log: bool = True) -> None:
+def train_detector(plan: DetectorPlan, folder: Path) -> None:
     """Train the softmax detector and save it with its image processor, as any stock checkpoint."""
     torch.manual_seed(plan.seed)
     pictures = plan.pictures("train")
@@ -102,18 +113,61 @@ def train_detector(plan: DetectorPlan, folder: Path, log: bool = True) -> None:
     # Its batch norms are frozen copies there; all other weights learn on.
     model.model.backbone.model.load_state_dict(backbone.state_dict(), strict=False)
     model.model.unfreeze_backbone()
+    _train_detection(model, pixel_values, pictures, plan.steps, plan.learning_rate, plan.seed + 1)
+    _save(model, folder)
+
+
+def train_context_detector(plan: DetectorPlan, stock: Path, folder: Path) -> None:
+    """Teach a softmax detector of shapes to tell which of them occur once, and save it likewise.
+
+    It keeps one decoder layer, whose queries can't compare what they found, so that the encoder has to. That learns
+    first by itself, from the label of every place.
+    """
+    torch.manual_seed(plan.seed)
+    names = dict(enumerate(CONTEXT_NAMES))
+    model = ConditionalDetrForObjectDetection.from_pretrained(
+        stock, decoder_layers=1, num_labels=len(names), id2label=names, ignore_mismatched_sizes=True,
+        label2id={name: index for index, name in names.items()},
+    ).train()  # fmt: skip
+    model.model.unfreeze_backbone()
+    pictures = plan.pictures("context train")
+    pixel_values = as_pixel_values(pictures)
+    maps = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
+    head = nn.Linear(model.config.d_model, len(names))
+    weights = [*model.model.encoder.parameters(), *model.model.input_projection.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1.5 * plan.learning_rate, weight_decay=1e-4)
+    for _, rows in _steps(optimizer, plan.context_steps, len(pictures), plan.seed + 2):
+        logits = head(model.model(pixel_values[rows]).encoder_last_hidden_state)
+        _update(optimizer, F.cross_entropy(logits.flatten(0, 1), maps[rows].flatten()), model)
+    rate = plan.learning_rate / 2
+    _train_detection(model, pixel_values, pictures, plan.context_detector_steps, rate, plan.seed + 3)
+    _save(model, folder)
+
+
+def _train_detection(
+    model: PreTrainedModel,
+    pixel_values: Tensor,
+    pictures: Sequence[ShapePicture],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Train a detector by its own loss, its backbone at a third of the rate."""
     groups = [
         {"params": [weight for name, weight in model.named_parameters() if ("backbone" in name) == is_backbone]}
-        | {"lr": plan.learning_rate * (1 / 3 if is_backbone else 1)}
+        | {"lr": learning_rate * (1 / 3 if is_backbone else 1)}
         for is_backbone in (False, True)
     ]
     labels = [detr_labels(picture) for picture in pictures]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    for step, rows in _steps(optimizer, plan.steps, len(pictures), plan.seed + 1):
+    for step, rows in _steps(optimizer, steps, len(pictures), seed):
         loss = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()]).loss
         _update(optimizer, loss, model)
-        if log and step % 100 == 0:
+        if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
     ConditionalDetrImageProcessor(do_resize=False, do_pad=False).save_pretrained(folder)
 
@@ -124,6 +178,7 @@ def _train_backbone(
     """Teach a backbone the class of the box over every place, as detectors start from networks that know images."""
     head = nn.Conv2d(backbone.channels[-1], len(CLASS_NAMES) + 1, kernel_size=1)
     maps = torch.stack([class_map(picture, STRIDE) for picture in pictures])
+    maps = maps.where(maps >= 0, len(CLASS_NAMES))
     optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
     for _, rows in _steps(optimizer, plan.backbone_steps, len(pictures), plan.seed):
         loss = F.cross_entropy(head(backbone(pixel_values[rows]).feature_maps[0]), maps[rows])
@@ -161,8 +216,18 @@ def score_detector(model: PreTrainedModel, pictures: Sequence[ShapePicture]) -> 
             boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1) * SIDE_PX
             rows = zip(batch, scores.numpy(), labels.numpy(), boxes.numpy(), strict=True)
             found += [Detections(picture.image_id, *values) for picture, *values in rows]
-    scored = detection_scores(found, pictures, CLASS_NAMES)
+    scored = detection_scores(found, pictures, list(model.config.id2label.values()))
     return {name: scored[name] for name in ("box_ap", "box_ap50", "box_ap75")}
+
+
+def encoder_error(model: PreTrainedModel, teacher: PreTrainedModel, pictures: Sequence[ShapePicture]) -> float:
+    """Return the `relative_error` of the encoder's last state beside the teacher's, over all places of the pictures."""
+    pixel_values = as_pixel_values(pictures)
+    states = []
+    for one in (model, teacher):
+        with evaluating(one):
+            states.append(one(pixel_values).encoder_last_hidden_state)
+    return relative_error(states[0], states[1], None).item()
 
 
 def write_pictures(pictures: Sequence[ShapePicture], folder: Path) -> None:
@@ -173,40 +238,54 @@ def write_pictures(pictures: Sequence[ShapePicture], folder: Path) -> None:
 
 
 def run_study(plan: DetectorPlan) -> dict[str, Any]:
-    """Train the softmax detector, exchange its attention, recover it, and score every one on the same pictures.
+    """Train two softmax detectors, exchange their attention, recover the second, and score each on the same pictures.
 
     Returns:
-        "rows": for each detector its name, its AP and the CPU seconds of its training; "plan": what was asked for.
+        "rows": for each detector the task, its name, its AP, its `encoder_error` and the CPU seconds of its training;
+        "plan": what was asked for.
     """
-    folder, test = plan.output_dir, plan.pictures("test")
+    folder = plan.output_dir
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, model: PreTrainedModel, seconds: float) -> None:
-        rows.append({"detector": name} | score_detector(model, test) | {"cpu_seconds": round(seconds, 1)})
+    def add(task: str, name: str, model: PreTrainedModel, teacher: PreTrainedModel, seconds: float) -> None:
+        pictures = plan.pictures("test" if task == "shapes" else "context test")
+        row = {"classes": task, "detector": name} | score_detector(model, pictures)
+        rows.append(row | {"encoder_error": encoder_error(model, teacher, pictures), "cpu_seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
 
-    stock, times = folder / "softmax", folder / "softmax.json"
-    if not times.is_file():  # written last
-        started = time.process_time()
-        train_detector(plan, stock)
-        write_json(times, {"cpu_seconds": time.process_time() - started})
-    softmax = ConditionalDetrForObjectDetection.from_pretrained(stock)
-    add("softmax (stock Conditional DETR)", softmax, json.loads(times.read_text(encoding="utf-8"))["cpu_seconds"])
-    add("factorized encoder, untrained", convert_checkpoint(stock).model, 0.0)
+    shapes, context = folder / "shapes", folder / "context"
+    trainings = {
+        "shapes": lambda: train_detector(plan, shapes),
+        "single or repeated": lambda: train_context_detector(plan, shapes, context),
+    }
+    for task, stock in (("shapes", shapes), ("single or repeated", context)):
+        seconds = _time_once(trainings[task], stock.with_suffix(".json"))
+        softmax = ConditionalDetrForObjectDetection.from_pretrained(stock)
+        add(task, "softmax (stock Conditional DETR)", softmax, softmax, seconds)
+        add(task, "factorized encoder, untrained", convert_checkpoint(stock).model, softmax, 0.0)
     for name, recover in (
         ("after distill.py, its encoder trained", _recover),
         ("after the same steps, all weights trained", _recover_all_weights),
     ):
         started = time.process_time()
-        model = recover(plan, stock)
-        add(name, model, time.process_time() - started)
+        model = recover(plan, context)
+        add("single or repeated", name, model, softmax, time.process_time() - started)
     return {"rows": rows, "plan": {name: str(value) for name, value in vars(plan).items() if name != "output_dir"}}
+
+
+def _time_once(train: Callable[[], None], receipt: Path) -> float:
+    """Train unless an earlier run did, of which its receipt tells; return the CPU seconds."""
+    if not receipt.is_file():  # written last
+        started = time.process_time()
+        train()
+        write_json(receipt, {"cpu_seconds": time.process_time() - started})
+    return json.loads(receipt.read_text(encoding="utf-8"))["cpu_seconds"]
 
 
 def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
     """The softmax detector's student after `distill`, on pictures without labels."""
     photos = plan.output_dir / "pictures"
-    write_pictures(plan.pictures("train"), photos)
+    write_pictures(plan.pictures("context train"), photos)
     result = distill(
         task="object-detection",
         data=DataOptions(image_folder=photos),
@@ -229,7 +308,7 @@ def _recover_all_weights(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
     width = teacher.config.hidden_size // teacher.config.num_attention_heads
     fields = STUDENT_FIELDS["object-detection"] | {"key_feature_size": 2 * width}
     student = convert_checkpoint(stock, **fields).model
-    pixel_values = as_pixel_values(plan.pictures("train"))
+    pixel_values = as_pixel_values(plan.pictures("context train"))
     pixel_mask = torch.ones(BATCH, SIDE_PX, SIDE_PX, dtype=torch.long)
     stages = (
         (lambda: AttentionTransfer(student, teacher), plan.transfer_steps, 1e-2),

@@ -4,7 +4,7 @@ A picture has one to four discs, squares and triangles of 20 to 48 px that don't
 random ground with noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASS_NAMES = ("disc", "square", "triangle")
+CONTEXT_NAMES = ("single", "repeated")
+"""Classes of a shape by the others of its picture: none, or at least one, is of its kind."""
 SIDE_PX = 96
 OBJECT_PX = (20, 48)
 NUM_OBJECTS = (1, 4)
@@ -58,6 +60,15 @@ def draw_pictures(count: int, seed: int) -> list[ShapePicture]:
     return [_draw(number, np.random.default_rng([seed, number])) for number in range(count)]
 
 
+def draw_context_pictures(count: int, seed: int) -> list[ShapePicture]:
+    """Draw pictures of at least two shapes, whose labels are indices of `CONTEXT_NAMES`."""
+    drawn = [picture for picture in draw_pictures(2 * count, seed) if len(picture.labels) > 1][:count]
+    return [
+        replace(picture, image_id=index, labels=(np.bincount(picture.labels)[picture.labels] > 1).astype(np.int64))
+        for index, picture in enumerate(drawn)
+    ]
+
+
 def _draw(number: int, random: np.random.Generator) -> ShapePicture:
     rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX] + 0.5
     coarse = torch.from_numpy(random.uniform(60.0, 190.0, (1, 3, 4, 4)))
@@ -96,8 +107,8 @@ def detr_labels(picture: ShapePicture) -> dict[str, Tensor]:
 
 
 def class_map(picture: ShapePicture, stride: int) -> Tensor:
-    """Return the class of the box over each place of a map, int64 [rows, columns]; len(CLASS_NAMES) is none."""
-    pixels = torch.full((SIDE_PX, SIDE_PX), len(CLASS_NAMES))
+    """Return the label of the box over each place of a map, int64 [rows, columns]; -100 is none."""
+    pixels = torch.full((SIDE_PX, SIDE_PX), -100)
     for (left, top, right, bottom), label in zip(picture.boxes.astype(int), picture.labels, strict=True):
         pixels[top:bottom, left:right] = int(label)
     return pixels[stride // 2 :: stride, stride // 2 :: stride]

@@ -147,6 +147,14 @@ def test_bad_value_of_a_field_is_an_error_that_names_it(field, tmp_path):
                 FAResNetConfig.from_pretrained(tmp_path, **{field: value})
 
 
+def test_a_sparse_stock_configuration_has_stock_sizes_and_a_sparse_own_one_ours():
+    stock, ours = ResNetConfig(), FAResNetConfig()
+    for name in ("embedding_size", "hidden_sizes", "depths", "layer_type"):
+        for model_type, expected in (("resnet", getattr(stock, name)), ("fa_resnet", getattr(ours, name))):
+            value = getattr(FAResNetConfig.from_dict({"model_type": model_type}), name)
+            assert value == (list(expected) if isinstance(expected, tuple) else expected)
+
+
 def test_group_norms_need_channels_that_divide():
     with pytest.raises(ValueError, match="`norm_type`"):
         FAResNetConfig(hidden_sizes=(8, 8, 8, 12), norm_type="group")
