@@ -107,7 +107,12 @@ def draw_window(
         window = (left, top, left + cut_width, top + cut_height)
         if ((centres >= window[:2]) & (centres < window[2:])).all(axis=1).any():
             break
-    return window, (max(1, round(cut_height * factor)), max(1, round(cut_width * factor)))
+    size = tuple(
+        # Exactly, where the picture is large enough: rounding twice would give views one pixel apart.
+        options.crop_size if options.crop_size is not None and cut == side else max(1, round(cut * factor))
+        for cut, side in zip((cut_height, cut_width), sides, strict=True)
+    )
+    return window, (size[0], size[1])
 
 
 def view(

@@ -55,7 +55,7 @@ def check_model(model: Any, processor: Any, auto_class: str) -> list[dict[str, A
     classifier made as in float64. A check that raises is a row that failed.
     """
     exact = copy.deepcopy(model).to("cpu", torch.float64).eval()
-    kind: type[_Checks] = _Texts
+    kind: Any = _Texts
     if model.main_input_name == "pixel_values":
         kind = _Images if hasattr(model.config, "patch_shape") else _Maps
     with torch.no_grad():

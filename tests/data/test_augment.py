@@ -160,6 +160,13 @@ def test_crowds_are_not_learnt_and_small_pictures_are_shown_whole():
     assert seen.pixels.shape == (HEIGHT, WIDTH, 3)
 
 
+def test_views_of_a_picture_that_is_large_enough_have_exactly_the_crops_size():
+    image, picture = draw_image(size=(200, 200))
+    options = AugmentOptions(crop_size=101, scale=(0.75, 4 / 3))
+    sizes = {augment(image, options, [seed], picture).pixels.shape[:2] for seed in range(40)}
+    assert sizes == {(101, 101)}
+
+
 def test_colours_change_by_no_more_than_they_are_asked_to():
     example = whole(*draw_image(5))
     same = change_colours(example, np.random.default_rng(0), 0.0)
