@@ -41,6 +41,10 @@ if TYPE_CHECKING:
         FABertForSequenceClassification,
         FABertForTokenClassification,
         FABertModel,
+        FADenseConfig,
+        FADenseForInstanceSegmentation,
+        FADenseForObjectDetection,
+        FADenseImageProcessor,
         FAResNetBackbone,
         FAResNetConfig,
         FAStereoConfig,
@@ -60,6 +64,8 @@ if TYPE_CHECKING:
     from .models.fa_packed import PackedDocuments
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
     from .training.checkpointing import CheckpointError
+    from .training.dense import finetune_dense
+    from .training.dense_recipe import DenseDataOptions, DenseModelOptions
     from .training.finetune import finetune
     from .training.job import FinetuneResult
     from .training.stereo import finetune_stereo
@@ -69,6 +75,9 @@ __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "finetune_dense",
+    "DenseDataOptions",
+    "DenseModelOptions",
     "finetune_stereo",
     "StereoDataOptions",
     "StereoModelOptions",
@@ -121,6 +130,10 @@ __all__ = [
     "FAViTBackbone",
     "FAResNetConfig",
     "FAResNetBackbone",
+    "FADenseConfig",
+    "FADenseForObjectDetection",
+    "FADenseForInstanceSegmentation",
+    "FADenseImageProcessor",
     "FAStereoConfig",
     "FAStereoForDepthEstimation",
     "FAStereoImageProcessor",
@@ -159,7 +172,8 @@ _HOMES = {
     ".memory": ("MemoryEstimate", "estimate_memory"),
     ".models": (
         "FABertConfig", "FABertForMaskedLM", "FABertForMultipleChoice", "FABertForQuestionAnswering",
-        "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FAResNetBackbone",
+        "FABertForSequenceClassification", "FABertForTokenClassification", "FABertModel", "FADenseConfig",
+        "FADenseForInstanceSegmentation", "FADenseForObjectDetection", "FADenseImageProcessor", "FAResNetBackbone",
         "FAResNetConfig", "FAStereoConfig", "FAStereoForDepthEstimation", "FAStereoImageProcessor", "FAStereoPipeline",
         "FAViTBackbone", "FAViTConfig", "FAViTForImageClassification", "FAViTForMaskedImageModeling", "FAViTModel",
         "factorized_attention", "sequence_parallel",
@@ -169,6 +183,8 @@ _HOMES = {
     ".models.fa_packed": ("PackedDocuments",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
     ".training.checkpointing": ("CheckpointError",),
+    ".training.dense": ("finetune_dense",),
+    ".training.dense_recipe": ("DenseDataOptions", "DenseModelOptions"),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
     ".training.stereo": ("finetune_stereo",),

@@ -3,13 +3,18 @@ loads anywhere, resume without a difference, and mistakes named by their flag.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from coco_sets import NAMES, write_coco
+from repository import HELPERS, ROOT
+from score_dense_in_processes import TINY, score
 from torch.utils.data import DataLoader
 from transformers import pipeline
 
@@ -34,7 +39,6 @@ from fa_transformers.training.dense_scores import (
     without_masks,
 )
 
-TINY = dict(hidden_sizes=(8, 16, 16, 24), embedding_size=8, pyramid_channels=16, mask_channels=8, num_queries=10)
 LOOP = dict(max_steps=4, save_steps=2, eval_steps=2, num_threads=1, report_to="none", use_cpu=True)
 
 
@@ -150,6 +154,20 @@ def test_scores_count_every_picture_once_whatever_the_batches(tmp_path):
     # Copies that fill up a last batch change nothing.
     loader = DataLoader(examples, sampler=[*range(len(images)), 0, 1], collate_fn=DenseCollator(processor, True))
     assert evaluate_dense(model, processor, loader, images, NAMES, Accelerator(cpu=True))["loss"] == losses[0]
+
+
+@pytest.mark.slow
+def test_two_processes_score_each_picture_once(tmp_path):
+    write_coco(tmp_path / "set", count=13)  # 11 in train: six batches of up to two, and the last steps are filled up
+    alone, _ = score(tmp_path / "set")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    worker = [str(HELPERS / "score_dense_in_processes.py"), str(tmp_path / "set"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*launcher, *worker], check=True, env=environment, timeout=240)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["num_examples"] == alone["num_examples"] == 11
+    for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap75", "per_class"):
+        assert first[name] == alone[name], name
 
 
 def test_views_depend_on_seed_epoch_and_index_alone_and_batches_are_the_models(tmp_path):
