@@ -1,4 +1,4 @@
-"""What runs on images with dense answers share: fitting one network, and scoring its best weights."""
+"""The fitting of one network with dense answers, detector or stereo, and the scores of its best weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
