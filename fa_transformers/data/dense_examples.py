@@ -74,7 +74,8 @@ def fill_up(example: Example, side: int) -> Example:
     edges = ((0, max(0, side - height)), (0, max(0, side - width)))
     pixels = np.pad(example.pixels, (*edges, (0, 0)), constant_values=GREY)
     masks = None if example.masks is None else np.pad(example.masks, ((0, 0), *edges))
-    return replace(example, pixels=pixels, masks=masks)
+    ignore = None if example.ignore is None else np.pad(example.ignore, edges)
+    return replace(example, pixels=pixels, masks=masks, ignore=ignore)
 
 
 class DenseCollator:
