@@ -242,7 +242,7 @@ def change_colours(example: Example, random: np.random.Generator, strength: floa
 
 
 def labels_of(example: Example) -> dict[str, Any]:
-    """Return the labels of an example as DETR's: class_labels [n], boxes [n, 4] as fractions, masks and ignore if any."""
+    """Return the labels of an example as DETR's: class_labels [n], boxes [n, 4] as fractions, any masks and ignore."""
     labels = {"class_labels": example.labels, "boxes": boxes_to_fractions(example.boxes, *example.pixels.shape[:2])}
     given = {"masks": example.masks, "ignore": example.ignore}
     return labels | {name: part for name, part in given.items() if part is not None}
