@@ -15,8 +15,8 @@ from fa_transformers import options
 from fa_transformers.commands import COMMANDS, flags
 from fa_transformers.distillation import recipes as distillation_recipes
 from fa_transformers.options import UNSET
+from fa_transformers.training import dense_recipe, stereo_recipe
 from fa_transformers.training import recipes as training_recipes
-from fa_transformers.training import stereo_recipe
 
 GROUPS = [
     options.DataOptions,
@@ -25,12 +25,15 @@ GROUPS = [
     options.DistillationOptions,
     options.ConversionOptions,
     options.CardOptions,
+    dense_recipe.DenseDataOptions,
+    dense_recipe.DenseModelOptions,
     stereo_recipe.StereoDataOptions,
     stereo_recipe.StereoModelOptions,
 ]
 RECIPES = {
     "finetune": {task: training_recipes.recipe_of(task, is_demo=False) for task in training_recipes.TASKS},
     "distill": {task: distillation_recipes.recipe_of(task) for task in distillation_recipes.TASKS},
+    "finetune_dense": {"images": dense_recipe.recipe_of(None, is_pretrained=False)},
     "finetune_stereo": {"stereo": stereo_recipe.recipe_of(is_demo=False, is_pretrained=False)},
 }
 
@@ -97,7 +100,7 @@ def show_values(part: Field) -> str:
     if choices:
         return ", ".join(f"`{value}`" for value in choices)
     if get_args(kind):
-        return "several integers" if int in get_args(kind) else "several names"
+        return {int: "several integers", float: "several numbers"}.get(get_args(kind)[0], "several names")
     return {int: "integer", float: "number", Path: "path"}.get(kind, "text")
 
 

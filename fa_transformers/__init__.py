@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from .models.fa_packed import PackedDocuments
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
     from .training.checkpointing import CheckpointError
+    from .training.dense import finetune_dense
+    from .training.dense_recipe import DenseDataOptions, DenseModelOptions
     from .training.finetune import finetune
     from .training.job import FinetuneResult
     from .training.stereo import finetune_stereo
@@ -79,6 +81,9 @@ __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "finetune_dense",
+    "DenseDataOptions",
+    "DenseModelOptions",
     "finetune_stereo",
     "StereoDataOptions",
     "StereoModelOptions",
@@ -192,6 +197,8 @@ _HOMES = {
     ".models.fa_packed": ("PackedDocuments",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
     ".training.checkpointing": ("CheckpointError",),
+    ".training.dense": ("finetune_dense",),
+    ".training.dense_recipe": ("DenseDataOptions", "DenseModelOptions"),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
     ".training.stereo": ("finetune_stereo",),

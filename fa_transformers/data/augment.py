@@ -31,6 +31,7 @@ class Example:
         boxes: float32 [n, 4] in pixel edges of the view; the tight boxes of the masks where there are masks.
         masks: bool [n, H, W], or None.
         visible: float32 [n], the share of the object's area in the picture that the view shows.
+        ignore: bool [H, W], where crowds are, in which found objects are no mistake; None where there are none.
     """
 
     pixels: np.ndarray
@@ -38,6 +39,7 @@ class Example:
     boxes: np.ndarray
     masks: np.ndarray | None
     visible: np.ndarray
+    ignore: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class AugmentOptions:
 def augment(
     image: DenseImage, options: AugmentOptions, seed: Sequence[int], picture: Image.Image | None = None
 ) -> Example:
-    """Return a random view of a picture and of its objects, crowds left out.
+    """Return a random view of a picture and of its objects; crowds are none, but a region to ignore.
 
     Args:
         image: the picture and its objects.
@@ -107,7 +109,12 @@ def draw_window(
         window = (left, top, left + cut_width, top + cut_height)
         if ((centres >= window[:2]) & (centres < window[2:])).all(axis=1).any():
             break
-    return window, (max(1, round(cut_height * factor)), max(1, round(cut_width * factor)))
+    size = tuple(
+        # Exactly, where the picture is large enough: rounding twice would give views one pixel apart.
+        options.crop_size if options.crop_size is not None and cut == side else max(1, round(cut * factor))
+        for cut, side in zip((cut_height, cut_width), sides, strict=True)
+    )
+    return window, (size[0], size[1])
 
 
 def view(
@@ -119,7 +126,7 @@ def view(
 ) -> Example:
     """Return what a window of a picture shows, resized to `size` (height, width); only masks in it are decoded.
 
-    It is what `crop` and `resize` make of the whole picture. Crowds are left out.
+    It is what `crop` and `resize` make of the whole picture. Crowds are a region to ignore.
     """
     picture = image.open() if picture is None else picture
     cut = picture.crop(window)
@@ -145,8 +152,27 @@ def view(
         boxes=_scale_boxes(inside[chosen], (height, width), size),
         masks=masks,
         visible=np.minimum(1, visible).astype(np.float32),
+        ignore=_view_crowds(image, np.flatnonzero((box_areas(inside) > 0) & image.is_crowd), window, size),
     )
     return _drop(example, min_visible)
+
+
+def _view_crowds(image: DenseImage, crowds: np.ndarray, window: Window, size: tuple[int, int]) -> np.ndarray | None:
+    """The part of the crowds with these numbers, masks or else boxes, that a window shows, resized to `size`."""
+    if not len(crowds):
+        return None
+    rows, columns = _nearest(window[3] - window[1], size[0]), _nearest(window[2] - window[0], size[1])
+    ignore = np.zeros(size, dtype=bool)
+    for number in crowds:
+        mask = np.zeros(size, dtype=bool)
+        if image.rles is None:
+            left, top, right, bottom = _cut_boxes(image.boxes[number], window).round().astype(int)
+            part, corner = np.ones((bottom - top, right - left), dtype=bool), (top, left)
+        else:
+            part, corner = decode_window(image.rles[number], image.mask_boxes[number], window)
+        _paste_resized(mask, part, corner, rows, columns)
+        ignore |= mask
+    return ignore
 
 
 def crop(example: Example, window: Window, min_visible: float = 0.0) -> Example:
@@ -168,18 +194,20 @@ def crop(example: Example, window: Window, min_visible: float = 0.0) -> Example:
         before, after = example.masks.sum(axis=(1, 2)), masks.sum(axis=(1, 2))
     visible = example.visible * (after / np.maximum(before, 1e-6))
     pixels = example.pixels[top:bottom, left:right]
-    return _drop(Example(pixels, example.labels, boxes, masks, visible.astype(np.float32)), min_visible)
+    ignore = None if example.ignore is None else example.ignore[top:bottom, left:right]
+    return _drop(Example(pixels, example.labels, boxes, masks, visible.astype(np.float32), ignore), min_visible)
 
 
 def resize(example: Example, height: int, width: int) -> Example:
     """Return an example of another size: pixels are interpolated and smoothed, a mask takes the nearest pixel's."""
     before = example.pixels.shape[:2]
     picture = Image.fromarray(example.pixels).resize((width, height), Image.Resampling.BILINEAR)
-    masks = example.masks
-    if masks is not None:
-        masks = masks[:, _nearest(before[0], height)][:, :, _nearest(before[1], width)]
+    rows, columns = _nearest(before[0], height), _nearest(before[1], width)
+    masks, ignore = (
+        None if part is None else part[..., rows, :][..., columns] for part in (example.masks, example.ignore)
+    )
     boxes = _scale_boxes(example.boxes, before, (height, width))
-    return _drop(replace(example, pixels=np.array(picture), boxes=boxes, masks=masks))
+    return _drop(replace(example, pixels=np.array(picture), boxes=boxes, masks=masks, ignore=ignore))
 
 
 def flip(example: Example) -> Example:
@@ -187,8 +215,11 @@ def flip(example: Example) -> Example:
     width = example.pixels.shape[1]
     boxes = example.boxes.copy()
     boxes[:, [0, 2]] = width - example.boxes[:, [2, 0]]
-    masks = None if example.masks is None else np.ascontiguousarray(example.masks[:, :, ::-1])
-    return replace(example, pixels=np.ascontiguousarray(example.pixels[:, ::-1]), boxes=boxes, masks=masks)
+    masks, ignore = (
+        None if part is None else np.ascontiguousarray(part[..., ::-1]) for part in (example.masks, example.ignore)
+    )
+    pixels = np.ascontiguousarray(example.pixels[:, ::-1])
+    return replace(example, pixels=pixels, boxes=boxes, masks=masks, ignore=ignore)
 
 
 def change_colours(example: Example, random: np.random.Generator, strength: float, swap: bool = False) -> Example:
@@ -211,9 +242,10 @@ def change_colours(example: Example, random: np.random.Generator, strength: floa
 
 
 def labels_of(example: Example) -> dict[str, Any]:
-    """Return the labels of an example as DETR's: class_labels [n], boxes [n, 4] as fractions, and masks if any."""
+    """Return the labels of an example as DETR's: class_labels [n], boxes [n, 4] as fractions, any masks and ignore."""
     labels = {"class_labels": example.labels, "boxes": boxes_to_fractions(example.boxes, *example.pixels.shape[:2])}
-    return labels if example.masks is None else labels | {"masks": example.masks}
+    given = {"masks": example.masks, "ignore": example.ignore}
+    return labels | {name: part for name, part in given.items() if part is not None}
 
 
 def _cut_boxes(boxes: np.ndarray, window: Window) -> np.ndarray:
@@ -248,4 +280,5 @@ def _drop(example: Example, min_visible: float = 0.0) -> Example:
     boxes = example.boxes if example.masks is None else tight_boxes(example.masks)
     kept = (box_areas(boxes) > 0) & (example.visible >= min_visible)
     masks = None if example.masks is None else example.masks[kept]
-    return Example(example.pixels, example.labels[kept], boxes[kept], masks, example.visible[kept])
+    ignore = example.ignore if example.ignore is not None and example.ignore.any() else None
+    return Example(example.pixels, example.labels[kept], boxes[kept], masks, example.visible[kept], ignore)

@@ -9,7 +9,7 @@ import torch
 from transformers import BaseImageProcessor
 
 from ..models.image_processing_fa_dense import resized_size
-from .augment import AugmentOptions, Example, augment, labels_of, view
+from .augment import GREY, AugmentOptions, Example, augment, labels_of, view
 from .readers.objects import DenseImage
 
 PLACE_PX = 64
@@ -28,8 +28,8 @@ class DenseRow:
 class DenseExamples(torch.utils.data.Dataset):
     """Pictures at the size that a processor's `size` gives them; with `views` a random view of each.
 
-    What is drawn depends on seed, epoch and index alone, so that a resumed run sees the same. Masks are run-length
-    encoded until a view is made. `lengths` are in places of the heat map, of a view's mean size.
+    Views of a `crop_size` are filled up to it. What is drawn depends on seed, epoch and index alone, so that a resumed
+    run sees the same. Masks are run-length encoded until a view is made. `lengths` are in places of the heat map.
     """
 
     def __init__(
@@ -40,13 +40,10 @@ class DenseExamples(torch.utils.data.Dataset):
         seed: int = 0,
     ) -> None:
         self.images, self.size, self.views, self.seed = list(images), size, views, seed
-        self.lengths = [max(1, height * width // PLACE_PX) for height, width in map(self._size_of, self.images)]
+        side = views.crop_size if views else None
+        sizes = [(side, side) if side else resized_size(image.size, size) for image in self.images]
+        self.lengths = [max(1, height * width // PLACE_PX) for height, width in sizes]
         self._epoch = 0
-
-    def _size_of(self, image: DenseImage) -> tuple[int, int]:
-        height, width = resized_size(image.size, self.size)
-        limit = self.views.crop_size if self.views else None
-        return (height, width) if limit is None else (min(height, limit), min(width, limit))
 
     def set_epoch(self, epoch: int) -> None:
         """Make the views of `epoch`."""
@@ -63,7 +60,22 @@ class DenseExamples(torch.utils.data.Dataset):
             return DenseRow(index, view(image, (0, 0, width, height), size), image.size)
         factor = size[0] / height
         views = replace(self.views, scale=(factor * self.views.scale[0], factor * self.views.scale[1]))
-        return DenseRow(index, augment(image, views, (self.seed, self._epoch, index)), image.size)
+        example = augment(image, views, (self.seed, self._epoch, index))
+        if self.views.crop_size is not None:  # of one size, else the network would run each view by itself
+            example = fill_up(example, self.views.crop_size)
+        return DenseRow(index, example, image.size)
+
+
+def fill_up(example: Example, side: int) -> Example:
+    """Return a view with grey on its right and below it, up to a square of `side` pixels, where it is smaller."""
+    height, width = example.pixels.shape[:2]
+    if height >= side and width >= side:
+        return example
+    edges = ((0, max(0, side - height)), (0, max(0, side - width)))
+    pixels = np.pad(example.pixels, (*edges, (0, 0)), constant_values=GREY)
+    masks = None if example.masks is None else np.pad(example.masks, ((0, 0), *edges))
+    ignore = None if example.ignore is None else np.pad(example.ignore, edges)
+    return replace(example, pixels=pixels, masks=masks, ignore=ignore)
 
 
 class DenseCollator:

@@ -55,7 +55,7 @@ def check_model(model: Any, processor: Any, auto_class: str) -> list[dict[str, A
     classifier made as in float64. A check that raises is a row that failed.
     """
     exact = copy.deepcopy(model).to("cpu", torch.float64).eval()
-    kind: type[_Checks] = _Texts
+    kind: Any = _Texts
     if model.main_input_name == "pixel_values":
         kind = _Images if hasattr(model.config, "patch_shape") else _Maps
     with torch.no_grad():
@@ -429,6 +429,7 @@ class _Maps(_Checks):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
         self.shape = image_shape(model)
+        self.noun = "images" if len(self.shape) == 1 else "pairs"
         self.images = [self.draw(2, *size) for size in self.SIZES]
 
     def count_steps(self, model: Any) -> int:
@@ -449,11 +450,9 @@ class _Maps(_Checks):
             module.register_forward_hook(lambda _module, _inputs, output, name=name: maps.update({name: output}))
             for name, module in modules.items()
         ]
-        try:
-            outputs = model(**inputs, return_dict=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        outputs = model(**inputs, return_dict=True)
+        for hook in hooks:
+            hook.remove()
         return maps or {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
     def decide(self, outputs: Outputs, run: Run) -> Tensor | None:
@@ -461,7 +460,7 @@ class _Maps(_Checks):
 
     def properties(self) -> Iterator[dict[str, Any]]:
         """Check padding and neighbours."""
-        noun = "images" if len(self.shape) == 1 else "pairs"
+        noun = self.noun
         sizes = " and ".join(f"{height} x {width} px" for height, width in self.SIZES)
         if getattr(type(self.model), "SEES_PADDING", False):
             yield _row("padding", None, NOT_APPLICABLE, note=f"convolutions see {noun} and padding alike")
@@ -482,10 +481,8 @@ class _Maps(_Checks):
         together = self.run(self.model, pixels, mask)
         for row, pair in enumerate(self.images):
             alone = self.run(self.model, pair[:1])
-            cut = {
-                name: value[row : row + 1][tuple(slice(side) for side in alone[name].shape)]
-                for name, value in together.items()
-            }
+            own = {name: tuple(slice(side) for side in alone[name].shape) for name in together}
+            cut = {name: value[row : row + 1][own[name]] for name, value in together.items()}
             yield f"image {row + 1} among others", cut, alone
 
     def alone(self) -> Variants:
@@ -496,12 +493,8 @@ class _Maps(_Checks):
 
     def runs(self) -> list[Run]:
         """Draw what has the largest side of a check, and half of it."""
-        height, width = self.LARGEST
-        noun = "images" if len(self.shape) == 1 else "pairs"
-        return [
-            Run(f"2 {noun} of {h:,} x {w:,} px", pixels=self.draw(2, h, w), maps_only=True)
-            for h, w in ((height // 2, width // 2), (height, width))
-        ]
+        sizes = (tuple(side // 2 for side in self.LARGEST), self.LARGEST)
+        return [Run(f"2 {self.noun} of {h} x {w} px", pixels=self.draw(2, h, w), maps_only=True) for h, w in sizes]
 
 
 def image_shape(model: Any) -> tuple[int, ...]:

@@ -366,7 +366,7 @@ def _rounding_tolerance(name: str, output: Tensor, exact: Tensor) -> float:
 
 
 def _exact_tolerance(output: Tensor) -> float:
-    """What float64 may differ by between machines: the rounding of a certificate's checks."""
+    """The rounding of float64 that a certificate's checks allow, as another machine may have another one."""
     if not torch.isfinite(output).all():
         raise PublishError("the model's outputs are not finite; it cannot be published")
     return ROUNDINGS * torch.finfo(output.dtype).eps / 2 * output.abs().max().item()

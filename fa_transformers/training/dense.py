@@ -177,7 +177,7 @@ def build_network(
         FileNotFoundError: there is no such folder.
     """
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
-    size = {} if options.size is None else {"size": options.size}
+    size: dict[str, Any] = {} if options.size is None else {"size": options.size}
     model_class = MODELS[task]
     if options.model_name_or_path != "none":
         folder = Path(options.model_name_or_path)

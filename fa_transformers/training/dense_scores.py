@@ -38,16 +38,15 @@ def find_objects(
     sizes = [image.size for image in images]
     if output.pred_masks is None:
         found = processor.post_process_object_detection(output, floor, sizes)
-        return [
-            Detections(image.image_id, *(each[name].cpu().numpy() for name in ("scores", "labels", "boxes")))
-            for image, each in zip(images, found, strict=True)
-        ]
+        names = ("scores", "labels", "boxes")
+        values = [{name: each[name].cpu().numpy() for name in names} for each in found]
+        return [Detections(image.image_id, **each) for image, each in zip(images, values, strict=True)]
     results = processor.post_process_instance_segmentation(output, floor, target_sizes=sizes, return_coco_rle=True)
     entries = []
     for image, result in zip(images, results, strict=True):
         info = result["segments_info"]
-        parts = [np.array([one[name] for one in info]) for name in ("score", "label_id", "box")]
-        entries.append(Detections(image.image_id, *parts[:2], parts[2].reshape(-1, 4), result["segmentation"]))
+        scores, labels, boxes = (np.array([one[name] for one in info]) for name in ("score", "label_id", "box"))
+        entries.append(Detections(image.image_id, scores, labels, boxes.reshape(-1, 4), result["segmentation"]))
     return entries
 
 

@@ -1,6 +1,6 @@
-"""What runs on images with dense answers share: fitting one network, and scoring its best weights."""
+"""The fitting of one network with dense answers, detector or stereo, and the scores of its best weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .setup import gather_model
 def fit_network(
     loop: LoopOptions,
     model: PreTrainedModel,
-    examples: dict[str, torch.utils.data.Dataset],
+    examples: Mapping[str, Any],
     collate: Callable,
     accelerator: Accelerator,
     *,
@@ -44,7 +44,7 @@ def fit_network(
     Returns:
         The plain model in evaluation mode, its scores on `score_split`, and the figures of the run.
     """
-    loaders, sampler = build_loaders(loop, examples, collate, accelerator)
+    loaders, sampler = build_loaders(loop, dict(examples), collate, accelerator)
     steps = plan_steps(loop, sampler, loop.output_dir)
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {description}; {accelerator.num_processes} "

@@ -27,7 +27,7 @@ MOST_TIMED_PLACES = 4096
 
 @dataclass(frozen=True)
 class NetworkRun:
-    """What a finished run tells its card.
+    """The part of a finished run that its card tells.
 
     Args:
         summary: what the model does, in one sentence.

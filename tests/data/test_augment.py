@@ -1,5 +1,7 @@
 """Protects random views: boxes are the tight boxes of the masks after any chain of steps, and nothing else changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +95,7 @@ def test_after_any_chain_boxes_are_those_of_the_masks_and_no_input_has_changed(s
 @pytest.mark.parametrize("seed", range(8))
 def test_a_view_is_what_cropping_and_resizing_make_of_the_whole(seed):
     image, picture = draw_image(seed)
+    image.is_crowd[:2] = seed % 2
     random = np.random.default_rng(seed)
     left, top = (int(n) for n in random.integers(0, (WIDTH - 20, HEIGHT - 20)))
     window = (left, top, int(random.integers(left + 8, WIDTH + 1)), int(random.integers(top + 8, HEIGHT + 1)))
@@ -100,7 +103,7 @@ def test_a_view_is_what_cropping_and_resizing_make_of_the_whole(seed):
     for min_visible in (0, 0.6):
         seen = view(image, window, size, min_visible, picture)
         expected = resize(crop(whole(image, picture), window, min_visible), *size)
-        for name in ("pixels", "labels", "boxes", "masks", "visible"):
+        for name in ("pixels", "labels", "boxes", "masks", "visible", "ignore"):
             assert np.array_equal(getattr(seen, name), getattr(expected, name)), name
 
 
@@ -155,9 +158,24 @@ def test_objects_of_which_little_is_left_are_dropped_whatever_the_steps():
 def test_crowds_are_not_learnt_and_small_pictures_are_shown_whole():
     image, picture = draw_image(4)
     image.is_crowd[:3] = True
-    assert len(whole(image, picture).labels) == len(image.labels) - 3
+    example = whole(image, picture)
+    assert len(example.labels) == len(image.labels) - 3
+    assert np.array_equal(example.ignore, image.masks()[:3].any(axis=0))
+    assert np.array_equal(flip(example).ignore[:, ::-1], example.ignore)
+    assert np.array_equal(labels_of(example)["ignore"], example.ignore)
+    boxed = whole(replace(image, rles=None), picture)
+    left, top, right, bottom = image.boxes[0].astype(int)
+    assert boxed.ignore[top:bottom, left:right].all() and not (example.ignore & ~boxed.ignore).any()
+    assert whole(*draw_image(4)).ignore is None
     seen = augment(image, AugmentOptions(crop_size=500, scale=(1, 1)), (0,), picture)
     assert seen.pixels.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_views_of_a_picture_that_is_large_enough_have_exactly_the_crops_size():
+    image, picture = draw_image(size=(200, 200))
+    options = AugmentOptions(crop_size=101, scale=(0.75, 4 / 3))
+    sizes = {augment(image, options, [seed], picture).pixels.shape[:2] for seed in range(40)}
+    assert sizes == {(101, 101)}
 
 
 def test_colours_change_by_no_more_than_they_are_asked_to():

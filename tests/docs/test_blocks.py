@@ -27,6 +27,7 @@ PAGES += [page for folder in ("tutorials", "concepts") for page in sorted((ROOT 
 BLOCKS = {page: read_blocks(page) for page in PAGES}
 SCRIPTS = {
     "finetune": "finetune",
+    "finetune_dense": "finetune_dense",
     "finetune_stereo": "finetune_stereo",
     "distill": "distill",
     "convert_checkpoint": "convert",

@@ -12,12 +12,14 @@ from stereo_sets import Given, make_sample, write_png, write_set
 from torch.utils.data import DataLoader
 from transformers import pipeline
 
+from fa_transformers import check_folder
 from fa_transformers.commands.finetune_stereo import parse
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.data.stereo_examples import StereoCollator, StereoExamples
 from fa_transformers.metrics.stereo import score_disparity, total_scores
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from fa_transformers.options import LoopOptions, resolve
+from fa_transformers.training import network_card
 from fa_transformers.training.stereo import evaluate_stereo, finetune_stereo, read_samples, score_constant
 from fa_transformers.training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
 
@@ -31,6 +33,12 @@ def train(folder, output_dir, **loop):
         model=StereoModelOptions(**TINY),
         loop=LoopOptions(**LOOP | {"output_dir": output_dir} | loop),
     )
+
+
+@pytest.fixture(autouse=True)
+def quick_card(monkeypatch):
+    """Time the network and its softmax twin on a small pair alone."""
+    monkeypatch.setattr(network_card, "MOST_TIMED_PLACES", 64)
 
 
 def two_steps(layout: str, tmp_path):
@@ -49,6 +57,17 @@ def two_steps(layout: str, tmp_path):
 
 def test_a_folder_is_trained_on_scored_and_written(tmp_path):
     two_steps("kitti 2015", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.certified
+def test_a_trained_folder_passes_the_check_of_push(tmp_path):
+    write_set("kitti 2015", tmp_path / "set", count=4)
+    train(tmp_path / "set", tmp_path / "out", max_steps=2)
+    found = check_folder(tmp_path / "out")
+    assert found["model_class"] == "FAStereoForDepthEstimation" and found["max_difference"] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: depth-estimation" in card and "# FA-Stereo" in card and "AutoImageProcessor" in card
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ def build_data(sources: Mapping[str, Source], options: ObjectOptions) -> DenseDa
         num_dropped[split] = source.faults.check()
         if not splits[split]:
             raise DataError(f"{source.faults.source}: there are no pictures")
-    splits = _draw_splits(splits, options)
+    splits = _draw_splits(splits, options, names)
     for split, images in splits.items():
         _report(split, images, names, masks)
     return DenseData(splits, names, masks, num_dropped)
@@ -356,9 +356,19 @@ def _label_of(entry: Mapping[str, Any], source: Source, labels: Mapping[Hashable
     return labels[key]
 
 
-def _draw_splits(splits: dict[str, list[DenseImage]], options: ObjectOptions) -> dict[str, list[DenseImage]]:
-    """Draw missing splits from train, as other data has them drawn."""
-    rows = {split: datasets.Dataset.from_dict({"image": list(range(len(part)))}) for split, part in splits.items()}
+def _draw_splits(
+    splits: dict[str, list[DenseImage]], options: ObjectOptions, names: list[str]
+) -> dict[str, list[DenseImage]]:
+    """Draw missing splits from train as other data has them drawn: a picture counts for the rarest class on it."""
+    features = datasets.Features(
+        {"image": datasets.Value("int64"), "label": datasets.Sequence(datasets.ClassLabel(names=names))}
+    )
+    rows = {
+        split: datasets.Dataset.from_dict(
+            {"image": list(range(len(part))), "label": [sorted(set(image.labels.tolist())) for image in part]}, features
+        )
+        for split, part in splits.items()
+    }
     filled = fill_splits(datasets.DatasetDict(rows), options.validation_share, options.test_share, options.seed)
     return {
         split: [splits[split if split in splits else "train"][index] for index in part["image"]]

@@ -38,7 +38,7 @@ GREATEST_SLOPE = 0.12
 WALL_SHARES = (0.05, 0.3)
 """Disparity of the wall at the middle of the image, as a share of the greatest one."""
 SHAPES = ("ellipse", "box", "diamond")
-LICENSE = "CC-BY-2.0"
+LICENSE = "cc-by-2.0"
 ATTRIBUTION = (
     'The photographs "china.jpg" and "flower.jpg" (CC-BY-2.0) as distributed with scikit-learn, cut into the textures '
     "of generated scenes."
