@@ -221,15 +221,16 @@ def _check_spelling(train: Sequence[_Part], column: str) -> None:
     numbers = [as_number(label) for label in labels]
     is_list = [isinstance(label, str) and label[0] + label[-1] == "[]" for label in labels]
     is_spelt = [isinstance(label, str) and bool(_NUMBER_AS_TEXT.fullmatch(label)) for label in labels]
-    is_none = [number is None and not _is_float(label) for label, number in zip(labels, numbers, strict=True)]
-    has_fraction = any(number is not None and not number.is_integer() for number in numbers)
+    is_none = []
+    if any(number is not None and not number.is_integer() for number in numbers):
+        is_none = [number is None and not _is_float(label) for label, number in zip(labels, numbers, strict=True)]
     if 2 * sum(is_list) > len(labels):
         suspects, what = is_list, "look like lists written as text"
         advice = "give lists in json, jsonl or parquet, or names with a character between them and --label_separator"
     elif 2 * sum(is_spelt) > len(labels):
         suspects, what = is_spelt, "look like numbers with a comma or a percent sign"
         advice = "write numbers to predict with a decimal point and nothing else, several labels with --label_separator"
-    elif has_fraction and any(is_none) and 2 * numbers.count(None) < len(labels):
+    elif any(is_none) and 2 * numbers.count(None) < len(labels):
         suspects, what = is_none, "are no numbers, unlike the others"
         advice = "mend the rows if the labels are numbers to predict, or give --problem_type regression --drop_bad_rows"
     else:
