@@ -241,9 +241,21 @@ class _Checks:
             return outputs["logits"].argmax(dim=0)
         if "logits" not in outputs or self.config.problem_type == "regression" or outputs["logits"].shape[-1] == 1:
             return None
-        if self.config.problem_type == "multi_label_classification":
-            return outputs["logits"] > 0
-        return outputs["logits"].argmax(dim=-1)
+        is_multi_label = self.config.problem_type == "multi_label_classification"
+        return outputs["logits"] > 0 if is_multi_label else outputs["logits"].argmax(dim=-1)
+
+
+class _Pictures(_Checks):
+    """Images, or pairs of them: `images` has tensors of a size each, with the examples in their first dimension."""
+
+    images: list[Tensor]
+    run: Callable[..., Outputs]
+
+    def alone(self) -> Variants:
+        for pixels in self.images:
+            together = self.run(self.model, pixels)
+            parts = [self.run(self.model, pixels[index : index + 1]) for index in range(len(pixels))]
+            yield "each alone", {name: torch.cat([part[name] for part in parts]) for name in together}, together
 
 
 class _Texts(_Checks):
@@ -338,7 +350,7 @@ class _Texts(_Checks):
         return runs
 
 
-class _Images(_Checks):
+class _Images(_Pictures):
     def __init__(self, model: Any, processor: Any, auto_class: str):
         super().__init__(model, auto_class)
         self.longest_run = _most_tokens(model, auto_class)
@@ -398,13 +410,6 @@ class _Images(_Checks):
             others = torch.where(self.in_pixels(mask, pixels)[:, None], pixels, noise)
             yield "other masked patches", self.run(self.model, others, mask), self.run(self.model, pixels, mask)
 
-    def alone(self) -> Variants:
-        for pixels in self.images:
-            together = self.run(self.model, pixels)
-            parts = [self.run(self.model, pixels[index : index + 1]) for index in range(len(pixels))]
-            alone = {name: torch.cat([part[name] for part in parts]) for name in together}
-            yield "each image alone", alone, together
-
     def chunked(self) -> Variants:
         for pixels, mask in self.masks():
             expected = self.run(self.model, pixels, mask)
@@ -420,7 +425,7 @@ class _Images(_Checks):
         return [Run(f"2 images of {h:,} x {w:,} px", pixels=self.draw(2, h, w)) for h, w in sizes]
 
 
-class _Maps(_Checks):
+class _Maps(_Pictures):
     """A network that answers for every place of an image, or of a pair, of any size: it has no patches."""
 
     SIZES = ((56, 88), (72, 40))
@@ -434,8 +439,7 @@ class _Maps(_Checks):
 
     def count_steps(self, model: Any) -> int:
         """Return the number of convolutions and linear maps: an upper bound of those one after another."""
-        weights = [getattr(module, "weight", None) for module in model.modules()]
-        return sum(isinstance(weight, Tensor) and weight.ndim > 1 for weight in weights)
+        return sum(getattr(getattr(module, "weight", None), "ndim", 0) > 1 for module in model.modules())
 
     def draw(self, count: int, *size: int) -> Tensor:
         return torch.randn((count, *self.shape, *size), generator=self.generator, dtype=torch.float64)
@@ -444,11 +448,11 @@ class _Maps(_Checks):
         """Return every output, or with `maps_only` those of `COMPARED_MODULES` where the model names such."""
         inputs = {"pixel_values": pixels.to(model.dtype)} | ({} if mask is None else {"pixel_mask": mask})
         names = getattr(type(model), "COMPARED_MODULES", ()) if maps_only else ()
-        modules = {name: module for name, module in model.named_modules() if name in names}
         maps: Outputs = {}
         hooks = [
             module.register_forward_hook(lambda _module, _inputs, output, name=name: maps.update({name: output}))
-            for name, module in modules.items()
+            for name, module in model.named_modules()
+            if name in names
         ]
         outputs = model(**inputs, return_dict=True)
         for hook in hooks:
@@ -460,12 +464,11 @@ class _Maps(_Checks):
 
     def properties(self) -> Iterator[dict[str, Any]]:
         """Check padding and neighbours."""
-        noun = self.noun
+        noun, sees = self.noun, getattr(type(self.model), "SEES_PADDING", False)
         sizes = " and ".join(f"{height} x {width} px" for height, width in self.SIZES)
-        if getattr(type(self.model), "SEES_PADDING", False):
-            yield _row("padding", None, NOT_APPLICABLE, note=f"convolutions see {noun} and padding alike")
-        else:
-            yield _check_property("padding", f"2 {noun} of {sizes}, padded to one size, each alone", self.padded)
+        told = _row("padding", None, NOT_APPLICABLE, note=f"convolutions see {noun} and padding alike")
+        inputs = f"2 {noun} of {sizes}, padded to one size, each alone"
+        yield told if sees else _check_property("padding", inputs, self.padded)
         yield _check_property("batch", f"2 {noun} each of {sizes}, each alone", self.alone)
         yield _row("chunks", None, NOT_APPLICABLE, note=f"{noun} are not taken in chunks")
         yield _row("packed", None, NOT_APPLICABLE, note=f"{noun} are not packed")
@@ -481,15 +484,8 @@ class _Maps(_Checks):
         together = self.run(self.model, pixels, mask)
         for row, pair in enumerate(self.images):
             alone = self.run(self.model, pair[:1])
-            own = {name: tuple(slice(side) for side in alone[name].shape) for name in together}
-            cut = {name: value[row : row + 1][own[name]] for name, value in together.items()}
+            cut = {name: value[row : row + 1][tuple(map(slice, alone[name].shape))] for name, value in together.items()}
             yield f"image {row + 1} among others", cut, alone
-
-    def alone(self) -> Variants:
-        for pixels in self.images:
-            together = self.run(self.model, pixels)
-            parts = [self.run(self.model, pixels[index : index + 1]) for index in range(len(pixels))]
-            yield "each alone", {name: torch.cat([part[name] for part in parts]) for name in together}, together
 
     def runs(self) -> list[Run]:
         """Draw what has the largest side of a check, and half of it."""
