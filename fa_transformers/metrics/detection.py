@@ -7,6 +7,7 @@ that don't add up.
 Source: Lin et al. 2014, arXiv:1405.0312, and the evaluation code that belongs to it.
 """
 
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -107,6 +108,14 @@ def detection_scores(
     return scores | {"per_class": rows}
 
 
+def check_evaluator() -> None:
+    """Raise ImportError, which says what to install, where faster-coco-eval is missing."""
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise ImportError(
+            "Scoring detections needs faster-coco-eval, which is not installed: pip install 'fa_transformers[dense]'"
+        )
+
+
 def _check(entry: Detections, truth: Truth, num_classes: int, has_masks: bool) -> None:
     """Raise ValueError, naming the image, where predictions can't be right."""
     where = f"the predictions for image {entry.image_id!r}"
@@ -135,12 +144,8 @@ def _precision(
     kind: str, found: Mapping[int | str, Detections], truths: Sequence[Truth], num_classes: int
 ) -> np.ndarray:
     """Precision [overlaps, recalls, classes, areas] at `MAX_DETECTIONS`; -1 where there is no such object."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise ImportError(
-            "Scoring detections needs faster-coco-eval, which is not installed: pip install 'fa_transformers[dense]'"
-        ) from error
+    check_evaluator()
+    from faster_coco_eval import COCO, COCOeval_faster
 
     def say_nothing(*_: Any) -> None:
         pass

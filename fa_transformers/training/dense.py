@@ -19,6 +19,7 @@ from ..data.readers.objects import DenseData, ObjectOptions
 from ..data.sets import digit_scenes
 from ..files import write_json
 from ..hub.folder_lock import released
+from ..metrics.detection import check_evaluator
 from ..models import (
     FADenseConfig,
     FADenseForInstanceSegmentation,
@@ -107,6 +108,7 @@ def finetune_dense(
     data, model, loop, card = (resolve(given[name], recipe) for name in OPTIONS)
     job = DenseJob(task, data, model, loop, card, command or call, resume_command or RESUME_CALL)
     check_dense(job)
+    check_evaluator()  # before hours of training
     with released(loop.output_dir):
         return _run(job)
 
@@ -162,7 +164,10 @@ def read_data(task: DenseTask, data: DenseDataOptions, seed: int) -> DenseData:
         found = encode_objects(dataset, options, data.image_column_name, data.objects_column_name)
     else:
         load = {"digits": digit_scenes.load_digit_scenes, "odd_one_out": digit_scenes.load_odd_one_out}[data.set]
-        found = load(data.num_canvases, data.num_eval_canvases, data.num_eval_canvases, data.canvas_size, seed)
+        try:
+            found = load(data.num_canvases, data.num_eval_canvases, data.num_eval_canvases, data.canvas_size, seed)
+        except ValueError as error:
+            raise ValueError(f"--canvas_size {data.canvas_size}: {error}") from error
     limits = {split: data.max_train_images if split == "train" else data.max_eval_images for split in found.splits}
     return replace(found, splits={split: images[: limits[split]] for split, images in found.splits.items()})
 

@@ -265,6 +265,7 @@ def test_annotations_may_lie_apart_from_their_pictures(tmp_path):
         ({"model": DenseModelOptions(longest_edge=0)}, "--longest_edge must be above 0"),
         ({"loop": LoopOptions(sequence_parallel_size=2)}, "--sequence_parallel_size is for texts"),
         ({"data": DenseDataOptions(set="stamps")}, "--set must be one of"),
+        ({"data": DenseDataOptions(num_canvases=1, canvas_size=96)}, "--canvas_size 96: .* find no place"),
     ],
 )
 def test_options_that_cannot_be_used_are_named_by_their_flag(options, message):

@@ -157,7 +157,7 @@ class Faults:
         if count and not self.drop:
             raise DataError(
                 f"{self.source}: {count} objects or pictures can't be used:{shown}\nMend them, or leave them out with "
-                "drop_bad."
+                "--drop_bad_objects (drop_bad in Python)."
             )
         if count:
             logger.warning("%s: %d bad objects or pictures are left out:%s", self.source, count, shown)
