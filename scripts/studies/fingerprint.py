@@ -67,8 +67,14 @@ def make_inputs(model, auto_class: str) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, 60, shape, generator=generator) * mask, "attention_mask": mask}
 
 
-def total_of(output) -> Tensor:
-    return sum(value.float().pow(2).mean() for value in output.values() if isinstance(value, Tensor))  # type: ignore[return-value]
+def tensors_of(output) -> dict[str, Tensor]:
+    """Return the tensors of a model's output by name, a backbone's maps with their number."""
+    tensors = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    return tensors | {f"map {number}": value for number, value in enumerate(output.get("feature_maps") or ())}
+
+
+def total_of(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.stack([value.float().pow(2).mean() for value in tensors.values()]).sum()
 
 
 def fingerprint_model(model, auto_class: str) -> dict[str, str]:
@@ -78,19 +84,17 @@ def fingerprint_model(model, auto_class: str) -> dict[str, str]:
     for mode in ("eval", "train"):
         model.train(mode == "train").zero_grad()
         torch.manual_seed(2)
-        output = model(**inputs)
+        output = tensors_of(model(**inputs))
         total_of(output).backward()
-        sums[f"{mode} outputs"] = digest({k: v for k, v in output.items() if isinstance(v, Tensor)})
+        sums[f"{mode} outputs"] = digest(output)
         sums[f"{mode} gradients"] = digest({k: p.grad for k, p in model.named_parameters() if p.grad is not None})
     model.eval()
     if auto_class == "AutoModel":
         with torch.inference_mode():
-            chunked = model(**inputs, chunk_size=5)
-            sums["chunked"] = digest({k: v for k, v in chunked.items() if isinstance(v, Tensor)})
+            sums["chunked"] = digest(tensors_of(model(**inputs, chunk_size=5)))
             if "input_ids" in inputs:
                 ids, ends = inputs["input_ids"][:1], torch.tensor([0, 4, 4, 11])
-                packed = model(input_ids=ids, cu_seqlens=ends)
-                sums["packed"] = digest({k: v for k, v in packed.items() if isinstance(v, Tensor)})
+                sums["packed"] = digest(tensors_of(model(input_ids=ids, cu_seqlens=ends)))
     return sums
 
 
