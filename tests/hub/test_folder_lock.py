@@ -177,7 +177,8 @@ def test_a_run_of_another_machine_is_refused_until_it_has_been_silent(has_locks,
         ({**ELSEWHERE, "job": "restarted"}, False),
         ({"pid": "x"}, True),
     ],
-    ids=str,
+    # Not by their values: both processes of pytest-xdist must collect the same names.
+    ids=["dead", "parent", "own number", "container", "elsewhere", "restarted", "no number"],
 )
 def test_without_locks_the_owner_is_asked_for(owner, is_refused, folder, monkeypatch):
     without_locks(monkeypatch)
