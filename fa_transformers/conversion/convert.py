@@ -323,7 +323,12 @@ def _without_load_report() -> Iterator[None]:
 def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str, Any]) -> PretrainedConfig:
     config_class = find_family(source.config.model_type).config_class
     fields = translate_fields(stock, source.config.model_type)
-    earlier = config_class.from_dict(fields)
+    try:
+        earlier = config_class.from_dict(fields)
+    except ValueError as error:
+        folder = source.model_folder
+        where = f"the configuration of {source.name!r}" if folder is None else str(folder / CONFIG_FILE)
+        raise ValueError(f"{where}: {error}") from error
     for name in FIXED_FIELDS:
         if name in overrides and overrides[name] != getattr(earlier, name, overrides[name]):
             raise ValueError(
@@ -332,12 +337,6 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
             )
     if "num_labels" in overrides or "id2label" in overrides:
         fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
-    try:
-        earlier = config_class.from_dict(fields)
-    except ValueError as error:
-        folder = source.model_folder
-        where = f"the configuration of {source.name!r}" if folder is None else str(folder / CONFIG_FILE)
-        raise ValueError(f"{where}: {error}") from error
     config, unused = config_class.from_dict(fields, return_unused_kwargs=True, **overrides)
     if unused:
         raise ValueError(f"{config_class.__name__} has no field {sorted(unused)[0]!r}.")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..checks import check_positive
 from ..files import count_cores, write_text
-from ..models.configuration_fa import FactorizedConfig
+from ..models.configuration_fa import FACTORIZED_FIELDS, FactorizedConfig
 from ..options import UNSET, OptionGroup, flat, option, resolve
 from ..version import __version__
 from .benchmark import ENCODERS, LENGTH_STEP, MODES, NOT_TRIED, OK, PATCH_PX, Point, build_config, run_point
@@ -117,7 +117,8 @@ def machine_gib() -> float:
 def _parse_field(field: str) -> tuple[str, object]:
     """`local_window=32` as a name and a value, which is JSON or else a string."""
     name, separator, text = field.partition("=")
-    known = [key for key, value in inspect.signature(FactorizedConfig).parameters.items() if value.kind.name[0] == "K"]
+    own = [key for key, value in inspect.signature(FactorizedConfig).parameters.items() if value.kind.name[0] == "K"]
+    known = [*FACTORIZED_FIELDS, *own]
     if not separator or name not in known:
         raise ValueError(f"--options {field}: expected FIELD=VALUE with a field of {', '.join(known)}.")
     try:

@@ -89,7 +89,8 @@ def find_coco_files(folder: Path) -> dict[str, Path]:
     for split, paths in found.items():
         instances = [path for path in paths if path.name.startswith("instances")]
         if len(paths) > 1 and len(instances) != 1:
-            raise DataError(f"{folder}: {listing(map(str, paths))} are all for {split}: leave one, or name the files")
+            names = listing(path.relative_to(folder).as_posix() for path in paths)
+            raise DataError(f"{folder}: {names} are all for {split}: leave one, or name the files")
         found[split] = instances or paths
     if "train" not in found:
         raise DataError(
