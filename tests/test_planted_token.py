@@ -29,15 +29,16 @@ def checkpoint(tmp_path) -> str:
 
 
 def commands(checkpoint: str, flag: list[str]) -> dict[str, list[str]]:
-    """A short run of each command; `flag` gives the token to those that take one."""
+    """A short run of each command; `flag` gives the token to those that take one, and the others don't know it then."""
     common = ["--max_length", "32", "--use_cpu", "--num_threads", "1", "--report_to", "tensorboard"]
-    common += ["--model_name_or_path", checkpoint, "--data_name", f"mine {TOKEN}"]
+    common += ["--model_name_or_path", checkpoint]
+    named = ["--data_name", f"mine {TOKEN}"]
     finetune = ["--train_file", "train.csv", "--max_steps", "1", "--output_dir", "out/finetune", "--push_to_hub"]
     distill = ["--train_file", "texts.jsonl", "--teacher_name_or_path", checkpoint, "--output_dir", "out/distill"]
     distill += ["--transfer_steps", "1", "--end_to_end_steps", "1", "--long_steps", "0"]
     return {
-        "finetune": [*common, *finetune, *flag],
-        "distill": [*common, *distill],
+        "finetune": [*common, *named, *finetune, *flag],
+        "distill": [*common, *distill, *([] if flag else named)],
         "convert": [checkpoint, "out/convert", "--base_model", "a/b", "--license", "mit"],
         "check": ["out/convert"],
         "push": ["out/convert", "tester/convert", *flag],

@@ -1,11 +1,10 @@
 """The command that checks a published model folder; nothing is sent anywhere."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..redaction import redact
-from .flags import FlagParser, how_started
+from .flags import FlagParser, how_started, print_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     try:
         found = examine_folder(run.folder)
         result = found.self_test | {"certificate": found.certificate.to_list()}
-        print(redact(json.dumps(result)) if run.as_json else f"{redact(found.certificate.table())}\n")
+        if run.as_json:
+            print_json(result)
+        else:
+            print(redact(f"{found.certificate.table()}\n"))
         if run.write:
             write_certificate(run.folder, found.certificate)
     except (FactError, SelfTestError, OSError) as error:

@@ -1,13 +1,12 @@
 """The command that converts a checkpoint; `scripts/convert_checkpoint.py` starts it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
 from ..redaction import redact, without_local_paths
-from .flags import FlagParser, describe_command, how_started
+from .flags import FlagParser, describe_command, how_started, print_json
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def convert(run: ConvertCommand) -> dict:
         "recovery": conversion.model.config.recovery,
         "cosine_to_softmax": ModelFacts.load(run.output_dir / FACTS_FILE).scores[0].value,
     }
-    print(json.dumps(summary))
+    print_json(summary)
     return summary
 
 

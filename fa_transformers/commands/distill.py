@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..distillation.recipes import GROUPS, Recipe, Task, recipe_of
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, resolve
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
 
 if TYPE_CHECKING:
     from ..distillation.job import DistillationResult
@@ -74,7 +74,6 @@ def parse(argv: Sequence[str] | None = None) -> DistillCommand:
 def main(argv: Sequence[str] | None = None) -> "DistillationResult":
     """Distil as the flags say; prints the receipt as tables and as one line of JSON."""
     run = parse(argv)
-    import json
 
     from ..distillation.distill import distill
     from ..distillation.receipt import print_receipt
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> "DistillationResult":
         )
         if result.receipt:
             print_receipt(result.receipt)
-            print(json.dumps(result.receipt, ensure_ascii=False))
+            print_json(result.receipt)
     return result
 
 

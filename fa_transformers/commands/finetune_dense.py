@@ -1,13 +1,12 @@
 """The command that trains detectors and instance segmenters; `scripts/finetune_dense.py` starts it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..options import CardOptions, LoopOptions, resolve
 from ..training.dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -97,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             print(f"\n{one_line(summary['data'])}, {summary['split']} split, {summary['num_examples']} pictures:\n")
             columns = [f"{kind}_{name}" for kind in ("box", "mask") for name in COLUMNS]
             print(format_table(rows, ["model", *(name for name in columns if name in summary["model"])]))
-            print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+            print_json(summary)
     return result
 
 

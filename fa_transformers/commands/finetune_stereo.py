@@ -1,13 +1,12 @@
 """The command that trains stereo networks; `scripts/finetune_stereo.py` starts it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..options import CardOptions, LoopOptions, resolve
 from ..training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             rows += [{"model": name, **scores} for name, scores in result.baselines.items()]
             print(f"\n{one_line(summary['data'])}, {summary['split']} split, {summary['num_examples']} pairs:\n")
             print(format_table(rows, ["model", *COLUMNS]))
-            print(json.dumps(summary, ensure_ascii=False, allow_nan=False))
+            print_json(summary)
     return result
 
 

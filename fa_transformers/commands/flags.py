@@ -6,6 +6,7 @@ A command opts in to groups of fields; flags of the other groups are unknown to 
 
 import argparse
 import difflib
+import json
 import shlex
 import sys
 import traceback
@@ -259,3 +260,8 @@ def how_started(name: str, script: str, launcher: str = "accelerate launch") -> 
     if started_as == f"{name}.py" and Path(sys.argv[0]).parent.name == "commands":
         return f"{launcher} -m fa_transformers.commands.{name}"
     return f"{launcher} {script}"
+
+
+def print_json(result: Any) -> None:
+    """Print the result of a command as one line of JSON, in which no token stands."""
+    print(json.dumps(redact(result), ensure_ascii=False))

@@ -1,11 +1,10 @@
 """The command that uploads a model folder; `scripts/push_to_hub.py` starts it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..redaction import redact
-from .flags import FlagParser, how_started
+from .flags import FlagParser, how_started, print_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         result = push(run.folder, run.repo, private=run.private, revision=run.revision, token=run.token)
     except (FactError, SelfTestError, PushError, OSError) as error:
         raise SystemExit(redact(f"error: {error}")) from error
-    print(json.dumps(result))
+    print_json(result)
     return result
 
 

@@ -66,6 +66,7 @@ def test_quick_blocks_run_and_print_what_the_page_shows(page, reader):
 
 
 @pytest.mark.slow
+@pytest.mark.certified
 @pytest.mark.parametrize("page", named([p for p in PAGES if any(b.is_slow for b in BLOCKS[p])]))
 def test_all_blocks_run_in_order(page, reader):
     run_page([block for block in BLOCKS[page] if not block.reason], reader)
