@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checks import check_loop
 from ..data.facts import DataFacts
 from ..data.readers.stereo_folders import check_sizes, find_stereo_pairs
 from ..data.readers.tables import DataError
@@ -100,13 +101,11 @@ def finetune_stereo(
 def check_stereo(job: StereoJob) -> None:
     """Raise ValueError, naming the flag, where an option can't be used or contradicts another one."""
     data = job.data
+    check_loop(job.loop)
     for name in ("crop_height", "crop_width"):
         if getattr(data, name) < 16:
             raise ValueError(f"--{name} must be at least 16 pixels, got {getattr(data, name)}.")
-    for name in ("num_scenes", "num_eval_scenes"):
-        if getattr(data, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(data, name)}.")
-    for name in ("max_train_pairs", "max_eval_pairs"):
+    for name in ("num_scenes", "num_eval_scenes", "max_train_pairs", "max_eval_pairs"):
         if getattr(data, name) is not None and getattr(data, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(data, name)}.")
     for name in ("validation_folder", "test_folder"):

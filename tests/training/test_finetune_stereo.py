@@ -157,6 +157,8 @@ def test_what_cannot_be_trained_on_is_named_before_training(tmp_path):
             "--max_disparity is of a new network",
         ),
         ({"loop": LoopOptions(sequence_parallel_size=2)}, "--sequence_parallel_size is for texts"),
+        ({"loop": LoopOptions(max_steps=0)}, "--max_steps must be at least 1"),
+        ({"loop": LoopOptions(learning_rate=-1.0)}, "--learning_rate must be above 0"),
         ({"model": StereoModelOptions(attention_kind="linear")}, "--attention_kind must be one of"),
     ],
 )
