@@ -24,7 +24,9 @@ GROUPS = (
     ),
     (CardOptions, ("license", "base_model", "data card", "hub name", "push"), "model card and Hub"),
 )  # fmt: skip
-COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+COLUMNS = tuple(
+    f"{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneDenseCommand:
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     """Train as the flags say; prints the scores as a table and as one line of JSON."""
     run = parse(argv)
-    from ..tables import format_table, one_line
     from ..training.dense import finetune_dense
     from ..training.processes import report_lost_processes
+    from ..training.report import print_scores
 
     with report_lost_processes(run.loop.ddp_timeout):
         result = finetune_dense(
@@ -90,13 +92,8 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             resume_command=run.resume_command,
         )  # fmt: skip
         if result.summary:
-            summary = result.summary
-            rows = [{"model": "this model", **summary["model"]}]
-            rows += [{"model": name, **scores} for name, scores in result.baselines.items()]
-            print(f"\n{one_line(summary['data'])}, {summary['split']} split, {summary['num_examples']} pictures:\n")
-            columns = [f"{kind}_{name}" for kind in ("box", "mask") for name in COLUMNS]
-            print(format_table(rows, ["model", *(name for name in columns if name in summary["model"])]))
-            print_json(summary)
+            print_scores(result.summary, COLUMNS, "pictures")
+            print_json(result.summary)
     return result
 
 

@@ -75,8 +75,8 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneStereoCommand:
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     """Train as the flags say; prints the scores as a table and as one line of JSON."""
     run = parse(argv)
-    from ..tables import format_table, one_line
     from ..training.processes import report_lost_processes
+    from ..training.report import print_scores
     from ..training.stereo import finetune_stereo
 
     with report_lost_processes(run.loop.ddp_timeout):
@@ -85,12 +85,8 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             resume_command=run.resume_command,
         )  # fmt: skip
         if result.summary:
-            summary = result.summary
-            rows = [{"model": "this model", **summary["model"]}]
-            rows += [{"model": name, **scores} for name, scores in result.baselines.items()]
-            print(f"\n{one_line(summary['data'])}, {summary['split']} split, {summary['num_examples']} pairs:\n")
-            print(format_table(rows, ["model", *COLUMNS]))
-            print_json(summary)
+            print_scores(result.summary, COLUMNS, "pairs")
+            print_json(result.summary)
     return result
 
 

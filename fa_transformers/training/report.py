@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +106,30 @@ def print_results(results: dict) -> None:
 
     Of fewer than `FEW_EXAMPLES` examples scores have their 95 % interval beside them.
     """
-    scored = {"this model": results["model"], **results["baselines"]}
-    intervals = {"this model": results["intervals"]["model"]} | results["intervals"]
-    columns = [name for name in SCORE_NAMES if name in results["model"]]
     is_small = results["num_examples"] < FEW_EXAMPLES
-    rows: list[dict] = [{"model": name, **scores} for name, scores in scored.items()]
-    for row in rows if is_small else []:
-        for name, (low, high) in intervals[row["model"]].items():
-            row[name] = f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
-    print(f"\n{one_line(results['data'])}, {results['split']} split, {results['num_examples']} examples:\n")
-    print(format_table(rows, ["model", *columns]))
+    intervals = {"this model": results["intervals"]["model"]} | results["intervals"] if is_small else {}
+    print_scores(results, SCORE_NAMES, "examples", intervals)
     for note in results["interval_notes"] if is_small else []:
         print(note)
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
+
+
+def print_scores(results: dict, names: Iterable[str], noun: str, intervals: Mapping[str, dict] | None = None) -> None:
+    """Print the table of the model beside the baselines.
+
+    Args:
+        results: with "data", "split", "num_examples", "model" and "baselines".
+        names: scores that have a column where the model has them.
+        noun: what was counted, such as "examples".
+        intervals: name of a model -> name of a score -> the lower and upper end that stand beside it.
+    """
+    rows: list[dict] = [{"model": "this model", **results["model"]}]
+    rows += [{"model": name, **scores} for name, scores in results["baselines"].items()]
+    for row in rows if intervals else []:
+        for name, (low, high) in (intervals or {})[row["model"]].items():
+            row[name] = f"{row[name]:.3f} ({low:.3f} to {high:.3f})"
+    print(f"\n{one_line(results['data'])}, {results['split']} split, {results['num_examples']} {noun}:\n")
+    print(format_table(rows, ["model", *(name for name in names if name in results["model"])]))
 
 
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], label_names: Sequence[str], path: Path) -> None:

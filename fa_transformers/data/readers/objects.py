@@ -22,11 +22,11 @@ from ...models.fa_rle import decode_mask, rle_area
 from .files import fill_splits
 from .images import convert_image, open_image
 from .object_checks import check_object, shorten
+from .problems import SHOWN_ROWS, BadRows
 from .tables import DataError, listing
 
 logger = logging.getLogger(__name__)
 
-SHOWN_FAULTS = 20
 EXIF_ORIENTATION = 274
 
 
@@ -133,35 +133,24 @@ class DenseData:
     num_dropped: dict[str, int] = field(default_factory=dict)
 
 
-class Faults:
-    """The faults of one source, collected."""
+class Faults(BadRows):
+    """The faults of one source's pictures and objects, collected as bad rows are."""
 
-    def __init__(self, source: str, drop: bool) -> None:
-        self.source, self.drop = source, drop
-        self.messages: list[str] = []
-
-    def add(self, where: str, message: str) -> None:
-        """Note that the object or picture at `where` is left out because of `message`."""
-        self.messages.append(f"{where}: {message}")
-
-    def check(self) -> int:
-        """Return the number of faults, which a warning counts, where they are dropped.
+    def check(self) -> None:
+        """Call this after the last picture: raise, or warn where faults are dropped; nothing where there are none.
 
         Raises:
-            DataError: there are faults that are not to be dropped; up to `SHOWN_FAULTS` are named.
+            DataError: there are faults that are not to be dropped; up to 20 are named.
         """
-        count = len(self.messages)
-        shown = "".join(f"\n  {message}" for message in self.messages[:SHOWN_FAULTS])
-        if count > SHOWN_FAULTS:
-            shown += f"\n  and {count - SHOWN_FAULTS} more"
-        if count and not self.drop:
+        if self.count and not self.drop:
             raise DataError(
-                f"{self.source}: {count} objects or pictures can't be used:{shown}\nMend them, or leave them out with "
-                "--drop_bad_objects (drop_bad in Python)."
+                f"{self.source}: {self.count} objects or pictures can't be used:{self._lines(SHOWN_ROWS)}\nMend them, "
+                "or leave them out with --drop_bad_objects (drop_bad in Python)."
             )
-        if count:
-            logger.warning("%s: %d bad objects or pictures are left out:%s", self.source, count, shown)
-        return count
+        if self.count:
+            logger.warning(
+                "%s: %d bad objects or pictures are left out:%s", self.source, self.count, self._lines(SHOWN_ROWS)
+            )
 
 
 def open_picture(picture: Path | RowPicture, is_turned: bool) -> Image.Image:
@@ -285,7 +274,8 @@ def build_data(sources: Mapping[str, Source], options: ObjectOptions) -> DenseDa
     for split, source in sources.items():
         labels = {key: names.index(name) for key, name in source.classes.items() if name in names}
         splits[split] = list(_check_records(source, labels, masks, options, split))
-        num_dropped[split] = source.faults.check()
+        source.faults.check()
+        num_dropped[split] = source.faults.count
         if not splits[split]:
             raise DataError(f"{source.faults.source}: there are no pictures")
     splits = _draw_splits(splits, options, names)
