@@ -1,5 +1,6 @@
 """Plain-text tables and lines of scores, as commands print them."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ LONGEST_CELL = 80
 # Control characters (terminals obey them), characters that turn the direction of what follows, and halves of pairs.
 _HARMFUL = ("Cc", "Cs")
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 def one_line(text: str, limit: int = LONGEST_CELL) -> str:
@@ -41,3 +43,12 @@ def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> s
 def format_scores(scores: Mapping[str, float]) -> str:
     """Return scores on one line with four decimals each, such as "accuracy 0.9312, loss 0.2100"."""
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+
+
+def harmless_cell(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula: with an apostrophe before it where it might.
+
+    Formulas begin with =, +, - or @, also after blanks or line ends; a plain number stays as it is.
+    """
+    is_formula = text.strip()[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula or text[:1] in ("\t", "\r", "\n") else text

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..data.labelled import LabelledData
 from ..files import written_by_rename
 from ..metrics import decide
 from ..redaction import redact
+from ..tables import harmless_cell
 
 PREDICTIONS_FILE = "predictions.csv"
 SCORED_FILE = "scored_examples.csv"
@@ -22,7 +22,6 @@ WRITTEN_CLASSES = 50
 """Classes up to which each has a column, and beyond them the most classes of a row that are named."""
 NUM_BEST = 5
 """Best classes of a row that are written with their scores where there are more than `WRITTEN_CLASSES`."""
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 
 
 class Predictions:
@@ -135,15 +134,6 @@ class Predictions:
         if isinstance(label, list):
             return redact(json.dumps([self.names[number] for number in label], ensure_ascii=False))
         return harmless_cell(redact(self.names[label]))
-
-
-def harmless_cell(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula: with an apostrophe before it where it might.
-
-    Formulas begin with =, +, - or @, also after blanks or line ends; a plain number stays as it is.
-    """
-    is_formula = text.strip()[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(text)
-    return f"'{text}" if is_formula or text[:1] in ("\t", "\r", "\n") else text
 
 
 def example_order(loader: DataLoader) -> np.ndarray:

@@ -21,8 +21,9 @@ import fa_transformers as fa
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
+from fa_transformers.tables import harmless_cell
 from fa_transformers.training import finetune
-from fa_transformers.training.predictions import Predictions, harmless_cell
+from fa_transformers.training.predictions import Predictions
 from fa_transformers.training.report import describe_labels
 from fa_transformers.training.scoring import evaluate, predict
 
