@@ -27,7 +27,14 @@ def check_loop(loop: LoopOptions) -> None:
     positive = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     counted = ("sequence_parallel_size", "logging_steps", "num_train_epochs", "learning_rate", "ddp_timeout")
     check_positive(loop, *positive, *counted, "head_learning_rate")
-    counts = ("short_epochs", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience")
+    counts = (
+        "short_epochs",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "early_stopping_patience",
+        "recovery_steps",
+    )
     amounts = ("max_tokens_per_batch", "max_grad_norm", "weight_decay", "num_threads", "warmup_steps", "seed")
     check_not_negative(loop, *counts, *amounts, "dataloader_num_workers")
     if not 0 <= loop.warmup_ratio < 1:

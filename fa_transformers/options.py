@@ -233,6 +233,12 @@ class LoopOptions(OptionGroup):
     )
     gradient_accumulation_steps: int = option(UNSET, "batches per optimiser step", group="batches")
     num_train_epochs: float = option(UNSET, "passes over the training data", group="epochs", common=True)
+    recovery_steps: int | None = option(
+        None,
+        "text: steps in which the layers that replace a checkpoint's softmax attention learn what it gave, before "
+        "fine-tuning; 0 = none, unset = as is best",
+        group="recovery",
+    )
     short_epochs: int = option(
         UNSET, "cut documents to --short_length in this many first epochs; 0 = none", group="short epochs"
     )

@@ -21,8 +21,8 @@ GROUPS = (
     (
         LoopOptions,
         (
-            "batches", "packing", "epochs", "short epochs", "optimizer", "head rate", "device", "sequence parallel",
-            "checkpoints", "best metric",
+            "batches", "packing", "epochs", "recovery", "short epochs", "optimizer", "head rate", "device",
+            "sequence parallel", "checkpoints", "best metric",
         ),
         "training",
     ),

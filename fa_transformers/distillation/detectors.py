@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..training.attention_transfer import DistillationOutput, relative_error
 from .embeddings import encode_images
-from .objectives import DistillationOutput, head_loss, relative_error
+from .objectives import head_loss
 
 BOX_WEIGHT = 5.0
 """Factor of the difference of boxes beside that of logits, as of the two costs in DETR's own loss."""

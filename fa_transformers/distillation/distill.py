@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..conversion.folder import sentence_transformers_files
 from ..conversion.source import CheckpointSource, read_pooling, read_source
+from ..conversion.teacher import load_teacher
 from ..data.examples import count_patches
 from ..hub.card import ModelFacts
 from ..hub.folder_lock import released
@@ -27,7 +28,7 @@ from .probing import LabelledPieces, load_labelled_images, load_labelled_license
 from .receipt import RECEIPT_FILE, build_receipt
 from .recipes import Recipe, Task, recipe_of
 from .stages import run_stages
-from .student import build_student, load_teacher
+from .student import build_student
 from .unlabelled import Rows, read_images, read_text
 
 OPTIONS = {

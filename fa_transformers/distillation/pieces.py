@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import datasets
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,58 +11,17 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..data.batching import LengthGroupedBatchSampler, make_loader
 from ..data.collators import DetectorCollator, ImageCollator, TextCollator
-from ..data.examples import ImageExamples, TokenizedRows
+from ..data.examples import ImageExamples
+from ..data.pieces import TextPieces, cut_into_pieces
 from ..data.readers.tables import DataError
 from ..options import DataOptions, LoopOptions
-from .unlabelled import UnlabelledRows, check_texts
+from .unlabelled import UnlabelledRows
 
 logger = logging.getLogger(__name__)
-
-SHORTEST_PIECE = 32
-"""Tokens below which the rest of a document is left out."""
 
 MAX_VALIDATION_PIECES = 64
 FEWEST_HELDOUT = 3
 """Fewest pieces of a kind to compare by: two have a single pair, and no correlation is defined over one number."""
-
-
-def cut_into_pieces(
-    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, shortest: int = SHORTEST_PIECE
-) -> datasets.Dataset:
-    """Cut documents into pieces of `shortest` to `max_length` tokens, each between the tokenizer's special tokens.
-
-    Raises:
-        DataError: a row holds no text.
-    """
-
-    def cut(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        check_texts(batch["text"], first=indices[0] + 1)
-        pieces = tokenizer(
-            batch["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False
-        )["input_ids"]
-        rows = [piece for piece in pieces if len(piece) >= shortest]
-        return {"input_ids": rows, "length": [len(row) for row in rows]}
-
-    # Small batches: a document can be long.
-    return documents.select_columns("text").map(
-        cut, with_indices=True, batched=True, batch_size=64, remove_columns="text", desc=f"cutting to {max_length:,}"
-    )
-
-
-class TextPieces(TokenizedRows):
-    """The rows of `cut_into_pieces`, `lengths` in tokens; `limit` keeps only so many, drawn by `seed`.
-
-    Raises:
-        DataError: there are none.
-    """
-
-    def __init__(self, rows: datasets.Dataset, limit: int | None = None, seed: int = 0):
-        if not len(rows):
-            raise DataError(f"no document has {SHORTEST_PIECE} tokens: there is not enough text to distil on")
-        if limit is not None and limit < len(rows):
-            rows = rows.shuffle(seed=seed).select(range(limit)).flatten_indices()
-        super().__init__(rows)
-
 
 Pieces = TextPieces | ImageExamples
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..options import LoopOptions
+from ..training.attention_transfer import AttentionTransfer, evaluate_objective
 from ..training.checkpointing import list_checkpoints
 from ..training.data_digests import digest_contents, digest_once, digest_weights
 from ..training.loaders import build_loaders
@@ -17,7 +18,7 @@ from ..training.optimizer import build_optimizer, group_by_rates
 from ..training.report import describe_run
 from .detectors import DetectorDistillation
 from .job import DistillationJob
-from .objectives import AttentionTransfer, EndToEndDistillation, evaluate_objective
+from .objectives import EndToEndDistillation
 from .pieces import Pieces, UnlabelledData
 from .recipes import STAGES
 

@@ -1,22 +1,19 @@
-"""The student and the teacher of a distillation, both made from checkpoints as models of this package."""
+"""The student of a distillation, made from a checkpoint as a model of this package."""
 
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from ..conversion.convert import Conversion, convert_checkpoint
-from ..conversion.source import CheckpointSource, read_source
-from ..conversion.stock_checkpoints import find_auto_class, find_family, translate_fields
+from ..conversion.convert import convert_checkpoint
+from ..conversion.source import CheckpointSource
+from ..conversion.stock_checkpoints import find_auto_class, find_family
+from ..conversion.teacher import fresh_head
 from ..models.configuration_fa import FactorizedConfig, FactorizedFields
 from .recipes import STUDENT_FIELDS, Task
 
 # Heads that aren't distilled: multiple choice encodes several texts per example, masked image modelling reconstructs
 # patches that only the teacher saw masked.
 ENCODER_ALONE = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling")
-SHAPE_FIELDS = (
-    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "encoder_ffn_dim",
-    "decoder_layers", "num_queries",
-)  # fmt: skip
 
 
 def build_student(
@@ -78,47 +75,3 @@ def double_maps(config: PretrainedConfig) -> dict[str, int]:
     """
     find_family(config.model_type)
     return {"key_feature_size": 2 * config.hidden_size // config.num_attention_heads}
-
-
-def load_teacher(model_or_path: str | CheckpointSource, auto_class: str, student: PreTrainedModel) -> PreTrainedModel:
-    """Load the softmax model that `student` came from, in evaluation mode and frozen.
-
-    Longformer and LSG teachers attend to everything here, not in the pattern that they were trained with.
-
-    Raises:
-        ValueError: it is a factorized model; it has another architecture, other widths or another number of layers than
-            the student; or it lacks the student's head.
-    """
-    source = read_source(model_or_path)
-    if isinstance(source.config, FactorizedFields):
-        raise ValueError(
-            f"The teacher {source.name!r} is a factorized model; give the softmax checkpoint that the student was "
-            "converted from (--teacher_name_or_path)."
-        )
-    fields = translate_fields(source.config.to_dict(), source.config.model_type)
-    config = find_family(source.config.model_type).config_class.from_dict(fields)
-    for name in SHAPE_FIELDS:
-        found, wanted = getattr(config, name, None), getattr(student.config, name, None)
-        if found != wanted:
-            raise ValueError(
-                f"The teacher {source.name!r} has {name} {found}, the student {wanted}; the teacher must be the "
-                "checkpoint that the student was converted from, or one of the same shape."
-            )
-    # It keeps its own positions: the student's table may be longer, or absent.
-    layers = list(range(config.num_hidden_layers))
-    conversion = convert_checkpoint(source, auto_class=auto_class, softmax_layers=layers)
-    if fresh := fresh_head(conversion):
-        raise ValueError(
-            f"The teacher {source.name!r} has no {fresh[0]}, which the student's head needs: convert it again with "
-            'auto_class="AutoModel", and distil the encoder.'
-        )
-    return conversion.model.float().eval().requires_grad_(False)
-
-
-def fresh_head(conversion: Conversion) -> list[str]:
-    """Return the names of the weights of a converted model's head that its checkpoint did not have."""
-    model = conversion.model
-    if model.base_model is model:
-        return []
-    new = [change.result for change in conversion.report if change.action == "new" and change.result]
-    return [name for name in new if not name.startswith(f"{model.base_model_prefix}.")]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.facts import DataFacts
 from ..data.labelled import describe_user_data, reading_options
+from ..data.pieces import check_texts
 from ..data.readers.files import read_documents
 from ..data.readers.formats import FILE_TYPES
 from ..data.readers.images import find_sound_images, find_split_folders, image_endings
@@ -127,13 +128,6 @@ def as_splits(rows: Any, column: str, *, images: bool = False) -> datasets.Datas
     kind = datasets.Image() if images else datasets.Value("string")
     features = datasets.Features({column: kind})
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict({column: values}, features=features)})
-
-
-def check_texts(texts: Sequence, first: int = 1) -> None:
-    """Raise DataError, naming the row, where something in a column of texts is no text; `first` is the first row's."""
-    for number, text in enumerate(texts, start=first):
-        if not isinstance(text, str):
-            raise DataError(f"row {number} of the texts has {text!r} instead of text")
 
 
 def _limit(rows: datasets.Dataset, data: DataOptions, seed: int) -> datasets.Dataset:

@@ -12,7 +12,7 @@ NORMALIZATIONS = ("softmax", "scaling")
 KEY_FEATURES = ("copies", "sign_pairs")
 POSITION_EMBEDDING_TYPES = ("absolute", "periodic", "none")
 POOLINGS = ("cls", "mean")
-RECOVERIES = (None, "pending", "distilled")
+RECOVERIES = (None, "pending", "fine_tuned", "transferred", "distilled")
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 FACTORIZED_FIELDS = (
     "attention_normalization", "key_feature_size", "key_features", "learned_temperatures", "local_kernel_size",
@@ -166,8 +166,9 @@ class FactorizedFields(CheckedConfig):
             is 0.8 at the start. 0 is off.
         softmax_layers: indices of layers that keep ordinary softmax attention, whose cost is quadratic.
         recovery: where the weights stand after softmax attention was replaced: "pending" (converted, not trained since,
-            so worse than the checkpoint they come from), "distilled" (recovered by distillation from it) or None
-            (trained as they are, by fine-tuning or from scratch).
+            so worse than the checkpoint they come from), "fine_tuned" (trained on a task since, on labels alone),
+            "transferred" (every layer learned its softmax layer's outputs before fine-tuning), "distilled" (recovered
+            by distillation from it) or None (nothing was replaced: trained as they are, from scratch).
     """
 
     STOCK_MODEL_TYPES: ClassVar[tuple[str, ...]] = ()

@@ -21,15 +21,15 @@ from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, Pr
 from ..checks import check_loop, check_positive, check_sources
 from ..conversion.convert import load_factorized
 from ..conversion.source import CheckpointSource, read_source
+from ..conversion.teacher import load_teacher
 from ..data.batching import LengthGroupedBatchSampler, make_loader
 from ..data.examples import count_patches
 from ..distillation.embeddings import embed_batches, similarity
-from ..distillation.objectives import AttentionTransfer, evaluate_objective
 from ..distillation.pieces import UnlabelledData, build_image_pieces, build_text_pieces
-from ..distillation.student import load_teacher
 from ..distillation.unlabelled import read_images, read_text
 from ..hub.timing import describe_hardware, measure_forward
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, option
+from ..training.attention_transfer import AttentionTransfer, evaluate_objective
 from ..training.optimizer import build_optimizer
 from ..training.setup import make_accelerator
 

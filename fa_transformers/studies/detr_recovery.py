@@ -30,12 +30,12 @@ from ..checks import check_positive
 from ..conversion.convert import convert_checkpoint
 from ..distillation.detectors import DetectorDistillation
 from ..distillation.distill import distill
-from ..distillation.objectives import AttentionTransfer, relative_error
 from ..distillation.recipes import STUDENT_FIELDS
 from ..evaluation import evaluating
 from ..files import write_json
 from ..metrics.detection import Detections, detection_scores
 from ..options import DataOptions, DistillationOptions, LoopOptions, ModelOptions, OptionGroup, option
+from ..training.attention_transfer import AttentionTransfer, relative_error
 from .shapes import (
     CLASS_NAMES,
     CONTEXT_NAMES,

@@ -43,8 +43,8 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         base_model=base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{run['steps']:,} steps, {run['train_tokens']:,} tokens of {one_line(data.facts.name)}, "
-        f"seed {job.loop.seed}.",
+        trained_after=f"{_describe_transfer(run)}{run['steps']:,} steps, {run['train_tokens']:,} tokens of "
+        f"{one_line(data.facts.name)}, seed {job.loop.seed}.",
         data=[data.facts],
         command=without_local_paths(job.command),
         hardware=f"{describe_hardware(model.device)}; trained for {minutes:.1f} minutes",
@@ -60,6 +60,16 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         ],
         speed=speed,
         limits=describe_limits(job, data, fitted),
+    )
+
+
+def _describe_transfer(run: dict) -> str:
+    """What came before fine-tuning, of a run's figures."""
+    if not (recovery := run.get("recovery")):
+        return ""
+    return (
+        f"{recovery['steps']:,} steps of attention transfer on the documents, which brought the layers' error against "
+        f"the checkpoint's from {recovery['error_before']:.3f} to {recovery['error_after']:.3f}; then "
     )
 
 

@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 
 from ..checks import check_run
 from ..conversion.convert import load_factorized
-from ..conversion.source import CheckpointSource, read_source
+from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
@@ -38,6 +38,7 @@ from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .predictions import Predictions
 from .recipes import Task, recipe_of
+from .recovery import describe_exchange, describe_recovery, plan_recovery, recover
 from .report import describe_labels, describe_run, draw_report, summarise, write_predictions, write_report
 from .scoring import evaluate, predict
 from .setup import (
@@ -206,6 +207,8 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
         return Built(FAViTForImageClassification(config), processor, num_patches, options.image_size)
     is_stock = not isinstance(source.config, FactorizedConfig)
     if job.is_text:
+        if is_stock and "classifier_pooling" not in overrides and (pooling := read_pooling_of(source)):
+            overrides["classifier_pooling"] = pooling
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
         tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
@@ -216,6 +219,16 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
     size = {"height": side, "width": side}
     processor = AutoImageProcessor.from_pretrained(source.model_folder, size=size, do_center_crop=False)
     return Built(model, processor, count_patches(side, model.config), side, source, is_stock)
+
+
+def read_pooling_of(source: CheckpointSource) -> str | None:
+    """Return how a stock checkpoint was trained to make one vector of a text; None where it has a classifier, or none.
+
+    Raises:
+        ValueError: it pools in a way that is unknown here.
+    """
+    has_classifier = (source.architecture or "").endswith("ForSequenceClassification")
+    return None if has_classifier or source.folder is None else read_pooling(source.folder)
 
 
 def native_side(processor: BaseImageProcessor) -> int:
@@ -243,6 +256,14 @@ def fit(
     set_seed(loop.seed)
     built = build_model(job, source, data)
     model = built.model
+    recovery = plan_recovery(job, model, built.mixers_are_new, data, output_dir)
+    if built.source is not None and built.mixers_are_new:
+        accelerator.print(f"{describe_exchange(built.source, model, recovery.steps)}\n")
+    recovered: dict[str, Any] = {}
+    if built.source is not None and recovery.steps:
+        recovered = recover(job, recovery, model, built.source, built.processor, data, accelerator, output_dir)
+    if recovery.resume:  # the loop below has no checkpoint yet
+        loop = replace(loop, resume_from_checkpoint=None)
     freeze_bottom_layers(model, job.model.freeze_layers)
     if job.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -252,7 +273,8 @@ def fit(
     _announce(job, model, sampler, accelerator, data)
     steps = plan_steps(loop, sampler, output_dir)
     head_rate = loop.head_learning_rate or loop.learning_rate * (1 if built.source is None else 10)
-    groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, built.mixers_are_new)
+    mixers_are_new = built.mixers_are_new and not recovery.steps
+    groups = group_parameters(model, loop.learning_rate, head_rate, loop.weight_decay, mixers_are_new)
     if loop.sequence_parallel_size > 1:
         set_seed(loop.seed, device_specific=True)  # else every rank would drop the same places of its own tokens
     with share_sequences(loop, accelerator):
@@ -272,9 +294,9 @@ def fit(
         )
         scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
     model = gather_model(accelerator, trained)
-    model.config.recovery = None
+    model.config.recovery = describe_recovery(model.config, built.mixers_are_new, recovery.steps)
     accelerator.free_memory()
-    run = describe_run(state) | figures
+    run = describe_run(state) | figures | ({"recovery": recovered} if recovered else {})
     return Fitted(model, built.processor, built.image_size, built.source, scores, run, scored, unlabelled)
 
 

@@ -14,7 +14,7 @@ from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetectio
 from fa_transformers import FAConditionalDetrForObjectDetection, convert_checkpoint, distill
 from fa_transformers.data.collators import DetectorCollator
 from fa_transformers.distillation.detectors import DetectorDistillation, box_difference
-from fa_transformers.distillation.objectives import AttentionTransfer, mixers, relative_error
+from fa_transformers.training.attention_transfer import AttentionTransfer, mixers, relative_error
 
 
 def make_pair(stock_config, stock_class, **fields):

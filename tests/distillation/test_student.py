@@ -14,8 +14,9 @@ from fa_transformers import (
     convert_checkpoint,
 )
 from fa_transformers.conversion.source import read_source
-from fa_transformers.distillation.objectives import AttentionTransfer
-from fa_transformers.distillation.student import build_student, double_maps, load_teacher
+from fa_transformers.conversion.teacher import load_teacher
+from fa_transformers.distillation.student import build_student, double_maps
+from fa_transformers.training.attention_transfer import AttentionTransfer
 
 
 @pytest.mark.parametrize("stock_class", [transformers.RobertaModel, transformers.DistilBertModel])

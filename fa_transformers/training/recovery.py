@@ -1,0 +1,195 @@
+"""Attention transfer before fine-tuning, for a checkpoint whose softmax attention was just replaced."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..conversion.source import CheckpointSource
+from ..conversion.teacher import load_teacher
+from ..data.collators import TextCollator
+from ..data.labelled import LabelledData
+from ..data.pieces import TextPieces, cut_into_pieces
+from ..files import write_json
+from ..hub.card import describe_replacement
+from ..models.fa_mixer import FactorizedMixer
+from .attention_transfer import AttentionTransfer, evaluate_objective
+from .checkpointing import list_checkpoints
+from .data_digests import digest_data, digest_once
+from .job import FinetuneJob
+from .loaders import build_loaders
+from .loop import plan_steps, run_training
+from .optimizer import build_optimizer, group_by_rates
+
+FOLDER, FIGURES_FILE = "recovery", "figures.json"
+"""Where in `--output_dir` the checkpoints of the transfer lie, and what it came to."""
+MAX_VALIDATION_PIECES = 64
+SHORTEST_PIECE, LONGEST_PIECE = 3, 512
+"""Tokens of a piece, special ones included; a checkpoint may read fewer than the longest."""
+RECOVERY_STEPS = 300
+"""Steps of the transfer where none were asked for."""
+TRANSFER: dict[str, Any] = dict(
+    learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
+    per_device_train_batch_size=64, per_device_eval_batch_size=32, max_tokens_per_batch=2048, short_epochs=0,
+    packing=False, gradient_accumulation_steps=1, sequence_parallel_size=1, early_stopping_patience=0,
+    load_best_model_at_end=False, group_by_length=True, profile=False,
+)  # fmt: skip
+"""Options of the transfer's loop; the others are those of the run."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The attention transfer of a run.
+
+    Args:
+        steps: how many in all; 0 leaves it out.
+        resume: "last" where an earlier start was stopped within it.
+        is_done: an earlier start finished it.
+    """
+
+    steps: int
+    resume: str | None = None
+    is_done: bool = False
+
+
+def plan_recovery(
+    job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data: LabelledData, folder: Path
+) -> Recovery:
+    """Return the attention transfer that a run begins with; of 0 steps where there is nothing to recover.
+
+    Args:
+        job: the run; `recovery_steps` None leaves the transfer out where it has no use.
+        model: the model with the replaced layers.
+        is_stock: the checkpoint had softmax attention in them.
+        data: the data to fine-tune on.
+        folder: the run's output folder.
+
+    Raises:
+        ValueError: steps were asked for, and the checkpoint is no softmax one, the layers have nothing of their own to
+            train, or the documents are read while training.
+    """
+    asked = job.loop.recovery_steps
+    has_parameters = any(
+        True for module in model.modules() if isinstance(module, FactorizedMixer) for _ in module.parameters()
+    )
+    reasons = {
+        "is for text; images are fine-tuned at once": not job.is_text,
+        "is for checkpoints with softmax attention, and this one has none to learn from": not is_stock,
+        "needs layers with something to train: give --local_window, --local_kernel_size, --key_feature_size or "
+        "--learned_temperatures": not has_parameters,
+        "needs documents that are there before training; leave out --streaming": data.stream is not None,
+    }
+    against = next((reason for reason, holds in reasons.items() if holds), None)
+    if asked and against:
+        raise ValueError(f"--recovery_steps {asked} {against}.")
+    steps = 0 if against else RECOVERY_STEPS if asked is None else asked
+    resume = job.loop.resume_from_checkpoint
+    if not steps or resume is None:
+        return Recovery(steps)
+    if resume in ("last", "auto") and not list_checkpoints(folder):
+        has_begun = bool(list_checkpoints(folder / FOLDER))
+        return Recovery(steps, resume="last" if has_begun else None, is_done=not has_begun and resume == "last")
+    return Recovery(steps, is_done=True)
+
+
+def recover(
+    job: FinetuneJob,
+    recovery: Recovery,
+    model: PreTrainedModel,
+    source: CheckpointSource,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LabelledData,
+    accelerator: Accelerator,
+    folder: Path,
+) -> dict[str, Any]:
+    """Let the model's mixers learn the attention outputs of `source` on the documents, and return what it came to.
+
+    The documents are cut into pieces that the checkpoint can read; those of the validation split say how far the layers
+    are from it: `error_before` and `error_after` are means over them of `relative_error`, where 1 is what a constant
+    reaches. A transfer that an earlier start finished is read from its figures.
+
+    Raises:
+        DataError: no document is long enough.
+    """
+    path = folder / FOLDER / FIGURES_FILE
+    if recovery.is_done:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    teacher = load_teacher(source, "AutoModel", model.base_model)
+    length = min(LONGEST_PIECE, job.model.max_length, _longest_input(teacher.config))
+    with accelerator.main_process_first():
+        pieces = {
+            split: TextPieces(
+                cut_into_pieces(data.dataset[split], tokenizer, length, SHORTEST_PIECE), limit, job.loop.seed
+            )
+            for split, limit in (("train", None), ("validation", MAX_VALIDATION_PIECES))
+        }
+    loop = replace(
+        job.loop, **TRANSFER, max_steps=recovery.steps, eval_steps=recovery.steps, save_steps=recovery.steps,
+        resume_from_checkpoint=recovery.resume,
+    )  # fmt: skip
+    loaders, sampler = build_loaders(loop, pieces, TextCollator(tokenizer), accelerator)
+    objective = AttentionTransfer(model.base_model, teacher.to(accelerator.device))
+
+    def evaluate(objective: nn.Module) -> dict:
+        return evaluate_objective(objective, loaders["validation"], accelerator)
+
+    def log(values: dict, step: int) -> None:
+        accelerator.log({f"recovery/{name}": value for name, value in values.items()}, step=step)
+
+    before = evaluate(objective.to(accelerator.device))
+    (folder / FOLDER).mkdir(exist_ok=True)
+    steps = plan_steps(loop, sampler, folder / FOLDER)
+    groups = group_by_rates(objective, lambda name, parameter: (loop.learning_rate, 0.0))
+    trained, state, _ = run_training(
+        loop, objective, *build_optimizer(groups, loop, steps), loaders["train"], sampler, accelerator,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder / FOLDER, log=log,
+        data_digests=digest_once(accelerator, lambda: digest_data(data)), resume_command=job.resume_command,
+    )  # fmt: skip
+    after = evaluate(trained)
+    accelerator.free_memory()
+    model.requires_grad_(True)
+    figures = {
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "tokens": state.tokens,
+        "error_before": before["loss"],
+        "error_after": after["loss"],
+    }
+    if accelerator.is_main_process:
+        write_json(path, figures)
+    accelerator.print(
+        f"attention transfer: the layers' error against the checkpoint's fell from {before['loss']:.3f} to "
+        f"{after['loss']:.3f} in {state.seconds:.0f} s"
+    )
+    return figures
+
+
+def describe_exchange(source: CheckpointSource, model: PreTrainedModel, steps: int) -> str:
+    """Return two lines on what stands in the place of a checkpoint's softmax attention, and what that costs."""
+    if steps:
+        cost = (
+            f"first {steps:,} steps of attention transfer on your documents (--recovery_steps), so that the new layers "
+            f"give nearly what {source.name} was trained with; then all weights train"
+        )
+    else:
+        cost = (
+            f"the new layers give something else than {source.name} was trained with, and fine-tuning has to make up "
+            "for it: --recovery_steps, or distillation before, brings most of the difference back"
+        )
+    return f"replaced: {describe_replacement(model)}\ncost: {cost}."
+
+
+def describe_recovery(config: PretrainedConfig, is_stock: bool, steps: int) -> str | None:
+    """Return the field `recovery` of a fine-tuned model, from that of the model before."""
+    if not is_stock:
+        return "fine_tuned" if config.recovery == "pending" else config.recovery
+    return "transferred" if steps else "fine_tuned"
+
+
+def _longest_input(config: PretrainedConfig) -> int:
+    """Tokens that a text model reads at once."""
+    return config.max_position_embeddings if config.position_embedding_type == "absolute" else LONGEST_PIECE

@@ -1,0 +1,82 @@
+"""Protects the attention transfer before fine-tuning: what it trains, where it has no use, and how it is resumed."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import test_finetune
+import torch
+from test_finetune import run, text_flags, weights
+
+from fa_transformers.training import recovery as recovery_module
+from fa_transformers.training.checkpointing import list_checkpoints
+
+tiny_bert = test_finetune.tiny_bert
+
+
+def recovered_flags(tmp_path: Path, bert: Path, *more: object) -> list:
+    return [*text_flags(tmp_path, bert), "--local_kernel_size", 3, "--recovery_steps", 30, *more]
+
+
+def test_the_layers_learn_the_checkpoints_attention_first_and_the_config_says_so(tmp_path, tiny_bert, capsys):
+    results = run(*recovered_flags(tmp_path, tiny_bert, "--max_steps", 2))
+    figures = results["recovery"]
+    assert figures["steps"] == 30 and figures["error_after"] < 0.9 * figures["error_before"]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["recovery"] == "transferred"
+    printed = capsys.readouterr().out
+    before = printed.index("replaced: softmax attention in ")
+    assert (
+        before < printed.index("cost: first 30 steps of attention transfer") < printed.index("attention transfer: the")
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "30 steps of attention transfer" in card
+
+
+def test_a_run_that_was_stopped_within_the_transfer_goes_on_there(tmp_path, tiny_bert, monkeypatch):
+    flags = recovered_flags(tmp_path, tiny_bert, "--max_steps", 4)
+    run(*flags, "--output_dir", tmp_path / "whole")
+    real = recovery_module.AttentionTransfer.forward
+    calls = []
+
+    def stopped(self, **batch):
+        calls.append(self.training)
+        if sum(calls) == 11:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, **batch)
+
+    monkeypatch.setattr(recovery_module.AttentionTransfer, "forward", stopped)
+    with pytest.raises(SystemExit):
+        run(*flags)
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path / "out" / "recovery") and not list_checkpoints(tmp_path / "out")
+    results = run(*flags, "--resume_from_checkpoint", "last")
+    assert results["recovery"]["steps"] == 30
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    again = run(*flags, "--resume_from_checkpoint", "last")
+    assert again["recovery"] == results["recovery"], "read from its figures"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--local_window", 0, "--local_kernel_size", 0], "needs layers with something to train: give --local_window"),
+        (["--recovery_steps", -1], "--recovery_steps must"),
+    ],
+)
+def test_a_transfer_that_has_no_use_is_refused_where_it_was_asked_for(more, message, tmp_path, tiny_bert):
+    with pytest.raises((ValueError, SystemExit), match=message):
+        run(*recovered_flags(tmp_path, tiny_bert, "--max_steps", 2, *more))
+    assert not list_checkpoints(tmp_path / "out")
+
+
+def test_it_is_left_out_where_nothing_was_asked_and_there_is_nothing_to_learn_from(tmp_path, tiny_bert):
+    first = recovered_flags(tmp_path, tiny_bert, "--max_steps", 1)
+    run(*first)
+    flags = [*text_flags(tmp_path, tmp_path / "out")[:-2], "--local_kernel_size", 3, "--max_steps", 1]
+    results = run(*flags, "--output_dir", tmp_path / "again")
+    assert "recovery" not in results
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["recovery"] == "transferred"
+    with pytest.raises((ValueError, SystemExit), match="this one has none to learn from"):
+        run(*flags, "--output_dir", tmp_path / "third", "--recovery_steps", 3)
