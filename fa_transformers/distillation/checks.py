@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..checks import check_not_negative, check_positive, check_run
+from ..data.pieces import SHORTEST_PIECE
 from ..options import DataOptions
 from ..training.checkpointing import CheckpointError, list_checkpoints, step_of
 from .job import DistillationJob
-from .pieces import SHORTEST_PIECE
 from .recipes import GROUPS, STAGES
 
 

@@ -98,7 +98,7 @@ def read_documents(roots: dict[str, str], versions: str) -> Iterator[dict]:
     readers = {
         "documents": lambda: _read_text_files(roots),
         "descriptions": _read_descriptions,
-        "docstrings": lambda: _read_docstrings(roots),
+        "docstrings": lambda: read_docstrings(roots),
     }
     seen: set[bytes] = set()
     for kind, read in readers.items():
@@ -115,7 +115,8 @@ def read_documents(roots: dict[str, str], versions: str) -> Iterator[dict]:
                 yield {"text": text, "kind": kind, "source": source, "size": len(text), "share": share}
 
 
-def _read_docstrings(roots: dict[str, str]) -> Iterator[tuple[str, str, list[str]]]:
+def read_docstrings(roots: dict[str, str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield package, path below its root and docstrings of every Python file, in the same order everywhere."""
     for source, name, path in _find_files(roots, (".py",)):
         content = path.read_bytes()
         has_none = b'"""' not in content and b"'''" not in content
