@@ -5,8 +5,8 @@
               project, such as "scipy.stats", of sixteen
 
 The names of projects, of their parts and the usual abbreviations are masked, so that the text itself has to tell. A
-file is in one split alone. What comes out depends on the versions that are installed, which `constraints.txt` fixes, and on
-nothing random.
+file is in one split alone. What comes out depends on the versions that are installed, which `constraints.txt` fixes,
+and on nothing random.
 """
 
 import hashlib
