@@ -295,8 +295,8 @@ class LoopOptions(OptionGroup):
     )
     report_to: str = option(UNSET, "any tracker of Accelerate by name, or 'none'", group="checkpoints")
     logging_steps: int = option(UNSET, "optimiser steps between entries in the tracker", group="checkpoints")
-    report_lengths: tuple[int, ...] = option(
-        (),
+    report_lengths: tuple[int, ...] | None = option(
+        None,
         "text: also score when only so many first tokens of each document are read, such as 512 2048 8192",
         group="lengths",
     )

@@ -22,7 +22,7 @@ GROUPS = (
         LoopOptions,
         (
             "batches", "packing", "epochs", "short epochs", "optimizer", "head rate", "device", "sequence parallel",
-            "checkpoints", "best metric",
+            "checkpoints", "best metric", "lengths",
         ),
         "training",
     ),

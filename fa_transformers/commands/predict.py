@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> PredictCommand:
     except ValueError as error:
         parsed.fail(str(error))
     command = describe_command(program, parsed.flags)
-    lengths = parsed[LoopOptions].report_lengths
+    lengths = parsed[LoopOptions].report_lengths or ()
     label_column = parsed.given.get("label_column_name")
     return PredictCommand(
         parsed.given["model"], parsed.given["path"], options, parsed[DataOptions], label_column, lengths, command

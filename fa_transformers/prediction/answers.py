@@ -33,7 +33,8 @@ class Prediction:
     Args:
         label: the most likely class; of several labels, the list of those whose probability is above one half (at most
             50 where there are more classes); in regression, the number; None where `error` says why there is none.
-        score: the probability of `label`; of several labels, the highest of all classes; in regression, the number.
+        score: the probability of `label`; of several labels, that of the least sure class to be as predicted; in
+            regression, the number.
         scores: class -> probability: softmax, or of several labels the sigmoid; of more than 50 classes only the five
             most likely, of several labels the 50. Empty in regression.
         num_tokens: tokens or patches that the model read.
@@ -96,13 +97,19 @@ class AnswerRules:
             return [self.names[number] for number, score in pairs if score > 0.5]
         return self.names[int(classes[scores.argmax()])]
 
+    def score_of(self, scores: np.ndarray) -> float:
+        """Return the score of the label that the kept scores [kept] of one example stand for, as in `Prediction`."""
+        if self.names is None:
+            return float(scores[0])
+        return float(np.maximum(scores, 1 - scores).min() if self.is_several else scores.max())
+
     def prediction(self, scores: np.ndarray, classes: np.ndarray, **facts: Any) -> Prediction:
         """Return the answer to one example from its kept scores [kept]; `facts` are fields of `Prediction`."""
         label = self.label_of(scores, classes)
         if self.names is None:
-            return Prediction(label, float(scores[0]), **facts)
+            return Prediction(label, self.score_of(scores), **facts)
         named = {self.names[number]: score for number, score in zip(classes.tolist(), scores.tolist(), strict=True)}
-        return Prediction(label, float(scores.max()), named, **facts)
+        return Prediction(label, self.score_of(scores), named, **facts)
 
     def score_columns(self) -> list[str]:
         """Return the names of the columns of scores: "score of NAME" for each class, or of many classes "best 1" and

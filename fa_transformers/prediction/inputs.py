@@ -4,7 +4,7 @@ import io
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -206,6 +206,21 @@ def windows(items: Iterable[Item], weigh: Callable[[Item], int], limit: int) -> 
             window, weight = [], 0
     if window:
         yield window
+
+
+def prepared_ahead(
+    windows: Iterable[list[Item]], prepare: Callable[[list[Item]], list[Prepared]]
+) -> Iterator[tuple[list[Item], list[Prepared]]]:
+    """Yield each window and what `prepare` makes of it, the next one being prepared while the caller has this one."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[list[Item], Future] | None = None
+        for window in windows:
+            following = window, pool.submit(prepare, window)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting:
+            yield waiting[0], waiting[1].result()
 
 
 def batches(prepared: Sequence[Prepared], inputs: TextInputs | ImageInputs, max_tokens: int) -> Iterator[list[int]]:

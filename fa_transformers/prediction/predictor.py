@@ -16,7 +16,7 @@ from ..evaluation import evaluating
 from ..metrics import decide
 from ..models import FABertConfig, FAViTConfig
 from .answers import AnswerRules, Prediction
-from .inputs import ImageInputs, Prepared, TextInputs, batches, windows
+from .inputs import ImageInputs, Prepared, TextInputs, batches, prepared_ahead, windows
 from .loading import HEADS, load_classifier
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,9 @@ class Predictor:
         return list(answers) if isinstance(items, list | tuple) else answers
 
     def predict(self, items: Iterable[Any], on_error: Literal["raise", "return"] = "raise") -> Iterator[Prediction]:
-        """Yield the answer to each item, in their order, with items read as they are needed: a window at a time.
+        """Yield the answer to each item, in their order, with items read as they are needed.
+
+        Two windows of up to `inputs.WINDOW_ITEMS` items are in memory: one is prepared while the other is answered.
 
         Args:
             items: texts; or images: Pillow's, arrays [height, width, channels] of bytes, paths, or bytes of files.
@@ -148,8 +150,9 @@ class Predictor:
         """
         num_items = num_truncated = 0
         try:
-            for window in windows(items, self.inputs.weigh, self.inputs.window_limit):
-                for prediction in self.answer(self.inputs.prepare(window)).predictions:
+            cut = windows(items, self.inputs.weigh, self.inputs.window_limit)
+            for _, prepared in prepared_ahead(cut, self.inputs.prepare):
+                for prediction in self.answer(prepared).predictions:
                     num_items += 1
                     num_truncated += prediction.is_truncated
                     if prediction.error is not None and on_error == "raise":

@@ -19,13 +19,15 @@ from ..metrics import SCORE_NAMES, RunningScores
 from ..options import PredictOptions
 from ..tables import one_line
 from .decisions import DecisionRecords
-from .inputs import Prepared, windows
+from .inputs import Prepared, prepared_ahead, windows
 from .lengths import LengthScores, decisions_at, readable_lengths, references_of
 from .output import Column, Output, check_output
 from .predictor import Answered, Predictor
 from .sources import LabelReader, Source, SourceRow, chained, open_source
 
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "vocab*", "*.model", "preprocessor_config.json")
+TEXT_START = 200
+"""Characters of a text that stand in the output."""
 OPTIONS_OF_ANSWERS = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size", "dtype")
 """Fields of `PredictOptions` that the digits of an answer depend on."""
 
@@ -151,10 +153,11 @@ class _Run:
             )
         started = time.perf_counter()
         with tqdm(total=self.source.num_rows, initial=done, desc="predicting", unit=" rows") as bar:
-            for window in windows(rows, self._weigh, self.predictor.inputs.window_limit):
+            cut = windows(rows, self._weigh, self.predictor.inputs.window_limit)
+            for window, prepared in prepared_ahead(cut, self._prepare):
                 for row in window:
                     digest = chained(digest, row)
-                cells, decisions = self._answer(window)
+                cells, decisions = self._answer(window, prepared)
                 self.counts.rows += len(window)
                 self.output.add(cells, decisions, self.counts.rows, digest, vars(self.counts))
                 bar.update(len(window))
@@ -169,10 +172,12 @@ class _Run:
     def _weigh(self, row: SourceRow) -> int:
         return self.predictor.inputs.weigh(row.item)
 
-    def _answer(self, window: list[SourceRow]) -> tuple[list[list], bytes]:
-        """Return the cells of the rows, and the records of those with a label."""
+    def _prepare(self, window: list[SourceRow]) -> list[Prepared]:
         items = iter(self.predictor.inputs.prepare([row.item for row in window if row.error is None]))
-        prepared = [next(items) if row.error is None else Prepared({}, error=row.error) for row in window]
+        return [next(items) if row.error is None else Prepared({}, error=row.error) for row in window]
+
+    def _answer(self, window: list[SourceRow], prepared: list[Prepared]) -> tuple[list[list], bytes]:
+        """Return the cells of the rows, and the records of those with a label."""
         answered = self.predictor.answer(prepared)
         labels = [self.labels.read(row.label) if self.source.has_labels else None for row in window]
         cells = [self._cells(*parts) for parts in zip(window, answered.predictions, answered.rows, labels, strict=True)]
@@ -210,13 +215,13 @@ class _Run:
         rules, is_text = self.predictor.rules, self.predictor.inputs.noun == "text"
         cells: list[Any] = [row.number, *([row.name] if self.source.name_column else [])]
         if is_text:
-            cells.append(one_line(row.item) if isinstance(row.item, str) else None)
+            cells.append(one_line(row.item, TEXT_START) if isinstance(row.item, str) else None)
         if self.source.has_labels:
             cells.append(_named_label(label, rules.names))
         scores = rules.score_values(*kept) if kept else [None] * len(rules.score_columns())
         cells += [answer.label, *([answer.score] if rules.names is not None else []), *scores]
-        cells += [answer.num_tokens or None, *([answer.is_truncated if kept else None] if is_text else []), answer.error]
-        return cells
+        truncated = [answer.is_truncated if kept else None] if is_text else []
+        return [*cells, answer.num_tokens or None, *truncated, answer.error]
 
     def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not self.counts.labelled:
@@ -246,7 +251,7 @@ def table_columns(predictor: Predictor, source: Source) -> list[Column]:
     kind = "number" if rules.names is None else "texts" if rules.is_several else "text"
     columns = [Column("row", "integer")]
     columns += [Column(source.name_column, "text")] if source.name_column else []
-    columns += [Column("text start", "text")] if is_text else []
+    columns += [Column("text", "text")] if is_text else []
     columns += [Column("true", kind)] if source.has_labels else []
     columns += [Column("predicted", kind)] + ([Column("score", "number")] if rules.names is not None else [])
     for name in rules.score_columns():
