@@ -1,6 +1,7 @@
 """The table of predictions: it grows in a folder beside its place, where a stopped run goes on, and appears whole."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -132,11 +133,9 @@ class Output:
             raise
         except OSError as error:
             done = self.progress.rows if rows is None else rows
-            reason = error.strerror or str(error)
-            raise ValueError(
-                f"--output {self.path}: {reason}. {done:,} rows are kept in {self.folder.name}: make room, then go on "
-                "with --resume"
-            ) from error
+            advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+            kept = f". {done:,} rows are kept in {self.folder.name}: {advice}, then go on with --resume" if done else ""
+            raise ValueError(f"--output {self.path}: {error.strerror or error}{kept}") from error
 
     def _begin(self) -> Progress:
         for file in (self._rows_file, self.decisions):

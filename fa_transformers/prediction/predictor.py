@@ -192,7 +192,11 @@ class Predictor:
         return self.rules.prediction(row[0], row[1], num_tokens=prepared.num_tokens, is_truncated=is_truncated)
 
     def _run(self, prepared: Sequence[Prepared]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield the indices of each batch and its logits [B, C] in float32."""
+        """Yield the indices of each batch and its logits [B, C] in float32.
+
+        Raises:
+            ValueError: a batch doesn't fit into memory.
+        """
         with evaluating(self.model):
             for indices in batches(prepared, self.inputs, self.max_tokens_per_batch):
                 examples = [prepared[index] for index in indices]
@@ -201,7 +205,17 @@ class Predictor:
                     batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
                 is_long = examples[0].num_tokens > self.max_tokens_per_batch
                 options = {"chunk_size": self.chunk_size} if is_long else {}
-                yield indices, self.model(**batch, **options).logits.float().cpu().numpy()
+                try:
+                    logits = self.model(**batch, **options).logits.float().cpu().numpy()
+                except RuntimeError as error:
+                    if "memory" not in str(error).lower():
+                        raise
+                    shape = f"{len(indices)} x {examples[0].num_tokens:,} tokens"
+                    raise ValueError(
+                        f"max_tokens_per_batch {self.max_tokens_per_batch}: a batch of {shape} takes more memory than "
+                        f"there is; lower it, or chunk_size ({self.chunk_size}) where one item is as long"
+                    ) from error
+                yield indices, logits
 
 
 def read_limit(config: Any, max_length: int | None) -> int | None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..files import sha256_of
 from ..hub.folder_lock import released
 from ..metrics import SCORE_NAMES, RunningScores
 from ..options import PredictOptions
+from ..redaction import redact
 from ..tables import one_line
 from .decisions import DecisionRecords
 from .inputs import Prepared, prepared_ahead, windows
@@ -28,8 +30,8 @@ from .sources import LabelReader, Source, SourceRow, chained, open_source
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "vocab*", "*.model", "preprocessor_config.json")
 TEXT_START = 200
 """Characters of a text that stand in the output."""
-OPTIONS_OF_ANSWERS = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size", "dtype")
-"""Fields of `PredictOptions` that the digits of an answer depend on."""
+OPTIONS_OF_READING = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size")
+"""Fields of `PredictOptions` that are arguments of `Predictor`; the digits of an answer depend on all of them."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,9 @@ def predict_file(
     check_output(options.output, path, overwrite=options.overwrite, resume=options.resume)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
-    names = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size")
-    reading = {name: getattr(options, name) for name in names}
-    try:
+    reading = {name: getattr(options, name) for name in OPTIONS_OF_READING}
+    with _naming_flags():
         predictor = Predictor.from_pretrained(model, device=options.device, dtype=options.dtype, **reading)
-    except ValueError as error:
-        if str(error).split(" ")[0] in names:  # of arguments that are flags here
-            raise ValueError(f"--{error}") from error
-        raise
     source = open_source(
         path, predictor, text_column=columns.text, label_column=columns.label,
         id_column=options.id_column_name, delimiter=columns.delimiter,
@@ -121,13 +118,23 @@ def predict_file(
         )
     lengths = readable_lengths(predictor, report_lengths) if report_lengths else []
     identity = {"model": model, "weights": describe_model(locate_checkpoint(model)), "input": str(path)}
-    identity |= {name: getattr(options, name) for name in OPTIONS_OF_ANSWERS} | {"report_lengths": lengths}
+    identity |= {name: getattr(options, name) for name in (*OPTIONS_OF_READING, "dtype")} | {"report_lengths": lengths}
     identity |= {"device": predictor.model.device.type}
     table = table_columns(predictor, source)
     output = Output(options.output, table, identity, resume=options.resume)
-    with released(output.folder):
-        run = _Run(predictor, source, output, lengths, columns.label_separator)
-        return run.complete()
+    with released(output.folder), _naming_flags():
+        return _Run(predictor, source, output, lengths, columns.label_separator).complete()
+
+
+@contextmanager
+def _naming_flags() -> Iterator[None]:
+    """Let messages on arguments of `Predictor` begin with the flags that these are here."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).split(" ")[0] in OPTIONS_OF_READING:
+            raise ValueError(f"--{error}") from error
+        raise
 
 
 class _Run:
@@ -162,8 +169,6 @@ class _Run:
                 self.output.add(cells, decisions, self.counts.rows, digest, vars(self.counts))
                 bar.update(len(window))
         seconds = time.perf_counter() - started
-        if not self.counts.rows:
-            raise DataError(f"{self.source.path}: there are no rows")
         scores, by_length = self._score()
         self.output.finish()
         limit = self.predictor.inputs.limit
@@ -180,7 +185,10 @@ class _Run:
         """Return the cells of the rows, and the records of those with a label."""
         answered = self.predictor.answer(prepared)
         labels = [self.labels.read(row.label) if self.source.has_labels else None for row in window]
-        cells = [self._cells(*parts) for parts in zip(window, answered.predictions, answered.rows, labels, strict=True)]
+        # Tokens are hidden before a text is cut, which would cut one of them in two.
+        starts = redact([row.item[: 10 * TEXT_START] if isinstance(row.item, str) else None for row in window])
+        parts = zip(window, starts, answered.predictions, answered.rows, labels, strict=True)
+        cells = [self._cells(*part) for part in parts]
         self._count(window, answered, labels)
         scored = [
             index
@@ -210,12 +218,12 @@ class _Run:
         self.labels.num_unknown = 0
         self.counts.first_unknown = self.counts.first_unknown or self.labels.first_unknown
 
-    def _cells(self, row: SourceRow, answer: Any, kept: tuple | None, label: Any) -> list:
+    def _cells(self, row: SourceRow, start: str | None, answer: Any, kept: tuple | None, label: Any) -> list:
         """Return the values of one row, in the order of `table_columns`."""
         rules, is_text = self.predictor.rules, self.predictor.inputs.noun == "text"
         cells: list[Any] = [row.number, *([row.name] if self.source.name_column else [])]
         if is_text:
-            cells.append(one_line(row.item, TEXT_START) if isinstance(row.item, str) else None)
+            cells.append(None if start is None else one_line(start, TEXT_START))
         if self.source.has_labels:
             cells.append(_named_label(label, rules.names))
         scores = rules.score_values(*kept) if kept else [None] * len(rules.score_columns())

@@ -87,7 +87,8 @@ def open_source(
     has_labels = label_column is not None or _has_labels(path, columns, delimiter)
     if has_labels:
         columns["label"] = label_column or DEFAULT_LABELS
-    next(_read_table(path, columns, delimiter), None)  # whatever is wrong with the file as a whole is told now
+    if next(_read_table(path, columns, delimiter), None) is None:  # finds what is wrong with a file as a whole, too
+        raise DataError(f"{path}: there are no rows")
     return Source(path, lambda: _read_table(path, columns, delimiter), None, id_column, has_labels)
 
 

@@ -124,7 +124,7 @@ def test_a_table_of_positions_cuts_documents_which_is_said_once(tmp_path, caplog
     answers = list(cut.predict(iter(texts)))
     assert [answer.is_truncated for answer in answers] == [True, False, True]
     assert [answer.num_tokens for answer in answers] == [32, 3, 32]
-    assert answers[0].scores == cut("sea " * 30).scores
+    assert answers[0].scores == pytest.approx(cut("sea " * 30).scores, abs=ATOL)
     said = [record.message for record in caplog.records if "was not read" in record.message]
     assert said == ["2 of 3 documents were longer than 32 tokens: the rest was not read"]
     strict = Predictor(cut.model, cut.processor, strict_length=True)

@@ -269,7 +269,7 @@ def test_bad_input_and_output_are_told_in_one_line_before_anything_is_written(mo
     (here / "old.csv").write_text("mine")
     for model, path, options, columns, message in [
         ("text", "none.csv", {}, {}, "none.csv: there is no such file or folder"),
-        ("text", "old.csv", {}, {"text": "body"}, "there is no text column 'body'.*--text_column_name"),
+        ("text", "in.csv", {}, {"text": "body"}, "there is no text column 'body'.*--text_column_name"),
         ("text", "in.csv", {}, {"label": "kind"}, "there is no label column 'kind'.*--label_column_name"),
         ("text", "in.csv", {"id_column_name": "key"}, {}, "there is no id column 'key'.*--id_column_name"),
         ("text", "empty.csv", {}, {}, "empty.csv: there are no rows"),
