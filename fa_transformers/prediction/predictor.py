@@ -73,7 +73,7 @@ class Predictor:
     ):
         for name, value in (("max_tokens_per_batch", max_tokens_per_batch), ("chunk_size", chunk_size)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         config = model.config
         # By name: remote code may hold another copy of a class.
         is_known = config.model_type in (FABertConfig.model_type, FAViTConfig.model_type)
@@ -96,7 +96,7 @@ class Predictor:
             self.inputs = TextInputs(processor, limit, strict_length, config.pad_token_id)
         else:
             if max_length is not None:
-                raise ValueError("max_length is for texts, and the model reads images; leave it out.")
+                raise ValueError("`max_length` is for texts, and the model reads images; leave it out.")
             if isinstance(processor, PreTrainedTokenizerBase):
                 raise TypeError("processor must be the image processor of the model, got a tokenizer.")
             self.inputs = ImageInputs(processor, config)
@@ -212,8 +212,8 @@ class Predictor:
                         raise
                     shape = f"{len(indices)} x {examples[0].num_tokens:,} tokens"
                     raise ValueError(
-                        f"max_tokens_per_batch {self.max_tokens_per_batch}: a batch of {shape} takes more memory than "
-                        f"there is; lower it, or chunk_size ({self.chunk_size}) where one item is as long"
+                        f"`max_tokens_per_batch={self.max_tokens_per_batch}`: a batch of {shape} takes more memory "
+                        f"than there is; lower it, or `chunk_size={self.chunk_size}` where one item is as long"
                     ) from error
                 yield indices, logits
 
@@ -228,10 +228,10 @@ def read_limit(config: Any, max_length: int | None) -> int | None:
     if max_length is None:
         return rows
     if max_length < 3:
-        raise ValueError(f"max_length must be at least 3 tokens, two of which are special, got {max_length}.")
+        raise ValueError(f"`max_length` must be at least 3 tokens, two of which are special, got {max_length}.")
     if rows is not None and max_length > rows:
         raise ValueError(
-            f"max_length {max_length} is more than the model reads: its position table has {rows} rows. Leave it out, "
-            'or train with position_embedding_type="periodic", which reads any length.'
+            f"`max_length={max_length}` is more than the model reads: its position table has {rows} rows. Leave it "
+            'out, or train with position_embedding_type="periodic", which reads any length.'
         )
     return max_length

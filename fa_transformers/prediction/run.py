@@ -1,6 +1,7 @@
 """Predictions for a file or a folder: read, answered and written a window at a time, scored where there are labels."""
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ TEXT_START = 200
 """Characters of a text that stand in the output."""
 OPTIONS_OF_READING = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size")
 """Fields of `PredictOptions` that are arguments of `Predictor`; the digits of an answer depend on all of them."""
+_ARGUMENT = re.compile(rf"`({'|'.join(OPTIONS_OF_READING)})(?:=([^`]*))?`")
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,12 @@ def predict_file(
 
 @contextmanager
 def _naming_flags() -> Iterator[None]:
-    """Let messages on arguments of `Predictor` begin with the flags that these are here."""
+    """Put flags in the place of the arguments of `Predictor` that a message names."""
     try:
         yield
     except ValueError as error:
-        if str(error).split(" ")[0] in OPTIONS_OF_READING:
-            raise ValueError(f"--{error}") from error
+        if len(error.args) == 1:
+            error.args = (_ARGUMENT.sub(lambda found: f"--{found[1]} {found[2] or ''}".rstrip(), str(error)),)
         raise
 
 

@@ -27,7 +27,7 @@ from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
 from ..prediction.lengths import score_at_lengths
-from ..prediction.predictor import Predictor
+from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
@@ -157,10 +157,10 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
 
 def _score_by_length(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> list[dict[str, Any]]:
     """The scores on the score split when only the first tokens of each document are read."""
-    budget = {"max_tokens_per_batch": job.loop.max_tokens_per_batch} if job.loop.max_tokens_per_batch else {}
-    predictor = Predictor(fitted.model, fitted.processor, **budget)
+    max_tokens = job.loop.max_tokens_per_batch or MAX_TOKENS_PER_BATCH
+    predictor = Predictor(fitted.model, fitted.processor, max_tokens_per_batch=max_tokens)
     rows = data.dataset[data.score_split]
-    return score_at_lengths(predictor, rows["text"], rows["label"][:], job.loop.report_lengths)
+    return score_at_lengths(predictor, rows["text"], rows["label"][:], job.loop.report_lengths or ())
 
 
 def _with_resume(loop: LoopOptions) -> LoopOptions:

@@ -51,8 +51,10 @@ def test_it_prints_what_is_wrong_the_scores_and_one_line_of_json(tmp_path, monke
     assert [line.split()[0] for line in printed if line[:1].isdigit()] == ["2", "8", "16"]
     summary = json.loads(printed[-1])
     assert summary["rows"] == 4 and [row["tokens"] for row in summary["by_length"]] == [8, 16]
-    with pytest.raises(SystemExit, match=r"^error: predictions\.csv exists: --overwrite replaces it"):
+    with pytest.raises(SystemExit) as ended:
         commands.main(["predict", "model", "in.jsonl"])
+    told = f"{ended.value}\n{capsys.readouterr().err}"
+    assert "error: predictions.csv exists: --overwrite replaces it, --output names another." in told
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]])

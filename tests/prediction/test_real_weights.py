@@ -7,7 +7,6 @@ import torch
 from transformers import AutoTokenizer
 
 import fa_transformers as fa
-from fa_transformers.data.sets.license_documents import load_license_documents
 from fa_transformers.prediction.inputs import batches, windows
 
 pytestmark = pytest.mark.slow
@@ -20,28 +19,28 @@ def predictor(minilm) -> fa.Predictor:
         str(minilm), "AutoModelForSequenceClassification", num_labels=6, local_window=64, classifier_pooling="mean",
         position_embedding_type="periodic",
     )  # fmt: skip
-    return fa.Predictor(model.eval(), AutoTokenizer.from_pretrained(minilm), max_tokens_per_batch=4096, chunk_size=1024)
+    return fa.Predictor(model.eval(), AutoTokenizer.from_pretrained(minilm), max_tokens_per_batch=1024, chunk_size=400)
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    pytest.importorskip("licensedcode", reason="the licence documents are not installed")
-    return list(load_license_documents()["test"]["text"])
+    """Forty texts of about 10 to 600 tokens."""
+    sentences = ("The tenant pays the rent. ", "Whales dive under the ice. ", "The court heard both parties. ")
+    return ["".join(sentences[(number + part) % 3] for part in range(1 + 13 * number % 97)) for number in range(40)]
 
 
 def test_a_document_longer_than_a_batch_gets_the_answer_of_reading_it_at_once(predictor, texts):
-    text = " ".join(texts[:30])
+    text = " ".join(texts[:6])
     answer = predictor(text)
     with torch.inference_mode():
         inputs = predictor.processor(text, return_tensors="pt", verbose=False)
         expected = predictor.model(**inputs).logits.softmax(dim=1)[0]
-    assert answer.num_tokens == inputs["input_ids"].shape[1] > 2 * 4096
-    # Sums of 4,096 · 6 float32 terms of order one, in another order: 2^-24 · 2^7 a layer.
+    assert answer.num_tokens == inputs["input_ids"].shape[1] > 2 * 1024
+    # Sums of some thousand float32 terms of order one, in another order: 2^-24 · 2^6 a layer, six of them.
     torch.testing.assert_close(torch.tensor(list(answer.scores.values())), expected, rtol=0.0, atol=1e-4)
 
 
 def test_answers_take_hardly_longer_than_the_model_alone_on_the_same_batches(predictor, texts):
-    texts = texts[:96]
     (window,) = windows(texts, lambda text: 0, 1)
     prepared = predictor.inputs.prepare(window)
     made = [
@@ -58,7 +57,7 @@ def test_answers_take_hardly_longer_than_the_model_alone_on_the_same_batches(pre
         seconds["bare"].append(time.process_time() - started)
         started = time.process_time()
         assert len(predictor(texts)) == len(texts)
-        seconds["predictor"].append(time.process_time() - started)
+        seconds["predictor"].append(time.process_time() - started)  # of all threads, also that which tokenizes
     share = min(seconds["bare"]) / min(seconds["predictor"])
     print(f"throughput of Predictor: {share:.3f} of a bare loop over the same batches, {seconds}")
     assert share >= LEAST_SHARE
