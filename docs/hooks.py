@@ -24,6 +24,7 @@ GROUPS = [
     options.LoopOptions,
     options.DistillationOptions,
     options.ConversionOptions,
+    options.PredictOptions,
     options.CardOptions,
     dense_recipe.DenseDataOptions,
     dense_recipe.DenseModelOptions,

@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from .models.fa_block import FactorizedAttentionBlock
     from .models.fa_packed import PackedDocuments
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
+    from .prediction.answers import Prediction
+    from .prediction.lengths import score_at_lengths
+    from .prediction.predictor import Predictor
     from .training.checkpointing import CheckpointError
     from .training.dense import finetune_dense
     from .training.dense_recipe import DenseDataOptions, DenseModelOptions
@@ -98,6 +101,10 @@ __all__ = [
     "fa_lora_config",
     "DataError",
     "CheckpointError",
+    # Predict: a trained model in, its answers to any number of texts or images out.
+    "Predictor",
+    "Prediction",
+    "score_at_lengths",
     # Convert: a stock checkpoint in, an FA model out.
     "convert_checkpoint",
     "Conversion",
@@ -196,6 +203,9 @@ _HOMES = {
     ".models.fa_block": ("FactorizedAttentionBlock",),
     ".models.fa_packed": ("PackedDocuments",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
+    ".prediction.answers": ("Prediction",),
+    ".prediction.lengths": ("score_at_lengths",),
+    ".prediction.predictor": ("Predictor",),
     ".training.checkpointing": ("CheckpointError",),
     ".training.dense": ("finetune_dense",),
     ".training.dense_recipe": ("DenseDataOptions", "DenseModelOptions"),

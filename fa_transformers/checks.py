@@ -92,6 +92,8 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
         raise ValueError("--sequence_parallel_size shares out padded batches: leave out --packing.")
     if loop.sequence_parallel_size > 1 and data.streaming:
         raise ValueError("--sequence_parallel_size needs data that is not streamed: leave out --streaming.")
+    if loop.report_lengths and (not is_text or min(loop.report_lengths) < 3):
+        raise ValueError("--report_lengths is for text, and needs lengths of at least 3 tokens, two of them special.")
     check_sources(data, is_text=is_text)
     if data.streaming:
         _check_streaming(data, loop, is_text)

@@ -301,6 +301,11 @@ class LoopOptions(OptionGroup):
     )
     report_to: str = option(UNSET, "any tracker of Accelerate by name, or 'none'", group="checkpoints")
     logging_steps: int = option(UNSET, "optimiser steps between entries in the tracker", group="checkpoints")
+    report_lengths: tuple[int, ...] | None = option(
+        None,
+        "text: also score when only so many first tokens of each document are read, such as 512 2048 8192",
+        group="lengths",
+    )
     profile: bool = option(
         False, "write a torch profiler trace of 3 early steps to OUTPUT_DIR/profile", group="checkpoints"
     )
@@ -379,6 +384,38 @@ class ConversionOptions(OptionGroup):
     )
     overwrite_output_dir: bool = option(
         False, "replace what an earlier conversion wrote there", group="conversion", common=True
+    )
+
+
+@dataclass(frozen=True)
+class PredictOptions(OptionGroup):
+    """The output of predictions, and how a document or image is read."""
+
+    output: Path = option(
+        Path("predictions.csv"), "table to write: .csv, .jsonl or .parquet", group="predict", common=True
+    )
+    overwrite: bool = option(False, "replace --output, or an unfinished run of it", group="predict", common=True)
+    resume: bool = option(
+        False, "go on with an unfinished run of --output, with the same model, input and flags", group="predict",
+        common=True,
+    )  # fmt: skip
+    id_column_name: str | None = option(None, "column that is carried over to the output", group="predict")
+    max_length: int | None = option(
+        None, "tokens that are read of a document; unset = as many as the model can", group="predict", common=True
+    )
+    strict_length: bool = option(
+        False, "a document that is longer is a row with an error, instead of being cut", group="predict"
+    )
+    max_tokens_per_batch: int = option(
+        16384, "most tokens or patches in a batch, padding included; less takes less memory", group="predict",
+        common=True,
+    )  # fmt: skip
+    chunk_size: int = option(
+        8192, "tokens or patches that what is longer than a batch is computed by at a time", group="predict"
+    )
+    device: str | None = option(None, "such as cpu or cuda:1; unset = the GPU, if there is one", group="predict")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "type of the weights; unset = as they were saved", group="predict"
     )
 
 

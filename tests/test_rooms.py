@@ -18,6 +18,7 @@ FLOORS = (
     ("data",),
     ("hub",),
     ("conversion",),
+    ("prediction",),
     ("training",),
     ("distillation",),
     ("studies",),

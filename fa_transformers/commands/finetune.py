@@ -22,7 +22,7 @@ GROUPS = (
         LoopOptions,
         (
             "batches", "packing", "epochs", "recovery", "short epochs", "optimizer", "head rate", "device",
-            "sequence parallel", "checkpoints", "best metric",
+            "sequence parallel", "checkpoints", "best metric", "lengths",
         ),
         "training",
     ),

@@ -26,6 +26,8 @@ from ..metrics import BEST_METRICS
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
+from ..prediction.lengths import score_at_lengths
+from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
@@ -140,6 +142,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         baselines |= score_baselines(data)
         summary = summarise(job, data, fitted, baselines)
         publish(fitted.model, fitted.processor, build_facts(job, data, fitted, baselines), output_dir, overwrite=True)
+        if job.loop.report_lengths:
+            summary["by_length"] = _score_by_length(job, data, fitted)
         write_report(output_dir, summary, fitted.scores)
         for path in write_predictions(output_dir, fitted):
             accelerator.print(f"wrote {path}")
@@ -150,6 +154,14 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         finally:
             draw_report(output_dir, fitted.scores, data.label_names or [])
     return FinetuneResult(fitted.scores, baselines, summary, output_dir, fitted.model, fitted.processor, pushed)
+
+
+def _score_by_length(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> list[dict[str, Any]]:
+    """The scores on the score split when only the first tokens of each document are read."""
+    max_tokens = job.loop.max_tokens_per_batch or MAX_TOKENS_PER_BATCH
+    predictor = Predictor(fitted.model, fitted.processor, max_tokens_per_batch=max_tokens)
+    rows = data.dataset[data.score_split]
+    return score_at_lengths(predictor, rows["text"], rows["label"][:], job.loop.report_lengths or ())
 
 
 def _with_resume(loop: LoopOptions) -> LoopOptions:

@@ -14,6 +14,7 @@ from ..data.labelled import LabelledData
 from ..data.readers.splits import count_classes
 from ..files import write_json, write_text
 from ..metrics import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_intervals
+from ..prediction.lengths import format_lengths
 from ..redaction import redact
 from ..tables import format_table, one_line
 from .checkpointing import TrainingState
@@ -111,6 +112,8 @@ def print_results(results: dict) -> None:
     print_scores(results, SCORE_NAMES, "examples", intervals)
     for note in results["interval_notes"] if is_small else []:
         print(note)
+    if results.get("by_length"):
+        print(f"\nwhen only the first tokens of each document are read:\n\n{format_lengths(results['by_length'])}")
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
 
 

@@ -153,6 +153,7 @@ STARTS = {
     "module": [sys.executable, "-m", "fa_transformers.commands.finetune"],
     "convert": [sys.executable, str(SCRIPTS / "convert_checkpoint.py")],
     "push": [sys.executable, str(SCRIPTS / "push_to_hub.py")],
+    "predict": [sys.executable, str(SCRIPTS / "predict.py")],
     "distill": [sys.executable, str(SCRIPTS / "distill.py")],
 }
 

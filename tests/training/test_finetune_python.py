@@ -59,13 +59,22 @@ def test_a_list_of_texts_and_labels_becomes_a_prediction(tiny_bert):
 
 
 def test_the_result_is_what_the_folder_says(tiny_bert):
-    result = fa.finetune(columns(30), **options(tiny_bert), card=fa.CardOptions(data_name="Colours", license="mit"))
+    lengths = options(tiny_bert, report_lengths=(3, 4, 16))
+    result = fa.finetune(columns(30), **lengths, card=fa.CardOptions(data_name="Colours", license="mit"))
     written = json.loads((result.output_dir / "all_results.json").read_text())
     assert result.summary == written and result.output_dir == Path("mine")
     assert written["model"]["accuracy"] == result.scores["accuracy"] and written["data"] == "Colours"
     assert result.baselines["majority class"]["accuracy"] == written["baselines"]["majority class"]["accuracy"]
     assert isinstance(result.model, fa.FABertForSequenceClassification) and result.processor.model_max_length == 16
     assert result.pushed is None
+    by_length = written["by_length"]
+    assert [(row["tokens"], row["longer"] == row["examples"]) for row in by_length] == [
+        (3, True),
+        (4, True),
+        (16, False),
+    ]
+    assert by_length[2]["accuracy"] == pytest.approx(written["model"]["accuracy"])
+    assert by_length[2]["macro_f1"] == pytest.approx(written["model"]["macro_f1"])
     assert "license: mit" in (result.output_dir / "README.md").read_text()
 
 
@@ -143,3 +152,12 @@ def test_a_mistyped_checkpoint_does_not_cost_the_run_that_is_overwritten(tiny_be
     with pytest.raises(FileNotFoundError, match="'no/such/folder' is no folder here"):
         fa.finetune(columns(30), **again | {"model": fa.ModelOptions(model_name_or_path="no/such/folder")})
     assert before and sorted(result.output_dir.rglob("*")) == before
+
+
+def test_lengths_that_cannot_be_scored_are_refused_before_anything_is_read(tiny_bert):
+    with pytest.raises(ValueError, match="--report_lengths is for text, and needs lengths of at least 3 tokens"):
+        fa.finetune(columns(30), **options(tiny_bert, report_lengths=(2, 8)))
+    images, loop = {"image": [], "label": []}, fa.LoopOptions(report_lengths=(8,), output_dir="mine")
+    with pytest.raises(ValueError, match="--report_lengths is for text"):
+        fa.finetune(images, task="image-classification", loop=loop)
+    assert not Path("mine").exists()
