@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from ..metrics import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_inter
 from ..redaction import redact
 from ..tables import format_table, one_line
 from .checkpointing import TrainingState
+from .curve import CURVE_FILE, draw_curve
 from .job import FinetuneJob, Fitted
-from .predictions import PREDICTIONS_FILE, SCORED_FILE
+from .page import PAGE_FILE, Page, write_page
+from .predictions import PREDICTIONS_FILE, UNLABELLED_FILE
+from .run_folder import print_folder
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,7 @@ def describe_run(state: TrainingState) -> dict:
 
 
 def print_results(results: dict) -> None:
-    """Print the table of the model beside the baselines, then everything as one line of JSON, without NaN.
+    """Print the table of the model beside the baselines, everything as one line of JSON, without NaN, and the folder.
 
     Of fewer than `FEW_EXAMPLES` examples scores have their 95 % interval beside them.
     """
@@ -112,6 +116,7 @@ def print_results(results: dict) -> None:
     for note in results["interval_notes"] if is_small else []:
         print(note)
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
+    print_folder(results["task"], Path(results["output_dir"]))
 
 
 def print_scores(results: dict, names: Iterable[str], noun: str, intervals: Mapping[str, dict] | None = None) -> None:
@@ -173,28 +178,39 @@ def write_report(folder: Path, results: dict, scores: dict) -> None:
             write_text(folder / f"{name}.txt", format_table(scores[name], columns) + "\n")
 
 
-def write_predictions(folder: Path, fitted: Fitted) -> list[Path]:
-    """Write the answers to the scored examples, and to those without labels where there are any; return the paths.
+def write_predictions(folder: Path, fitted: Fitted) -> None:
+    """Write the answers to the scored examples, and to those without labels where there are any.
 
     Such a file of an earlier run is removed. They stay with the run: what `push` uploads is what `publish` wrote.
     """
-    written = []
-    for name, predictions in ((SCORED_FILE, fitted.scored), (PREDICTIONS_FILE, fitted.unlabelled)):
+    for name, predictions in ((PREDICTIONS_FILE, fitted.scored), (UNLABELLED_FILE, fitted.unlabelled)):
         (folder / name).unlink(missing_ok=True)
         if predictions is not None:
             predictions.write(folder / name)
-            written.append(folder / name)
-    return written
 
 
-def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
-    """Draw `confusion_matrix.png` in `folder` where there are few enough classes; a failure is a warning.
+def draw_report(folder: Path, state: TrainingState, scores: dict, label_names: Sequence[str]) -> None:
+    """Draw the course of the run, and `confusion_matrix.png` where there are few enough classes.
 
-    A picture is decoration: it is drawn when all else of a run is written.
+    A picture is decoration: it is drawn when all else of a run is written, and a failure is a warning.
     """
-    if "confusion_matrix" not in scores:
-        return
+    with _decoration(CURVE_FILE):
+        draw_curve(state.curve, state.best_step, state.best_score, folder / CURVE_FILE)
+    if "confusion_matrix" in scores:
+        with _decoration("confusion_matrix.png"):
+            plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
+
+
+def write_page_of(folder: Path, build: Callable[[], Page]) -> None:
+    """Write the report page that `build` returns to `folder`; a failure is a warning, as the run is complete."""
+    with _decoration(PAGE_FILE):
+        (folder / PAGE_FILE).unlink(missing_ok=True)  # of an earlier run
+        write_page(folder, build())
+
+
+@contextmanager
+def _decoration(name: str) -> Iterator[None]:
     try:
-        plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
-    except Exception as error:  # whatever it is: the run is complete without the picture
-        logger.warning("confusion_matrix.png was not drawn: %s: %s", type(error).__name__, error)
+        yield
+    except Exception as error:  # whatever it is: the run is complete without it
+        logger.warning("%s was not written: %s: %s", name, type(error).__name__, error)
