@@ -100,7 +100,7 @@ def panels_of(curve: Curve, best_step: int | None, best_score: float | None) -> 
     panels = [
         Panel("loss", tuple(line for line in (training, Line("validation", scored, validation, True)) if line.x)),
         Panel(f"validation {curve.metric}", (Line(curve.metric, scored, scores, True),) if scored else (), best),
-        Panel("learning rate", (Line("learning rate", steps, rates, False),) if steps else ()),
+        Panel("learning rate", (Line("learning rate", steps, rates, True),) if steps else ()),
     ]
     is_loss = curve.metric == "loss"  # which the first panel has
     return [panel for number, panel in enumerate(panels) if panel.lines and not (is_loss and number == 1)]

@@ -39,7 +39,7 @@ from .dense_scores import evaluate_dense, plain_scores, score_guess, without_mas
 from .job import FinetuneResult
 from .network import fit_network
 from .network_card import NetworkRun, publish_network, user_data_facts
-from .report import draw_report, write_page_of
+from .report import draw_course, write_page_of
 from .report_page import network_page
 from .setup import make_accelerator, start_trackers
 
@@ -241,7 +241,7 @@ def _run(job: DenseJob) -> FinetuneResult:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
             draw_pictures(model, processor, truths, data.class_names, loop.output_dir / "pictures")
-            draw_report(loop.output_dir, state, {}, [])
+            draw_course(loop.output_dir, state)
             write_page_of(
                 loop.output_dir,
                 lambda: network_page(summary, state, finished.data.name, model.device, loop.output_dir),

@@ -41,6 +41,7 @@ from .recipes import Task, recipe_of
 from .report import (
     describe_labels,
     describe_run,
+    draw_course,
     draw_report,
     summarise,
     write_page_of,
@@ -155,7 +156,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
                 repo_id = job.card.hub_model_id or output_dir.resolve().name
                 pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
         finally:
-            draw_report(output_dir, fitted.state, fitted.scores, data.label_names or [])
+            draw_report(output_dir, fitted.scores, data.label_names or [])
+            draw_course(output_dir, fitted.state)
             write_page_of(output_dir, lambda: classifier_page(job, data, fitted, summary, output_dir))
     return FinetuneResult(fitted.scores, baselines, summary, output_dir, fitted.model, fitted.processor, pushed)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PAGE_FILE = "report.html"
 LONGEST_TEXT = 1000
-LONGEST_NAME = 40
 SHADES = 10
 """Steps of colour of a matrix's cells."""
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 52, 22, 12, 14
@@ -129,7 +128,7 @@ def layout(panel: Panel) -> Drawing:
     keys = [(line.name, "main" if line.is_main else "other") for line in panel.lines] if len(panel.lines) > 1 else []
     ends = [f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in panel.lines]
     if panel.best is not None:
-        keys.append((f"best checkpoint, step {panel.best[0]:,.0f}", "round"))
+        keys.append((f"best: step {panel.best[0]:,.0f}", "round"))
         ends.append(f"best {panel.best[1]:.4g} at step {panel.best[0]:,.0f}")
     return Drawing(
         panel.title,
@@ -180,7 +179,7 @@ def _template() -> Any:
     filters: dict[str, Any] = {
         "show": show,
         "layout": layout,
-        "name": lambda text: one_line(text, LONGEST_NAME),
+        "name": one_line,
         "code": lambda text: Markup(escape("".join(c for c in text if c.isprintable()))),
         "drawn": lambda points: Markup(" ".join(f"{x},{y}" for x, y in points)),
         "address": lambda uri: Markup(escape(uri)),  # longer than any text

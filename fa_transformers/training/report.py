@@ -189,16 +189,20 @@ def write_predictions(folder: Path, fitted: Fitted) -> None:
             predictions.write(folder / name)
 
 
-def draw_report(folder: Path, state: TrainingState, scores: dict, label_names: Sequence[str]) -> None:
-    """Draw the course of the run, and `confusion_matrix.png` where there are few enough classes.
+def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
+    """Draw `confusion_matrix.png` in `folder` where there are few enough classes; a failure is a warning.
 
-    A picture is decoration: it is drawn when all else of a run is written, and a failure is a warning.
+    A picture is decoration: it is drawn when all else of a run is written.
     """
-    with _decoration(CURVE_FILE):
-        draw_curve(state.curve, state.best_step, state.best_score, folder / CURVE_FILE)
     if "confusion_matrix" in scores:
         with _decoration("confusion_matrix.png"):
             plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
+
+
+def draw_course(folder: Path, state: TrainingState) -> None:
+    """Draw `CURVE_FILE`, the course of a run, in `folder`; a failure is a warning."""
+    with _decoration(CURVE_FILE):
+        draw_curve(state.curve, state.best_step, state.best_score, folder / CURVE_FILE)
 
 
 def write_page_of(folder: Path, build: Callable[[], Page]) -> None:
@@ -213,4 +217,4 @@ def _decoration(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is: the run is complete without it
-        logger.warning("%s was not written: %s: %s", name, type(error).__name__, error)
+        logger.warning("%s was not drawn: %s: %s", name, type(error).__name__, error)

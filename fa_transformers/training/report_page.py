@@ -20,7 +20,7 @@ from .checkpointing import TrainingState
 from .curve import panels_of
 from .job import FinetuneJob, Fitted
 from .page import PAGE_FILE, Matrix, Page, Picture, Section, Table, encode_picture
-from .predictions import Predictions
+from .predictions import PREDICTIONS_FILE, Predictions
 from .run_folder import list_folder, loading_lines, show_size
 
 MATRIX_MAX_CLASSES = 30
@@ -49,21 +49,23 @@ def classifier_page(
         *class_sections(fitted.scores),
         *run_sections(summary, fitted.model.device, job.task, folder),
     ]
-    return make_page(job.task.replace("-", " "), summary, data.facts.name, sections)
+    return make_page(job.task, summary, data.facts.name, fitted.state.curve.metric, sections)
 
 
-def make_page(kind: str, summary: Mapping[str, Any], data_name: str, sections: Sequence[Section]) -> Page:
-    """Return a page with the figures that every run has on top."""
+def make_page(task: str, summary: Mapping[str, Any], data_name: str, metric: str, sections: Sequence[Section]) -> Page:
+    """Return a page with the figures that every run has on top, first of them the score by which it was chosen."""
+    kind = task.replace("-", " ").capitalize()
     minutes = summary["train_seconds"] / 60
     memory = summary.get("peak_memory_gib")
-    facts = [
+    facts: list[tuple[str, Any]] = [(metric, summary["model"][metric])] if metric in summary["model"] else []
+    facts += [
         ("scored split", summary["split"]),
         ("scored examples", summary["num_examples"]),
         ("parameters", summary["parameters"]),
         ("training", f"{minutes:,.1f} minutes" if minutes >= 1 else f"{summary['train_seconds']:.1f} seconds"),
         ("peak memory", "not measured" if memory is None else f"{memory:.2f} GiB"),
     ]
-    return Page(f"{kind[0].upper()}{kind[1:]}: {one_line(data_name)}", "Report of a training run", facts, sections)
+    return Page(f"{kind}: {one_line(data_name)}", "Report of a training run", facts, sections)
 
 
 def network_page(
@@ -78,7 +80,7 @@ def network_page(
         sections.append(Section("Pictures", pictures=pictures))
     sections += class_sections(summary)
     sections += run_sections(summary, device, summary["task"], folder)
-    return make_page(summary["task"].replace("-", " "), summary, data_name, sections)
+    return make_page(summary["task"], summary, data_name, state.curve.metric, sections)
 
 
 def _read_picture(path: Path, caption: str) -> Picture:
@@ -106,9 +108,10 @@ def scores_section(summary: Mapping[str, Any], names: Sequence[str]) -> Section:
         ["this model" if model == "model" else model, *(cell(model, scores, name) for name in shown)]
         for model, scores in models.items()
     ]
-    has_intervals = any(intervals.values())
-    text = ["Ranges are 95 % intervals."] if has_intervals else []
-    return Section("Scores", [*text, *summary.get("interval_notes", [])], Table(["model", *shown], rows))
+    notes = list(summary.get("interval_notes", []))
+    if intervals.get("model"):  # whose sentence the table makes superfluous
+        notes[:1] = ["Ranges are 95 % intervals."]
+    return Section("Scores", notes, Table(["model", *shown], rows))
 
 
 def curve_section(state: TrainingState) -> Section:
@@ -173,7 +176,7 @@ def errors_section(scored: Predictions) -> Section:
         indices = scored.worst_first()[:count].tolist()
         shown = [[_thumbnail(scored, index), *row] for index, row in zip(indices, shown, strict=True)]
     what = "The largest errors." if scored.names is None else "Errors of which the model was surest."
-    return Section("Worst errors", [f"{what} `predictions.csv` has every example."], Table(columns, shown))
+    return Section("Worst errors", [f"{what} {PREDICTIONS_FILE} has every example."], Table(columns, shown))
 
 
 def _as_number(value: Any) -> Any:
@@ -235,7 +238,7 @@ def class_sections(scores: Mapping[str, Any]) -> list[Section]:
     text = []
     if len(per_class) > SHOWN_CLASSES:
         value = "f1" if "f1" in columns else columns[-1]
-        text = [f"The {SHOWN_CLASSES} of {len(per_class):,} classes with the lowest {value}; `per_class.txt` has all."]
+        text = [f"The {SHOWN_CLASSES} of {len(per_class):,} classes with the lowest {value}; per_class.txt has all."]
         known = [row for row in per_class if row.get("support", 1)]
         per_class = sorted(known, key=lambda row: float("inf") if row[value] is None else row[value])[:SHOWN_CLASSES]
     rows = [[row.get(name) for name in columns] for row in per_class]
@@ -252,7 +255,8 @@ def run_sections(summary: Mapping[str, Any], device: torch.device, task: str, fo
         "train_seconds": "seconds of training", "tokens_per_second": "tokens per second",
         "peak_memory_gib": "peak memory, GiB", "data_wait_share": "share of the time waiting for data", "seed": "seed",
     }  # fmt: skip
-    rows: list[list[Any]] = [[shown, summary[name]] for name, shown in names.items() if summary.get(name) is not None]
+    figures = {shown: summary[name] for name, shown in names.items() if summary.get(name) is not None}
+    rows = [[name, f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"] for name, value in figures.items()]
     rows.append(["hardware", describe_hardware(device)])
     versions = {
         "fa_transformers": __version__,

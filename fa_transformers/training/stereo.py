@@ -30,7 +30,7 @@ from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .job import FinetuneResult
 from .network import fit_network
 from .network_card import NetworkRun, publish_network, user_data_facts
-from .report import draw_report, write_page_of
+from .report import draw_course, write_page_of
 from .report_page import network_page
 from .setup import make_accelerator, start_trackers
 from .stereo_pictures import draw_pictures
@@ -195,7 +195,7 @@ def _run(job: StereoJob) -> FinetuneResult:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
             draw_pictures(model, processor, samples[split], loop.output_dir / "pictures")
-            draw_report(loop.output_dir, state, {}, [])
+            draw_course(loop.output_dir, state)
             write_page_of(
                 loop.output_dir,
                 lambda: network_page(summary, state, finished.data.name, model.device, loop.output_dir),

@@ -77,11 +77,11 @@ class Browser:
         return found["result"].get("value")
 
     def photograph(self, path: Path) -> None:
-        """Write a PNG of the whole page."""
+        """Write a PNG of the whole page, in a window that is as high."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(found["data"]))
+        metrics = {"width": size["width"], "height": size["height"], "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics, mobile=size["width"] < 600)
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict:
         self._number += 1
