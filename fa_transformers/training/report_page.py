@@ -162,25 +162,18 @@ def errors_section(scored: Predictions) -> Section:
     count = SHOWN_ERRORS if scored.names is None else min(SHOWN_ERRORS, int((~scored.is_right()).sum()))
     if not count:
         return Section("Worst errors", ["Every scored example was answered right."])
-    columns, rows = scored.table(count)
-    if "correct" in columns:
-        place = columns.index("correct")
-        columns, rows = columns[:place], [row[:place] for row in rows]
-    is_number = {"error", "score"} | ({"true", "predicted"} if scored.names is None else set())
-    shown = [
-        [_as_number(value) if name in is_number else value for name, value in zip(columns, row, strict=True)]
-        for row in rows
-    ]
+    header, rows = scored.table(count)
+    # The text is last: on a phone the answers would be out of sight behind it.
+    columns = sorted((name for name in header if name != "correct"), key=lambda name: name in ("text", "image"))
+    numbers = {"error", "score"} | ({"true", "predicted"} if scored.names is None else set())
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    shown = [[float(row[name]) if name in numbers else row[name] for name in columns] for row in cells]
     if scored.rows is not None and "image" in scored.rows.column_names:
         columns = ["picture", *columns]
         indices = scored.worst_first()[:count].tolist()
         shown = [[_thumbnail(scored, index), *row] for index, row in zip(indices, shown, strict=True)]
     what = "The largest errors." if scored.names is None else "Errors of which the model was surest."
     return Section("Worst errors", [f"{what} {PREDICTIONS_FILE} has every example."], Table(columns, shown))
-
-
-def _as_number(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
 
 
 def _thumbnail(scored: Predictions, index: int) -> Picture | None:

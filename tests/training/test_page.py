@@ -162,7 +162,7 @@ def test_numbers_and_images_have_their_worst_errors(tmp_path):
         "single_label_classification", np.eye(2)[[0] * 4], ["a", "b"], labels, rows=rows, labels=labels.tolist()
     )
     table = errors_section(scored).table
-    assert [row[2] for row in table.rows] == ["1/<b>.png", "3/<b>.png"]
+    assert [row[-1] for row in table.rows] == ["1/<b>.png", "3/<b>.png"]
     assert all(row[0].uri.startswith("data:image/jpeg;base64,") for row in table.rows)
     paths[3].unlink()
     assert errors_section(scored).table.rows[1][0] is None
