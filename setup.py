@@ -26,6 +26,7 @@ TRAIN = [
     "accelerate>=1.12",
     "datasets>=4.5",
     "evaluate>=0.4.6",
+    "jinja2>=3.1.6",
     "matplotlib>=3.9",
     "scikit-learn>=1.6",
     "tensorboard>=2.18",
@@ -65,7 +66,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fa_transformers", "fa_transformers.*"]),
     entry_points={"console_scripts": ["fa-transformers=fa_transformers.commands:main"]},
-    package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv"]},
+    package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv", "*.html", "*.css"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.3,<6",

@@ -94,7 +94,7 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
 
 
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
-    """Fine-tune as the flags say; prints the scores as a table and as one line of JSON."""
+    """Fine-tune as the flags say; prints the scores as a table and as one line of JSON, and where the files are."""
     run = parse(argv)
     from ..training.finetune import finetune
     from ..training.processes import report_lost_processes

@@ -80,11 +80,12 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneDenseCommand:
 
 
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
-    """Train as the flags say; prints the scores as a table and as one line of JSON."""
+    """Train as the flags say; prints the scores as a table and as one line of JSON, and where the files are."""
     run = parse(argv)
     from ..training.dense import finetune_dense
     from ..training.processes import report_lost_processes
     from ..training.report import print_scores
+    from ..training.run_folder import print_folder
 
     with report_lost_processes(run.loop.ddp_timeout):
         result = finetune_dense(
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
         if result.summary:
             print_scores(result.summary, COLUMNS, "pictures")
             print_json(result.summary)
+            print_folder(result.summary["task"], result.output_dir)
     return result
 
 

@@ -73,10 +73,11 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneStereoCommand:
 
 
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
-    """Train as the flags say; prints the scores as a table and as one line of JSON."""
+    """Train as the flags say; prints the scores as a table and as one line of JSON, and where the files are."""
     run = parse(argv)
     from ..training.processes import report_lost_processes
     from ..training.report import print_scores
+    from ..training.run_folder import print_folder
     from ..training.stereo import finetune_stereo
 
     with report_lost_processes(run.loop.ddp_timeout):
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
         if result.summary:
             print_scores(result.summary, COLUMNS, "pairs")
             print_json(result.summary)
+            print_folder(result.summary["task"], result.output_dir)
     return result
 
 

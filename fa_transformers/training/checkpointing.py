@@ -28,6 +28,7 @@ from ..files import flush_folder, write_json
 from ..hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
+from .curve import Curve
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
 
@@ -50,7 +51,7 @@ class TrainingState:
     `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
     one, finished batches of all processes together. `tokens` are real tokens over all processes, `seconds` the time
     spent on them, `data_wait_seconds` the part of it in which this process waited for its next batch.
-    `mean_loss` is a running mean over about the last 20 batches of the main process.
+    `mean_loss` is a running mean over about the last 20 batches of the main process. `curve` is the course so far.
     """
 
     settings: dict
@@ -67,6 +68,17 @@ class TrainingState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+    curve: Curve = dataclasses.field(default_factory=Curve)
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Self:
+        """Read the state of a checkpoint.
+
+        Raises:
+            OSError, ValueError, TypeError, LookupError: the file can't be read or holds something else.
+        """
+        content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return cls(**content | ({"curve": Curve.load(content["curve"])} if "curve" in content else {}))
 
     @property
     def data_wait_share(self) -> float:
@@ -100,6 +112,7 @@ class TrainingState:
             self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1
+        self.curve.scores.add(self.step, score, loss)
         return gained
 
 
@@ -343,8 +356,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, settings: dict) 
         CheckpointError: it can't be read, or it was made with other `settings`, so that the batches would differ.
     """
     try:
-        state = TrainingState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        state = TrainingState.load(checkpoint)
+    except (OSError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(f"{checkpoint / STATE_FILE} can't be read: {error}. Use an older checkpoint.") from error
     _check_settings(checkpoint, state.settings, settings)
     _load_state(accelerator, checkpoint)

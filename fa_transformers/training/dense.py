@@ -31,7 +31,7 @@ from ..models.configuration_fa_dense import STAGE_PLACES
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
 from .calls import RESUME_CALL, describe_call, fill_options
-from .checkpointing import choose_resume, prepare_output_dir
+from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .data_digests import digest_objects
 from .dense_pictures import draw_pictures
 from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
@@ -39,6 +39,8 @@ from .dense_scores import evaluate_dense, plain_scores, score_guess, without_mas
 from .job import FinetuneResult
 from .network import fit_network
 from .network_card import NetworkRun, publish_network, user_data_facts
+from .report import draw_course, write_page_of
+from .report_page import network_page
 from .setup import make_accelerator, start_trackers
 
 OPTIONS = {"data": DenseDataOptions, "model": DenseModelOptions, "loop": LoopOptions, "card": CardOptions}
@@ -224,7 +226,7 @@ def _run(job: DenseJob) -> FinetuneResult:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
     config = flat(job.data, job.model, loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_dense", config)
-    model, scores, run = _fit(job, model, processor, data, accelerator)
+    model, scores, run, state = _fit(job, model, processor, data, accelerator)
     accelerator.end_training()
     baselines: dict[str, dict] = {}
     summary: dict[str, Any] = {}
@@ -239,6 +241,11 @@ def _run(job: DenseJob) -> FinetuneResult:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
             draw_pictures(model, processor, truths, data.class_names, loop.output_dir / "pictures")
+            draw_course(loop.output_dir, state)
+            write_page_of(
+                loop.output_dir,
+                lambda: network_page(summary, state, finished.data.name, model.device, loop.output_dir),
+            )
     return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor, pushed)
 
 
@@ -248,8 +255,8 @@ def _fit(
     processor: FADenseImageProcessor,
     data: DenseData,
     accelerator: Accelerator,
-) -> tuple[FADenseForObjectDetection, dict[str, Any], dict[str, Any]]:
-    """Train, and score on "test"; returns the plain model, its scores, and the figures of the run."""
+) -> tuple[FADenseForObjectDetection, dict[str, Any], dict[str, Any], TrainingState]:
+    """Train, and score on "test"; returns the plain model, its scores, the figures of the run, and how it ended."""
     options = job.data
     views = AugmentOptions(
         crop_size=options.crop_size or None,

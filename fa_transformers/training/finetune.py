@@ -41,7 +41,17 @@ from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .predictions import Predictions
 from .recipes import Task, recipe_of
 from .recovery import describe_exchange, describe_recovery, plan_recovery, recover
-from .report import describe_labels, describe_run, draw_report, summarise, write_predictions, write_report
+from .report import (
+    describe_labels,
+    describe_run,
+    draw_course,
+    draw_report,
+    summarise,
+    write_page_of,
+    write_predictions,
+    write_report,
+)
+from .report_page import classifier_page
 from .scoring import evaluate, predict
 from .setup import (
     count_replicas,
@@ -145,14 +155,15 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         if job.loop.report_lengths:
             summary["by_length"] = _score_by_length(job, data, fitted)
         write_report(output_dir, summary, fitted.scores)
-        for path in write_predictions(output_dir, fitted):
-            accelerator.print(f"wrote {path}")
+        write_predictions(output_dir, fitted)
         try:
             if job.card.push_to_hub:
                 repo_id = job.card.hub_model_id or output_dir.resolve().name
                 pushed = push(output_dir, repo_id, private=job.card.hub_private, token=job.card.hub_token)
         finally:
             draw_report(output_dir, fitted.scores, data.label_names or [])
+            draw_course(output_dir, fitted.state)
+            write_page_of(output_dir, lambda: classifier_page(job, data, fitted, summary, output_dir))
     return FinetuneResult(fitted.scores, baselines, summary, output_dir, fitted.model, fitted.processor, pushed)
 
 
@@ -309,7 +320,7 @@ def fit(
     model.config.recovery = describe_recovery(model.config, built.mixers_are_new, recovery.steps)
     accelerator.free_memory()
     run = describe_run(state) | figures | ({"recovery": recovered} if recovered else {})
-    return Fitted(model, built.processor, built.image_size, built.source, scores, run, scored, unlabelled)
+    return Fitted(model, built.processor, built.image_size, built.source, scores, run, state, scored, unlabelled)
 
 
 def _score(
@@ -317,11 +328,12 @@ def _score(
 ) -> tuple[dict, Predictions, Predictions | None]:
     """The scores on the score split, the answers to its examples, and those to the examples without labels."""
     loader = loaders[data.score_split]
-    scored = Predictions(data, loader, labels=data.dataset[data.score_split]["label"][:])
+    rows = data.dataset[data.score_split]
+    scored = Predictions(data, loader, rows, labels=rows["label"][:])
     scores = evaluate(model, loader, accelerator, data, scored)
     if data.unlabelled is None:
         return scores, scored, None
-    unlabelled = Predictions(data, loaders["unlabelled"], data.unlabelled["row"][:])
+    unlabelled = Predictions(data, loaders["unlabelled"], data.unlabelled, data.unlabelled["row"][:])
     predict(model, loaders["unlabelled"], accelerator, unlabelled)
     return scores, scored, unlabelled
 

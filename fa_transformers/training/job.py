@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..conversion.source import CheckpointSource
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
+from .checkpointing import TrainingState
 from .predictions import Predictions
 from .recipes import Task
 
@@ -36,7 +37,8 @@ class FinetuneJob:
 class Fitted:
     """One trained model, the checkpoint that it started from (None: fresh weights), and what was measured on it.
 
-    `scored` and `unlabelled` are its answers to the examples of the scored split, and to those without labels.
+    `scored` and `unlabelled` are its answers to the examples of the scored split, and to those without labels; `state`
+    is how training ended, with its course.
     """
 
     model: PreTrainedModel
@@ -45,6 +47,7 @@ class Fitted:
     source: CheckpointSource | None
     scores: dict[str, Any]
     run: dict[str, Any]
+    state: TrainingState
     scored: Predictions
     unlabelled: Predictions | None = None
 

@@ -81,6 +81,7 @@ def run_training(
     if loop.resume_from_checkpoint:
         state = resume_run(accelerator, loop.resume_from_checkpoint, output_dir, settings)
         sampler.keep_plan(state.settings["num_processes"], state.num_processes * loop.gradient_accumulation_steps)
+    state.curve.follow(best_metric)
     meter = ProgressMeter(accelerator, max_steps, state, flops_per_token)
     run = _Run(
         loop, model, optimizer, scheduler, sampler, accelerator, state, meter, output_dir, max_steps,
@@ -166,8 +167,10 @@ class _Run:
         self.meter.finish_step()
         with self.meter.paused():
             profiler.finish_step()
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.state.curve.steps.add(self.state.step, self.state.mean_loss or 0.0, rate)
         if self.state.step % self.loop.logging_steps == 0 or self.state.step == self.max_steps:
-            self.log(self.meter.values | {"learning_rate": self.scheduler.get_last_lr()[0]}, self.state.step)
+            self.log(self.meter.values | {"learning_rate": rate}, self.state.step)
 
     def evaluate_if_due(self, epoch_ends: bool) -> bool:
         """Score the model where it is time to, and stop early where that is due; True where it is the best so far."""

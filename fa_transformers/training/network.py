@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..options import LoopOptions
+from .checkpointing import TrainingState
 from .data_digests import digest_once
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
@@ -31,7 +32,7 @@ def fit_network(
     description: str,
     resume_command: str,
     digest: Callable[[], dict[str, str]],
-) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any]]:
+) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any], TrainingState]:
     """Train a network at one rate, without weight decay on vectors; score its best weights.
 
     Args:
@@ -42,7 +43,7 @@ def fit_network(
         digest: of the data, for a resumed run to compare; read by the main process alone.
 
     Returns:
-        The plain model in evaluation mode, its scores on `score_split`, and the figures of the run.
+        The plain model in evaluation mode, its scores on `score_split`, the figures of the run, and how it ended.
     """
     loaders, sampler = build_loaders(loop, dict(examples), collate, accelerator)
     steps = plan_steps(loop, sampler, loop.output_dir)
@@ -68,4 +69,4 @@ def fit_network(
         data_digests=digest_once(accelerator, digest),
     )
     scores = evaluate(trained, loaders[score_split], score_split)
-    return gather_model(accelerator, trained).eval(), scores, describe_run(state) | figures
+    return gather_model(accelerator, trained).eval(), scores, describe_run(state) | figures, state

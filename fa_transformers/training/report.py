@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from ..prediction.lengths import format_lengths
 from ..redaction import redact
 from ..tables import format_table, one_line
 from .checkpointing import TrainingState
+from .curve import CURVE_FILE, draw_curve
 from .job import FinetuneJob, Fitted
-from .predictions import PREDICTIONS_FILE, SCORED_FILE
+from .page import PAGE_FILE, Page, write_page
+from .predictions import PREDICTIONS_FILE, UNLABELLED_FILE
+from .run_folder import print_folder
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +107,7 @@ def describe_run(state: TrainingState) -> dict:
 
 
 def print_results(results: dict) -> None:
-    """Print the table of the model beside the baselines, then everything as one line of JSON, without NaN.
+    """Print the table of the model beside the baselines, everything as one line of JSON, without NaN, and the folder.
 
     Of fewer than `FEW_EXAMPLES` examples scores have their 95 % interval beside them.
     """
@@ -115,6 +119,7 @@ def print_results(results: dict) -> None:
     if results.get("by_length"):
         print(f"\nwhen only the first tokens of each document are read:\n\n{format_lengths(results['by_length'])}")
     print(json.dumps(results, ensure_ascii=False, allow_nan=False))
+    print_folder(results["task"], Path(results["output_dir"]))
 
 
 def print_scores(results: dict, names: Iterable[str], noun: str, intervals: Mapping[str, dict] | None = None) -> None:
@@ -176,18 +181,15 @@ def write_report(folder: Path, results: dict, scores: dict) -> None:
             write_text(folder / f"{name}.txt", format_table(scores[name], columns) + "\n")
 
 
-def write_predictions(folder: Path, fitted: Fitted) -> list[Path]:
-    """Write the answers to the scored examples, and to those without labels where there are any; return the paths.
+def write_predictions(folder: Path, fitted: Fitted) -> None:
+    """Write the answers to the scored examples, and to those without labels where there are any.
 
     Such a file of an earlier run is removed. They stay with the run: what `push` uploads is what `publish` wrote.
     """
-    written = []
-    for name, predictions in ((SCORED_FILE, fitted.scored), (PREDICTIONS_FILE, fitted.unlabelled)):
+    for name, predictions in ((PREDICTIONS_FILE, fitted.scored), (UNLABELLED_FILE, fitted.unlabelled)):
         (folder / name).unlink(missing_ok=True)
         if predictions is not None:
             predictions.write(folder / name)
-            written.append(folder / name)
-    return written
 
 
 def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
@@ -195,9 +197,27 @@ def draw_report(folder: Path, scores: dict, label_names: Sequence[str]) -> None:
 
     A picture is decoration: it is drawn when all else of a run is written.
     """
-    if "confusion_matrix" not in scores:
-        return
+    if "confusion_matrix" in scores:
+        with _decoration("confusion_matrix.png"):
+            plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
+
+
+def draw_course(folder: Path, state: TrainingState) -> None:
+    """Draw `CURVE_FILE`, the course of a run, in `folder`; a failure is a warning."""
+    with _decoration(CURVE_FILE):
+        draw_curve(state.curve, state.best_step, state.best_score, folder / CURVE_FILE)
+
+
+def write_page_of(folder: Path, build: Callable[[], Page]) -> None:
+    """Write the report page that `build` returns to `folder`; a failure is a warning, as the run is complete."""
+    with _decoration(PAGE_FILE):
+        (folder / PAGE_FILE).unlink(missing_ok=True)  # of an earlier run
+        write_page(folder, build())
+
+
+@contextmanager
+def _decoration(name: str) -> Iterator[None]:
     try:
-        plot_confusion_matrix(scores["confusion_matrix"], label_names, folder / "confusion_matrix.png")
-    except Exception as error:  # whatever it is: the run is complete without the picture
-        logger.warning("confusion_matrix.png was not drawn: %s: %s", type(error).__name__, error)
+        yield
+    except Exception as error:  # whatever it is: the run is complete without it
+        logger.warning("%s was not drawn: %s: %s", name, type(error).__name__, error)

@@ -45,7 +45,8 @@ def evaluate(
         scores.add(decided, references)
         total_loss += float(losses.sum())
         if predictions is not None:
-            predictions.add(*answers)
+            is_right = decided == references
+            predictions.add(answers, is_right.all(axis=1) if several else is_right)
     return scores.compute() | {"loss": total_loss / scores.num_examples, "num_examples": scores.num_examples}
 
 
@@ -56,7 +57,7 @@ def predict(model: torch.nn.Module, loader: DataLoader, accelerator: Accelerator
         return predictions.shorten(output.logits.float().cpu().numpy())
 
     for answers in _gather(model, loader, accelerator, describe):
-        predictions.add(*answers)
+        predictions.add(answers, np.zeros(len(answers[0]), bool))
 
 
 def _gather(

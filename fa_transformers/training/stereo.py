@@ -26,10 +26,12 @@ from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImagePr
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
 from .calls import RESUME_CALL, describe_call, fill_options
-from .checkpointing import choose_resume, prepare_output_dir
+from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .job import FinetuneResult
 from .network import fit_network
 from .network_card import NetworkRun, publish_network, user_data_facts
+from .report import draw_course, write_page_of
+from .report_page import network_page
 from .setup import make_accelerator, start_trackers
 from .stereo_pictures import draw_pictures
 from .stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
@@ -179,7 +181,7 @@ def _run(job: StereoJob) -> FinetuneResult:
     config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"
-    model, scores, run = _fit(job, model, processor, samples, split, accelerator)
+    model, scores, run, state = _fit(job, model, processor, samples, split, accelerator)
     accelerator.end_training()
     baselines: dict[str, dict] = {}
     summary: dict[str, Any] = {}
@@ -193,6 +195,11 @@ def _run(job: StereoJob) -> FinetuneResult:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
             draw_pictures(model, processor, samples[split], loop.output_dir / "pictures")
+            draw_course(loop.output_dir, state)
+            write_page_of(
+                loop.output_dir,
+                lambda: network_page(summary, state, finished.data.name, model.device, loop.output_dir),
+            )
     return FinetuneResult(scores, baselines, summary, loop.output_dir, model, processor, pushed)
 
 
@@ -203,8 +210,8 @@ def _fit(
     samples: dict[str, Samples],
     score_split: str,
     accelerator: Accelerator,
-) -> tuple[FAStereoForDepthEstimation, dict[str, Any], dict[str, Any]]:
-    """Train, and score on `score_split`; returns the plain model, its scores, and the figures of the run."""
+) -> tuple[FAStereoForDepthEstimation, dict[str, Any], dict[str, Any], TrainingState]:
+    """Train, and score on `score_split`; returns the plain model, its scores, the run's figures, and how it ended."""
     loop, data = job.loop, job.data
     crop = (data.crop_height, data.crop_width)
     examples = {

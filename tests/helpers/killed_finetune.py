@@ -121,8 +121,8 @@ def result(folder: Path) -> dict:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not name.startswith(("checkpoint-", ".launch")):
             left[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name in ("README.md", "model_facts.json", "all_results.json"):
-        left[name] = ""  # they name speeds and the folder
+    for name in ("README.md", "model_facts.json", "all_results.json", "report.html"):
+        left[name] = ""  # they name times and the folder
     left["self_test.json"] = ""
     scores = json.loads((folder / "all_results.json").read_text())
     left |= {name: value for name, value in scores.items() if not name.endswith(CHANGING)}

@@ -1,6 +1,7 @@
 """Where the repository and its parts are, for tests that run its scripts or read its files."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -16,3 +17,9 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_json_line(printed: str) -> dict:
+    """The line of JSON that a run prints for programs, before those that say where its files are."""
+    (line,) = (line for line in printed.splitlines() if line.startswith('{"'))
+    return json.loads(line)

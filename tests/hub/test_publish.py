@@ -340,6 +340,9 @@ def push(hub: HubServer, folder: Path, *arguments: str, token: str = TOKEN) -> s
 @pytest.mark.slow
 @pytest.mark.certified
 def test_a_push_that_fails_half_way_says_so_and_is_completed_by_running_it_again(folder):
+    of_the_run = {"report.html", "predictions.csv", "training_curve.png"}
+    for name in of_the_run:  # they show the data, and stay
+        (folder / name).write_text("a document")
     with HubServer() as hub:
         hub.fail_commit = True
         failed = push(hub, folder, "tester/licences", "--private", "--revision", "v1")
@@ -362,8 +365,9 @@ def test_a_push_that_fails_half_way_says_so_and_is_completed_by_running_it_again
         assert "config.json" not in repository.branches["main"].files
         head = repository.branches["v1"]
         assert (result["branch"], result["card_commit"]) == ("v1", head.oid)
+        assert not of_the_run & set(head.files)
         for path in folder.iterdir():
-            if path.name not in ("README.md", "model_facts.json"):
+            if path.name not in {"README.md", "model_facts.json", *of_the_run}:
                 assert head.files[path.name] == path.read_bytes(), path.name
                 assert repository.commits[result["commit"]].files[path.name] == path.read_bytes()
         card = head.files["README.md"].decode()

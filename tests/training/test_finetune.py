@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
-from repository import ROOT, SCRIPTS
+from repository import ROOT, SCRIPTS, read_json_line
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer, rewrite_config
 from transformers import (
@@ -35,6 +35,7 @@ from fa_transformers.data.examples import crop_randomly
 from fa_transformers.data.readers.images import encode_images
 from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.training import finetune
+from fa_transformers.training.checkpointing import TrainingState, list_checkpoints
 
 SCRIPT = SCRIPTS / "finetune.py"
 SINGLE = "single_label_classification"
@@ -129,7 +130,7 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     results = run(*flags, "--max_steps", 4, "--classifier_pooling", "mean")
     assert results["split"] == "test" and results["num_examples"] == 9 and results["steps"] == 4
     output = capsys.readouterr().out
-    assert json.loads(output.splitlines()[-1]) == results
+    assert read_json_line(output) == results
     assert re.search(r"estimated peak memory: 0\.00 GiB \(.*\) for a batch of \d+ tokens", output)
     out = tmp_path / "out"
     assert json.loads((out / "all_results.json").read_text()) == results
@@ -139,11 +140,9 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     assert config["problem_type"] == kind
     assert config["recovery"] == "fine_tuned", "trained since it was converted"
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
-    code = f"""
-from transformers import pipeline
-classify = pipeline("text-classification", {str(out)!r}, trust_remote_code=True)
-print(classify({" ".join(["red"] * 60)!r}, truncation=True))
-"""
+    lines = output.splitlines()[-3:]
+    assert lines[0] == "from transformers import pipeline" and str(out) in lines[1] and "print(classify(" in lines[2]
+    code = "\n".join([*lines, f"print(classify({' '.join(['red'] * 60)!r}, truncation=True))"])
     # In a folder of its own, so that the package can't be imported from there.
     environment = ENVIRONMENT | {"PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     ran = subprocess.run(
@@ -190,6 +189,8 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(accumulation, m
     resumed = tmp_path / "resumed"
     run(*flags, "--output_dir", resumed, "--resume_from_checkpoint", tmp_path / "out/checkpoint-2")
     expected, got = weights(tmp_path / "out"), weights(resumed)
+    course = [TrainingState.load(list_checkpoints(folder)[-1]).curve for folder in (tmp_path / "out", resumed)]
+    assert course[0] == course[1] and len(course[0].steps.rows) == 8 and len(course[0].scores.rows) == 3
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
@@ -386,7 +387,7 @@ def test_two_real_processes_train_one_model_and_score_every_example_once(packing
     process = start_script(*flags, launcher=launcher)
     output, errors = finish(process, 240)
     assert process.returncode == 0, errors
-    results = json.loads(output.splitlines()[-1])
+    results = read_json_line(output)
     assert "2 processes" in output, errors
     assert results["num_examples"] == 9 and results["steps"] == 3
 
@@ -403,7 +404,7 @@ def test_processes_that_share_sequences_train_to_the_loss_of_one(tmp_path, tiny_
     shared = [*flags, "--sequence_parallel_size", 2]
     output, errors = finish(start_script(*shared, launcher=launcher), 240)
     assert "2 processes" in output, errors
-    results = json.loads(output.splitlines()[-1])
+    results = read_json_line(output)
     assert results["num_examples"] == expected["num_examples"] == 9
     print(results["model"], expected["model"])
     assert results["model"]["loss"] == pytest.approx(expected["model"]["loss"], abs=1e-5)

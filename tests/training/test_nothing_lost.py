@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from repository import HELPERS, ROOT
+from repository import HELPERS, ROOT, read_json_line
 from torch.utils.data import DataLoader
 
 from fa_transformers.data.batching import LengthGroupedBatchSampler
@@ -288,7 +288,7 @@ def start_two_processes(tmp_path: Path, how: str, *more: str) -> subprocess.Comp
 def test_torchrun_goes_on_from_the_last_checkpoint_after_a_process_died(tmp_path):
     ran = start_two_processes(tmp_path, "die")
     assert ran.returncode == 0, ran.stderr
-    results = json.loads(ran.stdout.splitlines()[-1])
+    results = read_json_line(ran.stdout)
     assert results["steps"] == 8
     assert "ProcessLost: Process 0 stops: another process of this run died" in ran.stderr
     assert ran.stderr.count("| 0/8 [") == 1, "the second attempt did not go on where the first was saved"
@@ -298,7 +298,7 @@ def test_torchrun_goes_on_from_the_last_checkpoint_after_a_process_died(tmp_path
 def test_a_process_that_hangs_stops_the_others_within_the_time_out(tmp_path):
     ran = start_two_processes(tmp_path, "hang", "--ddp_timeout", "20")
     assert "ProcessLost: Process 0 stops" in ran.stderr and "Timed out waiting 20000ms" in ran.stderr
-    assert ran.returncode == 0 and json.loads(ran.stdout.splitlines()[-1])["steps"] == 8
+    assert ran.returncode == 0 and read_json_line(ran.stdout)["steps"] == 8
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Protects the table of answers: the right answer in the right row, whatever the batches, and nothing that executes."""
+"""Protects the tables of answers: the right answer in the right row, the worst errors first, nothing that executes."""
 
 import csv
 import json
@@ -9,25 +9,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from echo_answers import make_data, write_answers
 from PIL import Image
 from tiny_models import make_tokenizer
-from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 import fa_transformers as fa
-from fa_transformers.data.batching import LengthGroupedBatchSampler
-from fa_transformers.data.facts import DataFacts
-from fa_transformers.data.labelled import LabelledData
 from fa_transformers.tables import harmless_cell
 from fa_transformers.training import finetune
-from fa_transformers.training.predictions import Predictions
 from fa_transformers.training.report import describe_labels
-from fa_transformers.training.scoring import evaluate, predict
-
-PROBLEM_TYPES = ["single_label_classification", "multi_label_classification", "regression"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,46 +29,13 @@ def fresh_accelerate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-class Echo(torch.nn.Module):
-    """Gives back the logits that the batch holds."""
-
-    def forward(self, logits, labels=None):
-        return SequenceClassifierOutput(loss=None if labels is None else logits.mean(), logits=logits)
-
-
-def make_data(problem_type: str, names: list[str]) -> LabelledData:
-    facts = DataFacts(name="d", license="l", attribution="a")
-    known = None if problem_type == "regression" else names
-    return LabelledData(datasets.DatasetDict(), problem_type, known, facts, is_demo=False)
-
-
-def make_loader(accelerator: Accelerator, logits: np.ndarray, labels: np.ndarray | None = None) -> DataLoader:
-    """A loader whose batches are of unequal size and not in the order of the examples."""
-    lengths = [1 + (7 * index) % 5 for index in range(len(logits))]
-    sampler = LengthGroupedBatchSampler(lengths, 4, max_tokens=8, shuffle=False)
-
-    def collate(indices: list[int]) -> dict:
-        batch = {"logits": torch.tensor(logits[indices], dtype=torch.float32)}
-        return batch if labels is None else batch | {"labels": torch.tensor(labels[indices])}
-
-    return accelerator.prepare(DataLoader(range(len(logits)), batch_sampler=sampler, collate_fn=collate))
-
-
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def answers(problem_type: str, logits: np.ndarray, names: list[str], given: np.ndarray | None = None, **known) -> list:
-    accelerator, data = Accelerator(cpu=True), make_data(problem_type, names)
-    loader = make_loader(accelerator, logits, given)
-    predictions = Predictions(data, loader, **known)
-    if given is None:
-        predict(Echo(), loader, accelerator, predictions)
-    else:
-        evaluate(Echo(), loader, accelerator, data, predictions)
-    predictions.write(Path("answers.csv"))
-    return read(Path("answers.csv"))
+def answers(*arguments, **known) -> list[dict[str, str]]:
+    return read(write_answers(*arguments, **known))
 
 
 def test_each_row_has_its_class_and_probabilities():
@@ -94,9 +52,56 @@ def test_scored_rows_say_the_true_label_beside_the_predicted_one():
     logits = np.random.default_rng(0).normal(size=(11, 3))
     labels = np.arange(11) % 3
     rows = answers("single_label_classification", logits, ["ant", "bee", "cat"], labels, labels=labels.tolist())
-    assert [(row["row"], row["true"]) for row in rows] == [
-        (str(i + 1), ["ant", "bee", "cat"][i % 3]) for i in range(11)
+    assert sorted((int(row["row"]), row["true"]) for row in rows) == [
+        (i + 1, ["ant", "bee", "cat"][i % 3]) for i in range(11)
     ]
+    assert {row["correct"] == "True" for row in rows if row["true"] == row["predicted"]} == {True}
+
+
+def test_the_surest_errors_come_first_and_the_surest_right_answers_last():
+    logits = np.random.default_rng(1).normal(size=(40, 3))
+    labels = np.arange(40) % 3
+    rows = answers("single_label_classification", logits, ["ant", "bee", "cat"], labels, labels=labels.tolist())
+    wrong = [row for row in rows if row["correct"] == "False"]
+    assert rows[: len(wrong)] == wrong and 10 < len(wrong) < 40
+    assert all(row["true"] != row["predicted"] for row in wrong)
+    scores = [float(row["score"]) for row in rows]
+    assert scores[: len(wrong)] == sorted(scores[: len(wrong)], reverse=True)
+    assert scores[len(wrong) :] == sorted(scores[len(wrong) :])
+    assert all(float(row[f"score of {row['predicted']}"]) == float(row["score"]) for row in rows)
+
+
+@pytest.mark.parametrize("num_classes", [4, 60])
+def test_of_several_labels_a_row_is_right_where_all_of_them_are(num_classes):
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(40, num_classes)) * 4 - 4
+    given = (logits > 0) ^ (random.random(logits.shape) < 0.2 / num_classes)
+    names, labels = [f"class {index}" for index in range(num_classes)], [np.flatnonzero(row).tolist() for row in given]
+    known = dict(given=given.astype(np.float32), labels=labels)
+    rows = answers("multi_label_classification", logits, names, **known)
+    is_right = ((logits > 0) == given).all(axis=1)
+    places = [int(row["row"]) - 1 for row in rows]
+    assert [row["correct"] for row in rows] == [str(is_right[place]) for place in places]
+    assert not is_right[places[0]] and is_right[places[-1]] and list(is_right[places]) == sorted(is_right)
+    odds = 1 / (1 + np.exp(-logits))
+    # Of the error a class that it is about is the surest one, in the first row the surest of all rows.
+    worst = np.where(given, 1 - odds, odds).max(axis=1)
+    if num_classes == 4:
+        assert places[0] == worst.argmax()
+        sureness = np.maximum(odds, 1 - odds).min(axis=1)
+        np.testing.assert_allclose([float(row["score"]) for row in rows], sureness[places], atol=1e-5)
+
+
+def test_documents_begin_on_one_line_without_formula_or_token(monkeypatch):
+    token = "hf_" + "a" * 40
+    monkeypatch.setenv("HF_TOKEN", token)
+    texts = ["=1+1\n\nnext\x00\u202e line", "x" * 190 + f" {token}", "word " * 100_000, "-4", "plain", "@me"]
+    rows = datasets.Dataset.from_dict({"text": texts})
+    table = answers("single_label_classification", np.eye(2)[[0] * 6], ["a", "b"], rows=rows)
+    found = [row["text"] for row in table]
+    assert found[0] == "'=1+1 next line" and found[3:] == ["-4", "plain", "'@me"]
+    assert found[1] == "x" * 190 + " hidden-t…" and found[2] == ("word " * 40)[:199] + "…"
+    assert [row["row"] for row in table] == [str(number) for number in range(1, 7)]
 
 
 @pytest.mark.parametrize("num_classes", [4, 60])
@@ -117,7 +122,7 @@ def test_of_many_classes_the_best_five_are_written():
     rows = answers("single_label_classification", logits, [f"class {index}" for index in range(1000)])
     odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for row, values in zip(rows, odds, strict=True):
-        assert len(row) == 2 + 10 and row["predicted"] == row["best 1"] == f"class {values.argmax()}"
+        assert len(row) == 3 + 10 and row["predicted"] == row["best 1"] == f"class {values.argmax()}"
         found = [float(row[f"score {place}"]) for place in range(1, 6)]
         np.testing.assert_allclose(found, np.sort(values)[::-1][:5], atol=1e-5)
 
@@ -125,8 +130,18 @@ def test_of_many_classes_the_best_five_are_written():
 def test_a_number_is_written_as_it_is():
     logits = np.random.default_rng(0).normal(size=(11, 1))
     rows = answers("regression", logits, [], logits[:, 0].astype(np.float32), labels=logits[:, 0].tolist())
-    np.testing.assert_allclose([float(row["predicted"]) for row in rows], logits[:, 0], rtol=1e-5)
+    found = [float(row["predicted"]) for row in sorted(rows, key=lambda row: int(row["row"]))]
+    np.testing.assert_allclose(found, logits[:, 0], rtol=1e-5)
     assert [row["true"] for row in rows] == [row["predicted"] for row in rows]
+
+
+def test_of_numbers_the_largest_errors_come_first():
+    logits = np.random.default_rng(0).normal(size=(11, 1))
+    true = np.zeros(11, np.float32)
+    rows = answers("regression", logits, [], true, labels=true.tolist())
+    errors = [float(row["error"]) for row in rows]
+    assert errors == [float(row["predicted"]) for row in rows] and min(errors) < 0 < max(errors)
+    assert np.all(np.diff(np.abs(errors)) <= 0)
 
 
 @pytest.mark.parametrize("text", ["=1+2", "+cmd|' /C calc'!A0", "-x", "@SUM(A1)", " =1", "\t=1", "\n@a", "-1+2"])
@@ -160,7 +175,7 @@ def add_unlabelled(monkeypatch, columns: dict) -> None:
     monkeypatch.setattr(finetune, "load_data", lambda *given: replace(load_data(*given), unlabelled=part))
 
 
-def test_a_run_answers_rows_without_labels_and_uploads_none_of_it(checkpoint, monkeypatch, capsys):
+def test_a_run_answers_rows_without_labels_and_uploads_none_of_it(checkpoint, monkeypatch):
     texts = ["red", "one two one", "blue blue red one two"] * 3
     add_unlabelled(monkeypatch, {"text": texts, "row": [3 * number for number in range(1, 10)]})
     rows = {"text": ["red one", "blue two"] * 20, "label": ["red", "blue"] * 20}
@@ -169,18 +184,22 @@ def test_a_run_answers_rows_without_labels_and_uploads_none_of_it(checkpoint, mo
         use_cpu=True, num_threads=1, report_to="none", max_steps=2, output_dir=Path("mine"), mixed_precision="no"
     )
     result = fa.finetune(rows, model=model, loop=replace(loop, per_device_eval_batch_size=2))
-    found = read(Path("mine/predictions.csv"))
+    found = read(Path("mine/unlabelled_predictions.csv"))
+    assert [row["text"] for row in found] == texts
     assert [row["row"] for row in found] == [str(3 * number) for number in range(1, 10)]
     for row, text in zip(found, texts, strict=True):
         with torch.no_grad():
             odds = result.model.eval()(**result.processor(text, return_tensors="pt")).logits.softmax(dim=1)[0]
         scores = [float(row["score of blue"]), float(row["score of red"])]
         np.testing.assert_allclose(scores, odds.numpy(), atol=2e-6)
-    assert len(read(Path("mine/scored_examples.csv"))) == result.summary["num_examples"]
-    assert not {"predictions.csv", "scored_examples.csv"} & set(
-        json.loads(Path("mine/self_test.json").read_text())["files"]
-    )
-    assert "wrote mine/predictions.csv" in capsys.readouterr().out
+    scored = read(Path("mine/predictions.csv"))
+    assert len(scored) == result.summary["num_examples"]
+    assert all(row["text"].split()[0] == row["true"] for row in scored), "each text stands beside its own label"
+    sent = json.loads(Path("mine/self_test.json").read_text())["files"]
+    of_the_data = {"predictions.csv", "unlabelled_predictions.csv", "report.html", "training_curve.png"}
+    assert of_the_data <= {path.name for path in Path("mine").iterdir()} and not of_the_data & set(sent)
+    page = Path("mine/report.html").read_text()
+    assert "outputs" not in page and "pipeline(&#34;text-classification&#34;, &#34;mine&#34;" in page
 
 
 def test_images_without_labels_are_answered(monkeypatch, tmp_path):
@@ -194,7 +213,7 @@ def test_images_without_labels_are_answered(monkeypatch, tmp_path):
     model = fa.ModelOptions(model_name_or_path="none", image_size=16)
     loop = fa.LoopOptions(use_cpu=True, num_threads=1, report_to="none", max_steps=1, output_dir=tmp_path / "mine")
     fa.finetune(rows, task="image-classification", model=model, loop=loop)
-    assert [row["row"] for row in read(tmp_path / "mine" / "predictions.csv")] == ["1", "2", "3"]
+    assert [row["row"] for row in read(tmp_path / "mine" / "unlabelled_predictions.csv")] == ["1", "2", "3"]
 
 
 def test_labels_are_counted_by_split_before_training():
