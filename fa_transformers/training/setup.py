@@ -19,6 +19,9 @@ from ..options import LoopOptions
 from ..redaction import redact, without_local_paths
 from .processes import meet_after_restart
 
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+"""Ways of running in which no process has all weights of a model."""
+
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
     """`name`, or for "auto" bf16 where the device multiplies matrices faster in it, else "no".
@@ -61,7 +64,7 @@ def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
     Where FSDP or DeepSpeed shard the weights it is a new model, which has them on the main process alone.
     """
     plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
-    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type not in SHARDING:
         return plain
     weights = accelerator.get_state_dict(model)
     # FSDP derives a class of its own from the model's.
