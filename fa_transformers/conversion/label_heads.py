@@ -1,7 +1,7 @@
 """Heads whose outputs are labels: when a checkpoint's can be carried over, and what is told of one that can't."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -9,13 +9,14 @@ from transformers import PretrainedConfig
 LABEL_HEADS = re.compile(r"^(classifier|class_labels_classifier)\.")
 """Names of parameters that have a row for each label."""
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
-_UNNAMED = re.compile(r"LABEL_\d+")
+_MADE_UP = re.compile(r"LABEL_\d+")
 _LISTED = 4
 
 
 def replace_labels(fields: Mapping[str, Any], earlier: PretrainedConfig, overrides: Mapping[str, Any]) -> dict:
-    """Return a configuration's fields with the labels that `overrides` ask for, and of the earlier ones what still
-    holds: names where there are as many and no others are given, the problem type where the names are kept, too.
+    """Return a configuration's fields with the labels that `overrides` ask for.
+
+    Of the earlier ones names and problem type stay where there are as many labels and no others are named.
 
     Args:
         fields: of the checkpoint's configuration.
@@ -25,7 +26,7 @@ def replace_labels(fields: Mapping[str, Any], earlier: PretrainedConfig, overrid
     asked = {name: overrides[name] for name in LABEL_FIELDS if name in overrides}
     names = asked.get("id2label")
     count = len(names) if names is not None else asked.get("num_labels", earlier.num_labels)
-    if count == earlier.num_labels and (names is None or _list_names(names) == _list_names(earlier.id2label)):
+    if count == earlier.num_labels and (names is None or not _differ(earlier.id2label, names)):
         return {**fields, **asked}
     kept = {name: value for name, value in fields.items() if name not in LABEL_FIELDS}
     if names is not None and "label2id" not in asked:
@@ -34,17 +35,13 @@ def replace_labels(fields: Mapping[str, Any], earlier: PretrainedConfig, overrid
 
 
 def label_difference(earlier: PretrainedConfig, config: PretrainedConfig) -> str | None:
-    """Return the reason why the rows of one configuration's labels mean nothing to another's; None where they do.
-
-    Names that a configuration makes up, such as LABEL_0, differ from none.
-    """
+    """Return the reason why one configuration's outputs of labels mean nothing to another's; None where they do."""
     if earlier.num_labels != config.num_labels:
         return f"it has outputs for {_count(earlier.num_labels)}, the result for {_count(config.num_labels)}"
+    if _differ(earlier.id2label, config.id2label):
+        return f"its labels are {_show(earlier.id2label)}, those of the result {_show(config.id2label)}"
     if _kind(earlier) != _kind(config):
         return f"it was trained for {_kind(earlier)}, the result is for {_kind(config)}"
-    before, after = _list_names(earlier.id2label), _list_names(config.id2label)
-    if before != after and not (_are_made_up(before) or _are_made_up(after)):
-        return f"its labels are {_show(before)}, those of the result {_show(after)}"
     return None
 
 
@@ -59,8 +56,11 @@ def _list_names(names: Mapping[Any, str]) -> list[str]:
     return [name for _, name in sorted((int(index), str(name)) for index, name in names.items())]
 
 
-def _are_made_up(names: Collection[str]) -> bool:
-    return all(_UNNAMED.fullmatch(name) for name in names)
+def _differ(names: Mapping[Any, str], others: Mapping[Any, str]) -> bool:
+    """Whether two sets of labels have other names; those that a configuration made up, as LABEL_0, differ from none."""
+    before, after = _list_names(names), _list_names(others)
+    are_made_up = (all(map(_MADE_UP.fullmatch, listed)) for listed in (before, after))
+    return before != after and not any(are_made_up)
 
 
 def _kind(config: PretrainedConfig) -> str:
@@ -72,5 +72,5 @@ def _count(number: int) -> str:
     return "1 label" if number == 1 else f"{number} labels"
 
 
-def _show(names: list[str]) -> str:
-    return f"{', '.join(map(repr, names)):.80}"
+def _show(names: Mapping[Any, str]) -> str:
+    return f"{', '.join(map(repr, _list_names(names))):.80}"

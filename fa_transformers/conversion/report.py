@@ -62,7 +62,8 @@ def warn_of_lost_head(source: CheckpointSource, entries: list[StockTensor], repo
     if dropped and fresh:
         before = list_sizes((change.source or "", change.shape) for change in dropped)
         after = list_sizes((change.result or "", change.shape) for change in fresh)
+        kind = "" if source.name == source.architecture else f", a {source.architecture},"
         logger.warning(
-            f"The head of {source.name}, a {source.architecture}, is not carried over and starts fresh: "
-            f"{dropped[0].reason}. Dropped: {before}. Drawn anew: {after}."
+            f"The head of {source.name}{kind} is not carried over and starts fresh: {dropped[0].reason}. "
+            f"Dropped: {before}. Drawn anew: {after}."
         )

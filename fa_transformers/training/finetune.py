@@ -135,7 +135,7 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
             is_resumed = job.loop.resume_from_checkpoint is not None
             prepare_output_dir(output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
             if not is_resumed:
-                remove_adapter(output_dir, source and source.model_folder)
+                remove_adapter(output_dir, source.model_folder if source else None)
     config = flat(job.data, job.model, job.loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, job.loop.report_to, "finetune", config)
     fitted = fit(job, source, data, accelerator, output_dir)

@@ -1,5 +1,6 @@
 """The processes and devices of a run: its accelerator, threads, groups of processes, trackers, and the whole model."""
 
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -55,6 +56,8 @@ def make_accelerator(loop: LoopOptions) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     use_cpu_threads(accelerator, loop.num_threads)
+    if not accelerator.is_main_process:  # every process would warn of the same
+        logging.getLogger(__package__.partition(".")[0]).setLevel(logging.ERROR)
     return accelerator
 
 
