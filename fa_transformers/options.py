@@ -202,6 +202,15 @@ class ModelOptions(OptionGroup):
     freeze_layers: int = option(
         0, "keep the embeddings and this many bottom layers as they are; 0 = train all", group="freezing"
     )
+    lora_rank: int = option(
+        0,
+        "train low-rank updates of this rank of the attention's four projections, and whole only the head and the "
+        "mixers' own weights; writes the adapter beside the merged model; 0 = train all weights",
+        group="lora",
+    )
+    lora_alpha: int | None = option(
+        None, "the updates are scaled by --lora_alpha / --lora_rank; unset = twice the rank", group="lora"
+    )
     gradient_checkpointing: bool = option(
         False, "recompute activations backward: less memory, more time", group="freezing", common=True
     )

@@ -17,7 +17,7 @@ GROUPS = (
         ("text", "labels", "label column", "images", "streaming", "tokenizing"),
         "data (none of these = the built-in demo data)",
     ),
-    (ModelOptions, ("checkpoint", "size", "strict length", "layer", "positions", "freezing"), "model"),
+    (ModelOptions, ("checkpoint", "size", "strict length", "layer", "positions", "freezing", "lora"), "model"),
     (
         LoopOptions,
         (

@@ -232,7 +232,7 @@ def mistakes_in_one_line() -> Iterator[None]:
     sys.excepthook = _print_redacted
     try:
         yield
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         from ..conversion.json_file import SourceError
         from ..data.readers.tables import DataError  # loaded by now, if any data was read
         from ..training.checkpointing import CheckpointError

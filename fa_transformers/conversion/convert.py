@@ -19,11 +19,14 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 
 from ..hub.publish import check_target
+from ..lora import set_location
 from ..models import ARCHITECTURES
 from ..models.configuration_fa import FactorizedConfig
 from .config_file import CONFIG_FILE
 from .folder import write_converted_folder
 from .json_file import refusing_sources
+from .label_heads import LABEL_FIELDS, LABEL_HEADS, label_difference, replace_labels
+from .report import TensorChange, is_as_stored, warn_of_lost_head
 from .source import CheckpointSource, load_processor, read_source
 from .stock_checkpoints import (
     FRESH_PARTS,
@@ -51,25 +54,6 @@ OPERATOR_FIELDS = (
     "attention_normalization", "key_feature_size", "key_features", "learned_temperatures", "local_kernel_size",
     "local_window",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorChange:
-    """The fate of one tensor in a conversion.
-
-    Args:
-        source: its name in the checkpoint; None where it is new.
-        result: its name in the model; None where it was dropped.
-        shape: in the model, or in the checkpoint where it was dropped.
-        action: "kept" (renamed at most), "resized", "new" or "dropped".
-        reason: why; "" where it was plainly kept.
-    """
-
-    source: str | None
-    result: str | None
-    shape: tuple[int, ...]
-    action: str
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,6 +214,7 @@ def extend_positions(model: PreTrainedModel, max_length: int, mode: str = "tile"
         table = columns[0].T.contiguous().to(table.dtype)
     embeddings.position_embeddings = nn.Embedding.from_pretrained(table, freeze=False)
     model.config.max_position_embeddings = max_length
+    set_location(model, "")
 
 
 def resize_image_positions(model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
@@ -254,6 +239,8 @@ def resize_image_positions(model: PreTrainedModel, image_size: int | tuple[int, 
         with torch.no_grad():
             patches = embeddings.patch_positions(resized.native_grid, interpolate_pos_encoding=True)
             embeddings.position_embeddings = nn.Parameter(torch.cat([table[:, :1], patches], dim=1))
+    if config.image_size != resized.image_size:
+        set_location(model, "")
     config.image_size = resized.image_size
 
 
@@ -293,19 +280,21 @@ def _convert(
             f"`auto_class` {auto_class!r} does not exist for {family.config_class.model_type!r}; "
             f"choose from {list(heads)}."
         )
-    config = _build_config(source, stock, overrides)
+    earlier, config = _build_configs(source, stock, overrides)
     difference = head_difference(source.architecture, stock, source.config.model_type)
     if own_auto_class != auto_class:
         difference = f"a head of {source.architecture}, the result is for {auto_class}"
-    elif difference is not None:
-        logger.warning(f"The head of {source.architecture} is not carried over and starts fresh: {difference}.")
     entries = translate_tensors(source.load_tensors(), stock, source.config.model_type)
     with torch.device("meta"):
         skeleton = heads[auto_class](copy.deepcopy(config))
-    kept, report = _place_tensors(source, entries, skeleton, difference)
+    kept, report = _place_tensors(source, entries, skeleton, difference, label_difference(earlier, config))
+    warn_of_lost_head(source, entries, report)
     with _without_load_report():
         model = heads[auto_class].from_pretrained(None, config=config, state_dict=kept, dtype=source.dtype)
-    model.config.name_or_path = source.name
+    model.fresh_modules = sorted(
+        {change.result.rpartition(".")[0] for change in report if change.action == "new" and change.result}
+    )
+    set_location(model, source.name if is_as_stored(source, earlier, config, report) else "")
     return model, report
 
 
@@ -320,7 +309,10 @@ def _without_load_report() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str, Any]) -> PretrainedConfig:
+def _build_configs(
+    source: CheckpointSource, stock: dict, overrides: Mapping[str, Any]
+) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """Return the configuration of the checkpoint as one of ours, and that of the result."""
     config_class = find_family(source.config.model_type).config_class
     fields = translate_fields(stock, source.config.model_type)
     try:
@@ -335,9 +327,9 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
                 f"{source.name!r} was trained with {name}={getattr(earlier, name)!r}, not {overrides[name]!r}; leave "
                 "it out."
             )
-    if "num_labels" in overrides or "id2label" in overrides:
-        fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
-    config, unused = config_class.from_dict(fields, return_unused_kwargs=True, **overrides)
+    fields = replace_labels(fields, earlier, overrides)
+    rest = {name: value for name, value in overrides.items() if name not in LABEL_FIELDS}
+    config, unused = config_class.from_dict(fields, return_unused_kwargs=True, **rest)
     if unused:
         raise ValueError(f"{config_class.__name__} has no field {sorted(unused)[0]!r}.")
     has_new_operator = not set(config.factorized_layers) <= set(earlier.factorized_layers) or any(
@@ -347,13 +339,20 @@ def _build_config(source: CheckpointSource, stock: dict, overrides: Mapping[str,
         config.recovery = "pending"
     if not config.factorized_layers:
         config.recovery = None
-    return config
+    return earlier, config
 
 
 def _place_tensors(
-    source: CheckpointSource, entries: list[StockTensor], skeleton: PreTrainedModel, difference: str | None
+    source: CheckpointSource,
+    entries: list[StockTensor],
+    skeleton: PreTrainedModel,
+    difference: str | None,
+    of_labels: str | None,
 ) -> tuple[dict[str, torch.Tensor], list[TensorChange]]:
-    """Return the state dict for a model like `skeleton`, and the report on every tensor."""
+    """Return the state dict for a model like `skeleton`, and the report on every tensor.
+
+    `difference` is the reason why no head is carried over, `of_labels` why none with a row for each label is.
+    """
     prefix = f"{skeleton.base_model_prefix}."
     wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     is_base = not any(name.startswith(prefix) for name in wanted)
@@ -372,6 +371,8 @@ def _place_tensors(
                 reason = "the head has its own"
             elif name not in wanted:
                 reason = "the result has no such part"
+            elif of_labels is not None and LABEL_HEADS.match(name):
+                reason = of_labels
             elif found != wanted[name] and entry.is_head:
                 reason = f"the result's has the shape {wanted[name]}"
         if reason:

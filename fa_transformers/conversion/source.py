@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, Pr
 from ..files import sha256_of
 from ..hub.card import FACTS_FILE, FROM_SCRATCH, FactError, ModelFacts
 from ..hub.self_check import path_inside
+from ..lora import describe_adapter
 from .config_file import read_config
 from .json_file import read_json, refusing_sources
 from .packaged import HUB_IDS, resolve_checkpoint
@@ -80,7 +81,7 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointS
     Raises:
         ModuleNotFoundError: the package with the weights that a short name stands for is not installed.
         OSError: there is no such folder or repository, or it has no configuration.
-        ValueError: a file of it is damaged, or names or links to one outside of the folder.
+        ValueError: it is an adapter; a file of it is damaged, or names or links to one outside of the folder.
     """
     if isinstance(model_or_path, CheckpointSource):
         return model_or_path
@@ -91,6 +92,8 @@ def read_source(model_or_path: str | os.PathLike | PreTrainedModel | CheckpointS
         return CheckpointSource(class_name, model.config, class_name, model.dtype, tensors=tensors)
     name = os.fspath(model_or_path)
     folder = locate_checkpoint(name)
+    if (adapter := describe_adapter(folder, name)) is not None:
+        raise ValueError(adapter)
     model_folder = _find_encoder(folder)
     for one in {folder, model_folder}:
         check_links(one)

@@ -58,12 +58,13 @@ KNOWN_PARTS = re.compile(
     r"^(class_labels_classifier|bbox_predictor)\.|"
     r"^(pre_classifier|discriminator_predictions|sequence_summary|cls_classifier|distillation_classifier)\."
 )
+FRESH_HEAD = "fresh head"
 # Parts that may start fresh; every other one must be in the checkpoint.
 FRESH_PARTS = {
     r"\.mixer\.": "learned part of factorized attention",
     r"\.pooler\.dense\.": "fresh: the checkpoint has no such pooler",
     r"embeddings\.mask_token$": "fresh: the checkpoint has no mask token",
-    r"^(cls\.predictions|classifier|qa_outputs|decoder\.0|class_labels_classifier|bbox_predictor)\.": "fresh head",
+    r"^(cls\.predictions|classifier|qa_outputs|decoder\.0|class_labels_classifier|bbox_predictor)\.": FRESH_HEAD,
 }
 
 # Heads that compute something else than ours do, so that their weights would not mean the same.

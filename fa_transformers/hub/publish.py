@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import sha256_of, write_text
+from ..lora import describe_adapter, is_unmerged, set_location
 from ..models import ARCHITECTURES
 from ..redaction import environment_without_secrets
 from ..version import __version__
@@ -69,7 +70,7 @@ def publish(
     has it is complete. `folder` itself is never renamed: it may be a mount point or the working directory.
 
     Args:
-        model: an FA model, not wrapped.
+        model: an FA model, not wrapped; its `name_or_path` becomes `folder`, by which adapters of it name their base.
         processor: its tokenizer or image processor.
         facts: what the card says.
         folder: where to; must be new or empty.
@@ -92,7 +93,7 @@ def publish(
         raise PublishError(
             f"`facts.auto_class` is {facts.auto_class!r}, but {type(model).__name__} loads with {auto_class!r}"
         )
-    folder = check_target(folder, overwrite)
+    location, folder = os.fspath(folder), check_target(folder, overwrite)
     for name in extra_files or {}:
         try:
             self_check.path_inside(folder, name, "a name of `extra_files`")
@@ -114,6 +115,7 @@ def publish(
         facts.save(partial / FACTS_FILE)
         write_text(partial / CARD_FILE, render_card(facts))
         _share_mode(partial)
+    set_location(model, location)
     for failure in certificate.failures if certificate else []:
         logger.warning("The model in %s FAILED a check, and push will refuse it: %s", folder, failure)
     return folder
@@ -183,6 +185,8 @@ def examine_folder(folder: str | os.PathLike) -> FolderCheck:
             certificate is none.
     """
     folder = Path(folder).resolve()
+    if (adapter := describe_adapter(folder)) is not None:
+        raise SelfTestError(adapter)
     files = self_check.read_self_test(folder)["files"]
     result = check_in_fresh_process([str(folder), "--certificate"])
     try:
@@ -259,7 +263,11 @@ def find_auto_class_of(model: Any) -> str:
     if not isinstance(model, PreTrainedModel):
         raise PublishError(
             f"`model` is a {type(model).__name__}; pass the plain model, for example accelerator.unwrap_model(model), "
-            "and merge adapters first"
+            "and merge adapters first (merge_and_unload)"
+        )
+    if is_unmerged(model):
+        raise PublishError(
+            f"`model` has adapters inside, which no {type(model).__name__} loads; pass what merge_and_unload() returns"
         )
     for architectures in ARCHITECTURES.values():
         for auto_class, model_class in architectures.items():

@@ -31,6 +31,8 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         else "one number"
     )
     minutes = run["train_seconds"] / 60
+    rank, alpha = job.model.lora_rank, job.model.lora_alpha or 2 * job.model.lora_rank
+    how = f", by LoRA of rank {rank} (alpha {alpha}) on the attention's projections, merged since" if rank else ""
     lengths = (min(512, job.model.max_length), job.model.max_length) if job.is_text else ()
     speed = time_by_length(model, lengths) if job.is_text else [time_image(model, side or 0)]
     return ModelFacts(
@@ -44,7 +46,7 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         base_model_revision=revision,
         replaced=describe_replacement(model),
         trained_after=f"{_describe_transfer(run)}{run['steps']:,} steps, {run['train_tokens']:,} tokens of "
-        f"{one_line(data.facts.name)}, seed {job.loop.seed}.",
+        f"{one_line(data.facts.name)}, seed {job.loop.seed}{how}.",
         data=[data.facts],
         command=without_local_paths(job.command),
         hardware=f"{describe_hardware(model.device)}; trained for {minutes:.1f} minutes",

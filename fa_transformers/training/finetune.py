@@ -21,6 +21,7 @@ from ..data.labelled import LabelledData, load_data
 from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..hub.push import push
+from ..lora import require_peft
 from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
 from ..models import FAViTConfig, FAViTForImageClassification
@@ -29,6 +30,7 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat,
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
+from .adapters import add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
@@ -54,6 +56,7 @@ from .report import (
 from .report_page import classifier_page
 from .scoring import evaluate, predict
 from .setup import (
+    SHARDING,
     count_replicas,
     gather_model,
     make_accelerator,
@@ -102,6 +105,7 @@ def finetune(
 
     Raises:
         ValueError: an option can't be used or contradicts another one; the message names its flag.
+        ModuleNotFoundError: `lora_rank` is given and peft is not installed.
         TypeError: `rows`, an argument or an option is of the wrong type.
         DataError: a row, column or label can't be used.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
@@ -117,6 +121,8 @@ def finetune(
     data, model = resolve(data, recipe), resolve(model, recipe)
     loop, card = resolve(loop, recipe), resolve(card, recipe)
     check_run(data, model, loop, card, is_text=task == "text-classification")
+    if model.lora_rank:
+        require_peft("--lora_rank")
     job = FinetuneJob(task, data, model, loop, card, command or call, resume_command or RESUME_CALL)
     with released(loop.output_dir):
         return _run(job, rows)
@@ -128,6 +134,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         return_freed_memory()
     accelerator = make_accelerator(job.loop)
     count_replicas(job.loop, accelerator)  # which refuses a group of processes that does not come out even
+    if job.model.lora_rank and accelerator.distributed_type in SHARDING:
+        raise ValueError("--lora_rank needs whole weights on every process, which FSDP and DeepSpeed shard: use DDP.")
     job = replace(job, loop=_with_resume(job.loop))
     output_dir = job.loop.output_dir
     # First: a mistyped checkpoint or file must not cost the checkpoints that are overwritten.
@@ -139,6 +147,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         if accelerator.is_main_process:
             is_resumed = job.loop.resume_from_checkpoint is not None
             prepare_output_dir(output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
+            if not is_resumed:
+                remove_adapter(output_dir, source.model_folder if source else None)
     config = flat(job.data, job.model, job.loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, job.loop.report_to, "finetune", config)
     fitted = fit(job, source, data, accelerator, output_dir)
@@ -278,7 +288,7 @@ def fit(
     loop = job.loop
     set_seed(loop.seed)
     built = build_model(job, source, data)
-    model = built.model
+    model, adapted = built.model, None
     recovery = plan_recovery(job, model, built.mixers_are_new, data, output_dir)
     if built.source is not None and built.mixers_are_new:
         accelerator.print(f"{describe_exchange(built.source, model, recovery.steps)}\n")
@@ -287,6 +297,8 @@ def fit(
         recovered = recover(job, recovery, model, built.source, built.processor, data, accelerator, output_dir)
     if recovery.resume:  # the loop below has no checkpoint yet
         loop = replace(loop, resume_from_checkpoint=None)
+    if job.model.lora_rank:
+        adapted = add_adapter(model, built.processor, job.model, output_dir, accelerator.is_main_process)
     freeze_bottom_layers(model, job.model.freeze_layers)
     if job.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -317,6 +329,10 @@ def fit(
         )
         scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
     model = gather_model(accelerator, trained)
+    if adapted is not None:
+        if accelerator.is_main_process:
+            save_adapter(adapted, built.processor, output_dir, accelerator.print)
+        model = adapted.merge_and_unload()
     model.config.recovery = describe_recovery(model.config, built.mixers_are_new, recovery.steps)
     accelerator.free_memory()
     run = describe_run(state) | figures | ({"recovery": recovered} if recovered else {})

@@ -1,5 +1,6 @@
 """The processes and devices of a run: its accelerator, threads, groups of processes, trackers, and the whole model."""
 
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -18,6 +19,9 @@ from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions
 from ..redaction import redact, without_local_paths
 from .processes import meet_after_restart
+
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+"""Ways of running in which no process has all weights of a model."""
 
 
 def choose_mixed_precision(name: str | None, on_cpu: bool) -> str | None:
@@ -52,6 +56,8 @@ def make_accelerator(loop: LoopOptions) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     use_cpu_threads(accelerator, loop.num_threads)
+    if not accelerator.is_main_process:  # every process would warn of the same
+        logging.getLogger(__package__.partition(".")[0]).setLevel(logging.ERROR)
     return accelerator
 
 
@@ -61,7 +67,7 @@ def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
     Where FSDP or DeepSpeed shard the weights it is a new model, which has them on the main process alone.
     """
     plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the card times it as users load it
-    if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type not in SHARDING:
         return plain
     weights = accelerator.get_state_dict(model)
     # FSDP derives a class of its own from the model's.
