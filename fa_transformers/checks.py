@@ -75,6 +75,8 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
     check_positive(model, "max_length", "image_size")
     check_positive(data, "max_train_samples", "max_eval_samples", "preprocessing_num_workers")
     check_not_negative(model, "freeze_layers")
+    if model.square and is_text:
+        raise ValueError("--square is for images; leave it out.")
     if loop.short_epochs and (loop.short_length < 3 or not is_text):
         raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
     if loop.packing and (loop.max_tokens_per_batch == 0 or not is_text):

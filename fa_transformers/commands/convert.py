@@ -73,6 +73,7 @@ def convert(run: ConvertCommand) -> dict:
         max_length=run.conversion.max_length,
         positions=run.conversion.positions,
         image_size=run.conversion.image_size,
+        square=run.conversion.square,
         auto_class=run.conversion.auto_class,
         facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,

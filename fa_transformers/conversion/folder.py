@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from ..data.facts import DataFacts
 from ..evaluation import evaluating
 from ..hub.card import CONVERTED, UNTRAINED, ModelFacts, ScoreFacts, describe_replacement
-from ..hub.publish import find_auto_class_of, publish
+from ..hub.publish import cuts_texts, find_auto_class_of, publish
 from ..hub.timing import describe_hardware, time_by_length, time_image
 from ..models import FABertConfig, FABertModel
 from ..models.configuration_fa import FactorizedConfig
@@ -94,6 +94,8 @@ def describe_conversion(
     arguments = ", ".join([repr(source.name), *(f"{name}={value!r}" for name, value in options.items())])
     is_pending = model.config.recovery == "pending"
     limits = ["What it is good for was not measured: the score only compares hidden states on one small input."]
+    if cuts_texts(model, processor):
+        limits.append(f"Texts are cut to the first {processor.model_max_length:,} tokens, as many as it has positions.")
     if is_sentence_model:
         limits.append("sentence-transformers loads it by SentenceTransformer(folder, trust_remote_code=True) only.")
     return {

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
+from ..conversion.convert import fit_tokenizer
 from ..conversion.folder import sentence_transformers_files
 from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.examples import count_patches
@@ -127,7 +128,9 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     set_seed(job.loop.seed)
     name = job.model.model_name_or_path
     source = teacher_source if name == job.teacher else read_source(name)
-    student, auto_class, processor = build_student(source, job.task, job.model.config_fields, job.model.image_size)
+    student, auto_class, processor = build_student(
+        source, job.task, job.model.config_fields, job.model.image_size, job.model.square
+    )
     teacher = load_teacher(teacher_source, auto_class, student)
     check_lengths(job, teacher.config, student.config)
     with accelerator.main_process_first():
@@ -148,7 +151,7 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     student.config.recovery = "distilled"
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if job.distillation.long_steps:
-        processor.model_max_length = job.distillation.long_length
+        fit_tokenizer(processor, student.config, job.distillation.long_length)
     if accelerator.is_main_process:
         named = data.rows.facts
         if labelled is not None and labelled.facts not in named:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import site
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import sha256_of, write_text
-from ..models import ARCHITECTURES
+from ..models import ARCHITECTURES, FABertTokenizerFast, tokenization_fa_bert
 from ..redaction import environment_without_secrets
 from ..version import __version__
 from . import self_check
@@ -35,6 +36,7 @@ from .self_check import SELF_TEST_FILE, SelfTestError
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SELF_TEST_TEXTS = [
     "Permission is hereby granted, free of charge, to any person obtaining a copy.",
     "The software is provided as is, without warranty of any kind, express or implied, "
@@ -101,6 +103,8 @@ def publish(
     with placed_in(folder, SELF_TEST_FILE, {FACTS_FILE, CARD_FILE}) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        if cuts_texts(model, processor):
+            _let_tokenizer_cut(partial)
         for name, content in (extra_files or {}).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
@@ -289,6 +293,26 @@ def _check_processor(model: PreTrainedModel, processor: Any) -> None:
             f"`processor.model_max_length` is {processor.model_max_length}, but the model has {table} positions; "
             f"set it to at most {table}, so that long texts are truncated instead of failing"
         )
+
+
+def cuts_texts(model: PreTrainedModel, processor: Any) -> bool:
+    """Return whether the tokenizer that is saved cuts long texts: the model has "absolute" positions."""
+    is_text = isinstance(processor, PreTrainedTokenizerBase)
+    return is_text and model.config.position_embedding_type == "absolute"
+
+
+def _let_tokenizer_cut(folder: Path) -> None:
+    """Name the code of `FABertTokenizerFast` in a saved tokenizer's file, and bring it.
+
+    The class of the library stays named: without `trust_remote_code` the tokenizer loads as that one.
+    """
+    path, code = folder / TOKENIZER_CONFIG_FILE, Path(tokenization_fa_bert.__file__)
+    if not (folder / TOKENIZER_FILE).is_file():  # not a fast one, which no other class could read
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["auto_map"] = {"AutoTokenizer": [None, f"{code.stem}.{FABertTokenizerFast.__name__}"]}
+    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    shutil.copyfile(code, folder / code.name)
 
 
 def _share_mode(folder: Path) -> None:
