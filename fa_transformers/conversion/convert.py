@@ -132,8 +132,9 @@ def convert_checkpoint(
         output_dir: write the model there as `publish` does, with a card; a sentence-transformers model keeps its
             modules. Needs a tokenizer or image processor.
         overwrite: replace what an earlier conversion or `publish` wrote to `output_dir`.
-        max_length: tokens that the model is to take, and a sentence-transformers folder cuts texts to. None: as many as
-            the checkpoint's. Where any length runs ("periodic" and "none"), the tokenizer has no limit.
+        max_length: tokens that the model and its tokenizer are to take. None: as many as the checkpoint's, or any
+            number with "periodic" positions and "none". The tokenizer of such a model is written without a limit; a
+            sentence-transformers model keeps `max_length` as `max_seq_length`.
         positions: how a position table grows. "tile": row i is row i mod the old length. "interpolate": linear between
             rows, the ends staying the ends; for images bicubic, as the model does at run time. "periodic" and "none":
             see `FactorizedConfig.position_embedding_type`. None: "tile" for text, "interpolate" for images.
@@ -179,7 +180,7 @@ def convert_checkpoint(
         if config_class is FAViTConfig and processor is not None:
             processor = fit_image_processor(processor, model.config, image_size, square=square)
     if isinstance(processor, PreTrainedTokenizerBase):
-        fit_tokenizer(processor, model.config, max_length)
+        _fit_tokenizer(processor, model.config, max_length)
     folder = None
     if output_dir is not None:
         options = {"max_length": max_length, "positions": positions, "image_size": image_size, "square": square or None}
@@ -453,20 +454,16 @@ def _note_resize(report: list[TensorChange], model: PreTrainedModel, resize: Cal
     return updated
 
 
-def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None) -> None:
-    """Set how many tokens a tokenizer keeps: as many as the model reads, without limit where that is any number.
-
-    Raises:
-        ValueError: the tokenizer has tokens that the vocabulary lacks.
-    """
+def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None) -> None:
+    """Set how many tokens a tokenizer keeps; ValueError if it has tokens that the vocabulary lacks."""
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the checkpoint's table {config.vocab_size}: they don't belong "
             "together, or the table was to be resized first, by model.resize_token_embeddings(len(tokenizer))."
         )
-    if config.position_embedding_type != "absolute":
-        tokenizer.model_max_length = VERY_LARGE_INTEGER
-    elif max_length is not None:
+    if max_length is not None:
         tokenizer.model_max_length = max_length
-    else:
+    elif config.position_embedding_type == "absolute":
         tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    else:
+        tokenizer.model_max_length = VERY_LARGE_INTEGER

@@ -8,7 +8,6 @@ from typing import Any
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
-from ..conversion.convert import fit_tokenizer
 from ..conversion.folder import sentence_transformers_files
 from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.examples import count_patches
@@ -151,7 +150,7 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     student.config.recovery = "distilled"
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     if job.distillation.long_steps:
-        fit_tokenizer(processor, student.config, job.distillation.long_length)
+        processor.model_max_length = job.distillation.long_length
     if accelerator.is_main_process:
         named = data.rows.facts
         if labelled is not None and labelled.facts not in named:

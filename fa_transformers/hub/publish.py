@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..files import sha256_of, write_text
 from ..models import ARCHITECTURES, FABertTokenizerFast, tokenization_fa_bert
@@ -67,6 +68,9 @@ def publish(
     model's own weights, as `certify` does, and so has the card; a check that fails is a warning, so that nothing is
     lost, but `push` refuses such a folder.
 
+    The tokenizer of a model with "absolute" positions is saved with the code that cuts longer texts, which no pipeline
+    asks for; that of a model of any length is saved without a limit.
+
     All is written to a folder inside `folder` and moved from there file by file, `self_test.json` last: a folder that
     has it is complete. `folder` itself is never renamed: it may be a mount point or the working directory.
 
@@ -100,6 +104,8 @@ def publish(
             self_check.path_inside(folder, name, "a name of `extra_files`")
         except ValueError as error:
             raise PublishError(str(error)) from error
+    if isinstance(processor, PreTrainedTokenizerBase) and not cuts_texts(model, processor):
+        processor = _without_limit(processor)
     with placed_in(folder, SELF_TEST_FILE, {FACTS_FILE, CARD_FILE}) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -299,6 +305,13 @@ def cuts_texts(model: PreTrainedModel, processor: Any) -> bool:
     """Return whether the tokenizer that is saved cuts long texts: the model has "absolute" positions."""
     is_text = isinstance(processor, PreTrainedTokenizerBase)
     return is_text and model.config.position_embedding_type == "absolute"
+
+
+def _without_limit(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer that neither cuts a text to a number of tokens nor warns that there are more."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    return tokenizer
 
 
 def _let_tokenizer_cut(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
 
 from ..checks import check_run
-from ..conversion.convert import fit_tokenizer, load_factorized
+from ..conversion.convert import load_factorized
 from ..conversion.image_processors import fit_image_processor, native_side
 from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import BatchSource
@@ -206,7 +206,7 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
         tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
-        fit_tokenizer(tokenizer, model.config, length)
+        tokenizer.model_max_length = length
         return Built(model, tokenizer, length, None, source, is_stock)
     model = load_factorized(source, "AutoModelForImageClassification", **overrides)
     processor = AutoImageProcessor.from_pretrained(source.model_folder)

@@ -11,7 +11,6 @@ from test_card import make_facts
 from tiny_models import build, make_tokenizer
 from transformers import AutoTokenizer, pipeline
 
-from fa_transformers.conversion.convert import fit_tokenizer
 from fa_transformers.hub.publish import publish
 from fa_transformers.models import (
     FABertConfig,
@@ -55,7 +54,8 @@ def write(folder, task: str, kind: str):
     tokenizer = make_tokenizer(WORDS, max_length=512)
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": ROWS, "position_embedding_type": kind}
     model = build(FABertConfig, model_class, **fields)
-    fit_tokenizer(tokenizer, model.config, None)
+    if kind == "absolute":
+        tokenizer.model_max_length = ROWS
     publish(model, tokenizer, make_facts(pipeline_tag=task, auto_class=auto_class), folder)
     return model, tokenizer
 
@@ -116,5 +116,6 @@ def test_a_tokenizer_of_a_table_cuts_unless_it_is_told_otherwise_and_stays_one_o
 
 def test_a_tokenizer_of_any_length_has_no_limit_and_no_code(tmp_path):
     _, tokenizer = write(tmp_path / "out", "text-classification", "periodic")
-    assert "auto_map" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert tokenizer.model_max_length > 10**20
+    saved = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert "auto_map" not in saved and saved["model_max_length"] > 10**20
+    assert tokenizer.model_max_length == 512, "the one in memory stays as it was given"
