@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 def convert(run: ConvertCommand) -> dict:
     """Convert, print what became of every tensor, and return the line of JSON that is printed last."""
     from ..conversion.convert import convert_checkpoint
+    from ..conversion.folder import describe_cut
     from ..hub.card import FACTS_FILE, ModelFacts
 
     named = {name: getattr(run.card, name) for name in ("base_model", "license", "language")}
@@ -78,7 +79,7 @@ def convert(run: ConvertCommand) -> dict:
         facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,
     )
-    print(conversion.table())
+    print("\n".join([conversion.table(), *describe_cut(conversion.model, conversion.processor)]))
     summary = {
         "source": run.source,
         "output_dir": str(run.output_dir),
