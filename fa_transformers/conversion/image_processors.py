@@ -24,13 +24,13 @@ def fit_image_processor(
         image_size: side in pixels of the square whose pixels an image is to have, at most; a (height, width) is the
             size of all images. None: the side that the processor says.
         square: resize all images to the square, whatever their shape; with `image_size` None a stock processor stays
-            as it is.
+            as it is. So it is with a model whose images don't have three channels.
 
     Raises:
         ValueError: `image_size` is None and the processor says no square, or it is smaller than a patch.
     """
     fields = {name: value for name in COPIED_FIELDS if (value := getattr(processor, name, None)) is not None}
-    if not square and not isinstance(image_size, tuple):
+    if not square and not isinstance(image_size, tuple) and config.num_channels == 3:
         return FAViTImageProcessor(image_size or native_side(processor), config.patch_size, **fields)
     is_ours = isinstance(processor, FAViTImageProcessor)
     if image_size is None and not is_ours:

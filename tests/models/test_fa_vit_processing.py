@@ -90,6 +90,7 @@ def test_the_square_is_what_is_asked_for_and_a_stock_processor_stays_itself():
     config = FAViTConfig(image_size=32, patch_size=8)
     stock = ViTImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.1] * 3)
     assert fit_image_processor(stock, config, square=True) is stock
+    assert fit_image_processor(stock, FAViTConfig(image_size=32, patch_size=8, num_channels=1)) is stock
     kept = fit_image_processor(stock, config)
     assert (kept.image_size, kept.patch_size, kept.image_mean, kept.resample) == (48, 8, [0.1] * 3, int(stock.resample))
     assert native_side(kept) == native_side(stock) == 48 and fit_image_processor(kept, config, 64).num_patches == 64
