@@ -87,6 +87,8 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
         raise ValueError("--lora_alpha scales the updates of --lora_rank, which is 0: give a rank, such as 8.")
     if model.lora_rank and model.model_name_or_path == "none":
         raise ValueError("--lora_rank adapts a checkpoint, and --model_name_or_path none is new weights: leave it out.")
+    if model.square and is_text:
+        raise ValueError("--square is for images; leave it out.")
     if loop.short_epochs and (loop.short_length < 3 or not is_text):
         raise ValueError("--short_epochs is for text and needs a --short_length of at least 3 tokens.")
     if loop.packing and (loop.max_tokens_per_batch == 0 or not is_text):

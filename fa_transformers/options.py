@@ -167,9 +167,13 @@ class ModelOptions(OptionGroup):
     strict_length: bool = option(False, "a document longer than --max_length is an error", group="strict length")
     image_size: int | None = option(
         UNSET,
-        "side that images are resized to, in pixels; unset = as the checkpoint's processor says",
+        "side in pixels of the square that has as many pixels as an image is resized to, aspect kept; unset = as the "
+        "checkpoint's processor says",
         group="size",
         common=True,
+    )
+    square: bool = option(
+        False, "resize images to the square of --image_size, whatever their shape, instead of keeping it", group="size"
     )
     attention_normalization: Literal["softmax", "scaling"] | None = option(
         UNSET, "see FABertConfig; unset = the checkpoint's", group="layer"
@@ -387,6 +391,11 @@ class ConversionOptions(OptionGroup):
     )
     image_size: int | None = option(
         None, "images: side in pixels; unset = the checkpoint's", group="conversion", common=True
+    )
+    square: bool = option(
+        False,
+        "images: the processor resizes them to the square, or as the checkpoint's does, instead of keeping their shape",
+        group="conversion",
     )
     auto_class: str | None = option(
         None, "head, as AutoModelForMaskedLM; unset = the checkpoint's own", group="conversion", common=True

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
 def convert(run: ConvertCommand) -> dict:
     """Convert, print what became of every tensor, and return the line of JSON that is printed last."""
     from ..conversion.convert import convert_checkpoint
+    from ..conversion.folder import describe_cut
     from ..hub.card import FACTS_FILE, ModelFacts
 
     named = {name: getattr(run.card, name) for name in ("base_model", "license", "language")}
@@ -73,11 +74,12 @@ def convert(run: ConvertCommand) -> dict:
         max_length=run.conversion.max_length,
         positions=run.conversion.positions,
         image_size=run.conversion.image_size,
+        square=run.conversion.square,
         auto_class=run.conversion.auto_class,
         facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,
     )
-    print(conversion.table())
+    print("\n".join([conversion.table(), *describe_cut(conversion.model, conversion.processor)]))
     summary = {
         "source": run.source,
         "output_dir": str(run.output_dir),

@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..hub.publish import check_target
 from ..lora import set_location
-from ..models import ARCHITECTURES
+from ..models import ARCHITECTURES, FAViTConfig
 from ..models.configuration_fa import FactorizedConfig
 from .config_file import CONFIG_FILE
 from .folder import write_converted_folder
+from .image_processors import fit_image_processor
 from .json_file import refusing_sources
 from .label_heads import LABEL_FIELDS, LABEL_HEADS, label_difference, replace_labels
 from .report import TensorChange, is_as_stored, warn_of_lost_head
@@ -95,6 +97,7 @@ def convert_checkpoint(
     max_length: int | None = None,
     positions: str | None = None,
     image_size: int | tuple[int, int] | None = None,
+    square: bool = False,
     auto_class: str | None = None,
     processor: Any = None,
     facts: Mapping[str, Any] | None = None,
@@ -113,11 +116,16 @@ def convert_checkpoint(
         output_dir: write the model there as `publish` does, with a card; a sentence-transformers model keeps its
             modules. Needs a tokenizer or image processor.
         overwrite: replace what an earlier conversion or `publish` wrote to `output_dir`.
-        max_length: tokens that the model and its tokenizer are to take. None: as many as the checkpoint's.
+        max_length: tokens that the model and its tokenizer are to take. None: as many as the checkpoint's, or any
+            number with "periodic" positions and "none". The tokenizer of such a model is written without a limit; a
+            sentence-transformers model keeps `max_length` as `max_seq_length`.
         positions: how a position table grows. "tile": row i is row i mod the old length. "interpolate": linear between
             rows, the ends staying the ends; for images bicubic, as the model does at run time. "periodic" and "none":
             see `FactorizedConfig.position_embedding_type`. None: "tile" for text, "interpolate" for images.
-        image_size: side, or (height, width), in pixels that the position table is made for and images are resized to.
+        image_size: side in pixels of the square that the position table is made for. Images are resized to at most as
+            many pixels, in their own shape, by a `FAViTImageProcessor`. A (height, width) is the size of all images.
+        square: the image processor resizes images to the square, whatever their shape; without `image_size` it is the
+            checkpoint's own, as it is.
         auto_class: which head, by the name of its Auto class. None: the checkpoint's own. A head that computes
             something else than ours, or that the checkpoint lacks, starts fresh.
         processor: tokenizer or image processor, instead of the checkpoint's own.
@@ -136,12 +144,13 @@ def convert_checkpoint(
     source = read_source(model_or_path)
     config_class = find_family(source.config.model_type).config_class
     is_text = ARCHITECTURES[config_class]["AutoModel"].main_input_name == "input_ids"
-    if not issubclass(config_class, FactorizedConfig) and (positions is not None or image_size is not None):
+    if not issubclass(config_class, FactorizedConfig) and (positions is not None or image_size is not None or square):
         raise ValueError(
-            f"`positions` and `image_size` are for position tables, which {source.config.model_type!r} has none of: "
-            "images of any size run. Set the size of its image processor instead."
+            "`positions`, `image_size` and `square` are for position tables, which "
+            f"{source.config.model_type!r} has none of: images of any size run. Set the size of its image processor "
+            "instead."
         )
-    mode = _check_length_options(is_text, positions, max_length, image_size, config_overrides)
+    mode = _check_length_options(is_text, positions, max_length, image_size, square, config_overrides)
     if positions is not None:
         kind = positions if positions in ("periodic", "none") else "absolute"
         config_overrides = {**config_overrides, "position_embedding_type": kind}
@@ -151,14 +160,15 @@ def convert_checkpoint(
     if image_size is not None:
         report = _note_resize(report, model, partial(resize_image_positions, model, image_size))
     if processor is None:
-        size = _processor_size(image_size)
-        options = {} if size is None else {"size": size, "do_center_crop": False}
-        processor = load_processor(source, model.main_input_name, **options)
+        processor = load_processor(source, model.main_input_name)
+        if config_class is FAViTConfig and processor is not None:
+            processor = fit_image_processor(processor, model.config, image_size, square=square)
     if isinstance(processor, PreTrainedTokenizerBase):
         _fit_tokenizer(processor, model.config, max_length)
     folder = None
     if output_dir is not None:
-        options = {"max_length": max_length, "positions": positions, "image_size": image_size, "auto_class": auto_class}
+        options = {"max_length": max_length, "positions": positions, "image_size": image_size, "square": square or None}
+        options["auto_class"] = auto_class
         shown = {name: value for name, value in {**options, **config_overrides}.items() if value is not None}
         shown.pop("position_embedding_type", None)
         folder = write_converted_folder(
@@ -213,7 +223,7 @@ def extend_positions(model: PreTrainedModel, max_length: int, mode: str = "tile"
         columns = F.interpolate(table.float().T[None], size=max_length, mode="linear", align_corners=True)
         table = columns[0].T.contiguous().to(table.dtype)
     embeddings.position_embeddings = nn.Embedding.from_pretrained(table, freeze=False)
-    model.config.max_position_embeddings = max_length
+    model.config.position_table_size = max_length
     set_location(model, "")
 
 
@@ -249,6 +259,7 @@ def _check_length_options(
     positions: str | None,
     max_length: int | None,
     image_size: int | tuple[int, int] | None,
+    square: bool,
     overrides: Mapping[str, Any],
 ) -> str:
     """Check the options of length and size against each other; return how a table grows, "tile" or "interpolate"."""
@@ -258,6 +269,8 @@ def _check_length_options(
         raise ValueError("Give `positions` instead of `position_embedding_type`: it says how a table grows, too.")
     if is_text and image_size is not None:
         raise ValueError("`image_size` is for images; for text give `max_length`.")
+    if is_text and square:
+        raise ValueError("`square` is for images.")
     if not is_text and (max_length is not None or positions == "tile"):
         raise ValueError('`max_length` and positions="tile" are for text; for images give `image_size`.')
     if max_length is not None and max_length < 1:
@@ -442,13 +455,6 @@ def _note_resize(report: list[TensorChange], model: PreTrainedModel, resize: Cal
     return updated
 
 
-def _processor_size(image_size: int | tuple[int, int] | None) -> dict[str, int] | None:
-    if image_size is None:
-        return None
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return {"height": height, "width": width}
-
-
 def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None) -> None:
     """Set how many tokens a tokenizer keeps; ValueError if it has tokens that the vocabulary lacks."""
     if len(tokenizer) > config.vocab_size:
@@ -460,3 +466,5 @@ def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig,
         tokenizer.model_max_length = max_length
     elif config.position_embedding_type == "absolute":
         tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    else:
+        tokenizer.model_max_length = VERY_LARGE_INTEGER

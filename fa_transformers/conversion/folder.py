@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from ..data.facts import DataFacts
 from ..evaluation import evaluating
 from ..hub.card import CONVERTED, UNTRAINED, ModelFacts, ScoreFacts, describe_replacement
-from ..hub.publish import find_auto_class_of, publish
+from ..hub.publish import cuts_texts, find_auto_class_of, publish
 from ..hub.timing import describe_hardware, time_by_length, time_image
 from ..models import FABertConfig, FABertModel
 from ..models.configuration_fa import FactorizedConfig
@@ -94,6 +94,7 @@ def describe_conversion(
     arguments = ", ".join([repr(source.name), *(f"{name}={value!r}" for name, value in options.items())])
     is_pending = model.config.recovery == "pending"
     limits = ["What it is good for was not measured: the score only compares hidden states on one small input."]
+    limits += describe_cut(model, processor)
     if is_sentence_model:
         limits.append("sentence-transformers loads it by SentenceTransformer(folder, trust_remote_code=True) only.")
     return {
@@ -122,6 +123,13 @@ def describe_conversion(
         "speed": time_by_length(model, [MEASURED_TOKENS]) if is_text else [time_image(model, native_sides(model))],
         "limits": limits,
     }
+
+
+def describe_cut(model: PreTrainedModel, processor: Any) -> list[str]:
+    """Return the sentence that says where the saved tokenizer cuts texts; none where it doesn't."""
+    if not cuts_texts(model, processor):
+        return []
+    return [f"Texts are cut to the first {processor.model_max_length:,} tokens, as many as it has positions."]
 
 
 def sample_inputs(model: PreTrainedModel, processor: Any) -> tuple[dict[str, Tensor], DataFacts]:

@@ -58,14 +58,17 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             than this gets a batch of its own. None = no budget.
         group_by_length: put examples of similar length together, to save padding.
         packing: examples are packed: `max_tokens` then limits the sum of their lengths.
+        kinds: number of each example's kind, such as the grid of an image's patches: examples of different kinds are
+            never in one batch. None: all are alike.
         shuffle: a new order for each epoch, drawn from (seed, epoch); else the order is always the same.
         num_processes: the number of batches is made a multiple of this, by halving the batches with most examples
-            (where there are too few examples for that, by joining the shortest batches, over the limits), so that
-            Accelerate's shards are equally many without repeating an example. Batches of one step (consecutive ones)
-            have similar cost.
+            (where there are too few examples for that, by joining the shortest batches of a kind, over the limits), so
+            that Accelerate's shards are equally many without repeating an example. Batches of one step (consecutive
+            ones) have similar cost.
 
     Raises:
-        ValueError: there are no examples or fewer than processes, or batch_size or max_tokens is below 1.
+        ValueError: there are no examples or fewer than processes, or batch_size or max_tokens is below 1; and once the
+            batches are made, too few of a kind to share them out.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         num_processes: int = 1,
         short_epochs: int = 0,
         short_length: int = 0,
+        kinds: Sequence[int] | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -89,6 +93,7 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         if len(lengths) < max(1, num_processes):
             raise ValueError(f"{num_processes} processes need at least one example each, got {len(lengths)} examples.")
         self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.kinds = None if kinds is None else np.asarray(kinds, dtype=np.int64)
         self.max_examples = batch_size
         self.max_tokens = max_tokens
         self.group_by_length = group_by_length
@@ -129,7 +134,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         """The settings that decide the batches, for a resumed run to compare; a checksum stands for the lengths."""
         names = ["max_examples", "max_tokens", "group_by_length", "shuffle", "seed", "num_processes"]
         names += ["packing", "short_epochs", "short_length"]
-        examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(self.lengths.tobytes()):08x}"
+        content = self.lengths.tobytes() + (b"" if self.kinds is None else self.kinds.tobytes())
+        examples = f"{len(self.lengths)} examples, checksum {zlib.crc32(content):08x}"
         return {name: getattr(self, name) for name in names} | {"examples": examples}
 
     @property
@@ -197,6 +203,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             # 10 % of jitter: without it a small set would give the same neighbours in every epoch.
             jitter = random.uniform(1.0, 1.1, size=len(order)) if self.shuffle else 1.0
             order = order[np.argsort(lengths[order] * jitter, kind="stable")]
+        if self.kinds is not None:
+            order = order[np.argsort(self.kinds[order], kind="stable")]
         batches = self._pack(order, lengths)
         self._even_out(batches, lengths)
         if self.shuffle:
@@ -227,9 +235,25 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
                 batch = batches[largest]
                 batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             else:  # nearly all hold one example: better one over the limit than one repeated or left out
-                first, second = sorted(range(len(batches)), key=lambda index: lengths[batches[index]].sum())[:2]
+                first, second = self._shortest_pair(batches, lengths)
                 batches[first] = batches[first] + batches[second]
                 del batches[second]
+
+    def _shortest_pair(self, batches: list[list[int]], lengths: np.ndarray) -> tuple[int, int]:
+        """The places of the two batches of one kind that have fewest tokens together."""
+        shortest: dict[int, int] = {}
+        pairs = []
+        for place in sorted(range(len(batches)), key=lambda index: lengths[batches[index]].sum()):
+            kind = 0 if self.kinds is None else int(self.kinds[batches[place][0]])
+            if kind in shortest:
+                pairs.append((shortest[kind], place))
+            shortest.setdefault(kind, place)
+        if not pairs:
+            raise ValueError(
+                f"{len(batches)} batches can't be shared by {self._planned_processes} processes: each has one example, "
+                "of a shape of its own. Use fewer processes, or --square for images."
+            )
+        return min(pairs, key=lambda pair: sum(lengths[batches[place]].sum() for place in pair))
 
     def _pack(self, order: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
         batches: list[list[int]] = [[]]
@@ -239,7 +263,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
             longest, total = max(longest, length), total + length
             num_tokens = total if self.packing else (len(batches[-1]) + 1) * longest
             over_budget = self.max_tokens is not None and num_tokens > self.max_tokens
-            if batches[-1] and (len(batches[-1]) == self.max_examples or over_budget):
+            is_other = batches[-1] and self.kinds is not None and self.kinds[batches[-1][0]] != self.kinds[index]
+            if batches[-1] and (len(batches[-1]) == self.max_examples or over_budget or is_other):
                 batches.append([])
                 longest = total = length
             batches[-1].append(index)
@@ -272,7 +297,8 @@ def grouped_batches(
     examples: Dataset, collate: Callable, batch_size: int, max_tokens: int | None, device: torch.device
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Yield every example once, in batches of similar `lengths`, on one process: the indices and the batch."""
-    sampler = LengthGroupedBatchSampler(examples.lengths, batch_size, max_tokens=max_tokens, shuffle=False)  # type: ignore[attr-defined]
+    kinds = getattr(examples, "kinds", None)
+    sampler = LengthGroupedBatchSampler(examples.lengths, batch_size, max_tokens=max_tokens, shuffle=False, kinds=kinds)  # type: ignore[attr-defined]
     for indices in sampler.batches(0):
         yield indices, send_to_device(collate([examples[index] for index in indices]), device)
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from ..models import FAViTConfig
+from ..models import FAViTConfig, FAViTImageProcessor
 from ..options import DataOptions, LoopOptions, ModelOptions
 from .collators import ImageCollator, TextCollator
 from .labelled import LabelledData
-from .readers.images import convert_image
+from .readers.images import convert_image, read_sizes
 from .readers.streams import DocumentStream
 from .tokenizing import tokenize_documents
 
@@ -55,7 +55,10 @@ class TextExamples(TokenizedRows):
 
 
 class ImageExamples(torch.utils.data.Dataset):
-    """Images of one split, processed when asked for; `lengths` in patches, all alike.
+    """Images of one split, processed when asked for; `lengths` in patches.
+
+    With a `FAViTImageProcessor` each image has the grid of patches that its own shape asks for, a crop of it as well,
+    and `kinds` numbers the grids; with any other processor all images have `num_patches`, and `kinds` is None.
 
     Crops and mirror images are drawn from (seed, epoch, index), so that they don't depend on the order in which images
     are asked for.
@@ -72,6 +75,13 @@ class ImageExamples(torch.utils.data.Dataset):
         seed: int = 0,
     ):
         self.lengths = [num_patches] * len(images)
+        self.kinds: list[int] | None = None
+        self._grids: list[tuple[int, int]] | None = None
+        if isinstance(processor, FAViTImageProcessor):
+            self._grids = [processor.grid_of(*size) for size in read_sizes(images)]
+            self.lengths = [math.prod(grid) for grid in self._grids]
+            numbers = {grid: number for number, grid in enumerate(sorted(set(self._grids)))}
+            self.kinds = [numbers[grid] for grid in self._grids] if len(numbers) > 1 else None
         self._images, self._processor, self._seed, self._epoch = images, processor, seed, 0
         self._random_crop, self._random_flip = random_crop, random_flip
 
@@ -90,7 +100,8 @@ class ImageExamples(torch.utils.data.Dataset):
             image = crop_randomly(image, random)
         if self._random_flip and random.random() < 0.5:
             image = ImageOps.mirror(image)
-        processed = self._processor(images=image, return_tensors="pt")
+        grid = {} if self._grids is None else {"grid": self._grids[index]}
+        processed = self._processor(images=image, return_tensors="pt", **grid)
         kept = [name for name in ("pixel_values", "pixel_mask") if name in processed]
         return {name: processed[name][0] for name in kept} | {name: row[name] for name in ("label",) if name in row}
 
@@ -123,7 +134,7 @@ def build_examples(
     Args:
         labelled: the data, as `load_data` gives it.
         processor: the tokenizer for text, the image processor for images.
-        num_tokens: for text the longest document in tokens, for images the number of patches of one.
+        num_tokens: for text the longest document in tokens, for images the (most) patches of one.
         task: "text-classification" or "image-classification".
         data, model, loop: the run's options, resolved.
 

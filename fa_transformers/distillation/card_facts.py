@@ -83,7 +83,8 @@ def describe_compared(job: DistillationJob, receipt: dict[str, Any]) -> str:
     if job.is_detection:
         return "images of the size that its processor gives them"
     if not job.is_text:
-        return f"images of {job.model.image_size} x {job.model.image_size} pixels"
+        kept = "" if job.model.square else ", in their own shape"
+        return f"images of {job.model.image_size} x {job.model.image_size} pixels{kept}"
     is_long = any("," in kind for kind in receipt["similarity"])
     return f"texts of up to {job.distillation.long_length if is_long else job.model.max_length:,} tokens"
 

@@ -63,6 +63,10 @@ def _check_detection(job: DistillationJob) -> None:
             f"--image_size {job.model.image_size}: images of --task object-detection have the size that the "
             "checkpoint's image processor gives them; leave it out."
         )
+    if job.model.square:
+        raise ValueError(
+            "--square is not for --task object-detection, whose images have their own shape; leave it out."
+        )
     if job.distillation.probe_folder:
         raise ValueError("--probe_folder is not for --task object-detection, whose encoder has no embedding.")
 

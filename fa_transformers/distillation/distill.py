@@ -128,7 +128,9 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     set_seed(job.loop.seed)
     name = job.model.model_name_or_path
     source = teacher_source if name == job.teacher else read_source(name)
-    student, auto_class, processor = build_student(source, job.task, job.model.config_fields, job.model.image_size)
+    student, auto_class, processor = build_student(
+        source, job.task, job.model.config_fields, job.model.image_size, job.model.square
+    )
     teacher = load_teacher(teacher_source, auto_class, student)
     check_lengths(job, teacher.config, student.config)
     with accelerator.main_process_first():

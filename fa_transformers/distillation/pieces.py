@@ -59,6 +59,7 @@ class UnlabelledData:
                 max_tokens=loop.max_tokens_per_batch or None,
                 shuffle=False,
                 num_processes=accelerator.num_processes,
+                kinds=getattr(pieces, "kinds", None),
             )
             loaders[kind] = accelerator.prepare(make_loader(pieces, sampler, self.collate, num_workers=0))
         return loaders
@@ -114,7 +115,8 @@ def build_image_pieces(
     """Prepare images, as `unlabelled.read_images` gives them; each of them is one piece.
 
     Args:
-        num_patches: patches of each image; None where their sizes differ, so that batches are padded.
+        num_patches: patches of each image, the most of one where images keep their shapes; None for a detector, which
+            reads padded batches.
         data: how many held-out ones to keep, and whether the train images are cropped and mirrored, by `seed`.
     """
     collate = ImageCollator() if num_patches else DetectorCollator()

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from ..conversion.convert import convert_checkpoint
+from ..conversion.image_processors import fit_image_processor
 from ..conversion.source import CheckpointSource
 from ..conversion.stock_checkpoints import find_auto_class, find_family
 from ..conversion.teacher import fresh_head
@@ -17,7 +18,11 @@ ENCODER_ALONE = ("AutoModelForMultipleChoice", "AutoModelForMaskedImageModeling"
 
 
 def build_student(
-    source: CheckpointSource, task: Task, config_fields: dict[str, Any], image_size: int | None = None
+    source: CheckpointSource,
+    task: Task,
+    config_fields: dict[str, Any],
+    image_size: int | None = None,
+    square: bool = False,
 ) -> tuple[PreTrainedModel, str, Any]:
     """Build the model to train, in float32; a stock checkpoint is converted on the way.
 
@@ -26,7 +31,9 @@ def build_student(
         task: "text", "images" or "object-detection".
         config_fields: fields of the student's config that were given; the others are `STUDENT_FIELDS` and maps of twice
             the head width for a stock checkpoint, and a converted one's own.
-        image_size: side that images are resized to, in pixels; None leaves it to the checkpoint's processor.
+        image_size: side in pixels of the square that has as many pixels as an image is resized to, aspect kept; None
+            leaves it to the checkpoint's processor.
+        square: resize images to that square instead.
 
     Returns:
         The model, the Auto class of its head, and its tokenizer or image processor.
@@ -55,8 +62,9 @@ def build_student(
     student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if task == "text":
         return student, auto_class, conversion.processor or AutoTokenizer.from_pretrained(source.model_folder)
-    size = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False} if image_size else {}
-    processor = AutoImageProcessor.from_pretrained(source.model_folder, **size)
+    processor = AutoImageProcessor.from_pretrained(source.model_folder)
+    if image_size:
+        processor = fit_image_processor(processor, student.config, image_size, square=square)
     return student, auto_class, processor
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import site
 import subprocess
 import sys
@@ -20,10 +21,11 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..files import sha256_of, write_text
 from ..lora import describe_adapter, is_unmerged, set_location
-from ..models import ARCHITECTURES
+from ..models import ARCHITECTURES, FABertTokenizerFast, tokenization_fa_bert
 from ..redaction import environment_without_secrets
 from ..version import __version__
 from . import self_check
@@ -36,6 +38,7 @@ from .self_check import SELF_TEST_FILE, SelfTestError
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 SELF_TEST_TEXTS = [
     "Permission is hereby granted, free of charge, to any person obtaining a copy.",
     "The software is provided as is, without warranty of any kind, express or implied, "
@@ -65,6 +68,9 @@ def publish(
     input, the outputs of `model` for it, and the SHA-256 of every file. `certificate.json` has what was checked on the
     model's own weights, as `certify` does, and so has the card; a check that fails is a warning, so that nothing is
     lost, but `push` refuses such a folder.
+
+    The tokenizer of a model with "absolute" positions is saved with the code that cuts longer texts, which no pipeline
+    asks for; that of a model of any length is saved without a limit.
 
     All is written to a folder inside `folder` and moved from there file by file, `self_test.json` last: a folder that
     has it is complete. `folder` itself is never renamed: it may be a mount point or the working directory.
@@ -99,9 +105,13 @@ def publish(
             self_check.path_inside(folder, name, "a name of `extra_files`")
         except ValueError as error:
             raise PublishError(str(error)) from error
+    if isinstance(processor, PreTrainedTokenizerBase) and not cuts_texts(model, processor):
+        processor = _without_limit(processor)
     with placed_in(folder, SELF_TEST_FILE, {FACTS_FILE, CARD_FILE}) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        if cuts_texts(model, processor):
+            _let_tokenizer_cut(partial)
         for name, content in (extra_files or {}).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
@@ -297,6 +307,33 @@ def _check_processor(model: PreTrainedModel, processor: Any) -> None:
             f"`processor.model_max_length` is {processor.model_max_length}, but the model has {table} positions; "
             f"set it to at most {table}, so that long texts are truncated instead of failing"
         )
+
+
+def cuts_texts(model: PreTrainedModel, processor: Any) -> bool:
+    """Return whether the tokenizer that is saved cuts long texts: the model has "absolute" positions."""
+    is_text = isinstance(processor, PreTrainedTokenizerBase)
+    return is_text and model.config.position_embedding_type == "absolute"
+
+
+def _without_limit(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer that neither cuts a text to a number of tokens nor warns that there are more."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    return tokenizer
+
+
+def _let_tokenizer_cut(folder: Path) -> None:
+    """Name the code of `FABertTokenizerFast` in a saved tokenizer's file, and bring it.
+
+    The class of the library stays named: without `trust_remote_code` the tokenizer loads as that one.
+    """
+    path, code = folder / TOKENIZER_CONFIG_FILE, Path(tokenization_fa_bert.__file__)
+    if not (folder / TOKENIZER_FILE).is_file():  # not a fast one, which no other class could read
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["auto_map"] = {"AutoTokenizer": [None, f"{code.stem}.{FABertTokenizerFast.__name__}"]}
+    write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    shutil.copyfile(code, folder / code.name)
 
 
 def _share_mode(folder: Path) -> None:

@@ -12,7 +12,7 @@ How a forward pass of FABert runs, file by file (FAViT has `vit` for `bert`):
     fa_bert_layers     Ends the layer, token by token: output projection, residuals, feed-forward part.
     modeling_fa_bert   Pools, answers and computes the loss.
 
-`fa_rle` reads and writes masks as COCO stores them, with numpy alone.
+`fa_rle` reads and writes masks as COCO stores them, with numpy alone; `fa_pictures` has what image processors share.
 
 `configuration_fa_bert` has the sizes and options of it all, `fa_checkpoint_names` reads stock checkpoints, and
 `fa_block` is the paper's module for feature maps, which needs the operator alone.
@@ -40,6 +40,7 @@ from .fa_attention import factorized_attention
 from .fa_sequence_parallel import sequence_parallel
 from .image_processing_fa_dense import FADenseImageProcessor
 from .image_processing_fa_stereo import FAStereoImageProcessor
+from .image_processing_fa_vit import FAViTImageProcessor
 from .modeling_fa_bert import (
     FABertForMaskedLM,
     FABertForMultipleChoice,
@@ -59,6 +60,7 @@ from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_stereo import FAStereoForDepthEstimation
 from .modeling_fa_vit import FAViTBackbone, FAViTForImageClassification, FAViTForMaskedImageModeling, FAViTModel
 from .pipeline_fa_stereo import FAStereoPipeline
+from .tokenization_fa_bert import FABertTokenizerFast
 
 ARCHITECTURES: dict[type[PretrainedConfig], dict[str, Any]] = {
     FABertConfig: {
@@ -95,6 +97,7 @@ ENCODERS: dict[type[FactorizedConfig], dict[str, Any]] = {
 IMAGE_PROCESSORS: dict[type[PretrainedConfig], Any] = {
     FADenseConfig: FADenseImageProcessor,
     FAStereoConfig: FAStereoImageProcessor,
+    FAViTConfig: FAViTImageProcessor,
 }
 
 for config_class, heads in ARCHITECTURES.items():
@@ -118,6 +121,7 @@ __all__ = [
     "FABertForSequenceClassification",
     "FABertForTokenClassification",
     "FABertModel",
+    "FABertTokenizerFast",
     "FAConditionalDetrConfig",
     "FAConditionalDetrForObjectDetection",
     "FAConditionalDetrModel",
@@ -138,6 +142,7 @@ __all__ = [
     "FAViTConfig",
     "FAViTForImageClassification",
     "FAViTForMaskedImageModeling",
+    "FAViTImageProcessor",
     "FAViTModel",
     "factorized_attention",
     "sequence_parallel",

@@ -24,7 +24,7 @@ LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_channels", "key_feature_size"), 10**5),
     **dict.fromkeys(("local_kernel_size", "patch_size", "num_register_tokens", "type_vocab_size"), 10**5),
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"), 10**7),
-    **dict.fromkeys(("image_size", "num_labels", "embedding_size", "local_window"), 10**7),
+    **dict.fromkeys(("image_size", "num_labels", "embedding_size", "local_window", "position_table_size"), 10**7),
 }
 # Names alone: a configuration loads without torch.
 _DTYPES = (

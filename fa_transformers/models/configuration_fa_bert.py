@@ -6,6 +6,10 @@ from .configuration_fa import FactorizedConfig
 # can go when `setup.py` asks for a transformers that copies what those import too, as 5.23 does.
 from .fa_checkpoint_names import translate_config  # noqa: F401
 
+ANY_LENGTH = 10_000_000
+"""`max_position_embeddings` of a model that reads any length. A number, and not -1: what reads it wants one, such as
+sentence-transformers, which cuts texts to the smaller of it and the tokenizer's own limit."""
+
 
 class FABertConfig(FactorizedConfig):
     """Configuration of the FABert models; reads stock BERT configurations too.
@@ -17,8 +21,11 @@ class FABertConfig(FactorizedConfig):
         hidden_dropout_prob: dropout on embeddings and sub-layer outputs.
         attention_probs_dropout_prob: kept for checkpoints' sake. It acts in `softmax_layers`; factorized layers have no
             attention probabilities to drop.
-        max_position_embeddings: rows of the position table, in tokens. With "absolute" positions also the longest
-            document.
+        max_position_embeddings: tokens of the longest document. With "absolute" positions these are the rows of the
+            position table. With "periodic" positions and "none" any length runs, and it is `ANY_LENGTH`: a smaller
+            number that is given for them means `position_table_size`.
+        position_table_size: rows of the position table with "periodic" positions; None: `max_position_embeddings`.
+            With "absolute" positions leave it out.
         type_vocab_size: number of segment ids.
         initializer_range: standard deviation of fresh weights.
         layer_norm_eps: epsilon of the layer norms.
@@ -58,6 +65,7 @@ class FABertConfig(FactorizedConfig):
         classifier_dropout=None,
         pad_token_id=0,
         tie_word_embeddings=True,
+        position_table_size=None,
         **kwargs,
     ):
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
@@ -69,16 +77,46 @@ class FABertConfig(FactorizedConfig):
         self.hidden_act = hidden_act
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.max_position_embeddings = max_position_embeddings
+        self.position_table_size = self._choose_table_size(max_position_embeddings, position_table_size)
         self.type_vocab_size = type_vocab_size
         self.initializer_range = initializer_range
         self.layer_norm_eps = layer_norm_eps
         self.classifier_dropout = classifier_dropout
         self.check_fields()
 
+    def _choose_table_size(self, longest, table_size):
+        """Return the rows of the position table, of the two fields that may say them; ValueError if they can't."""
+        if self.position_embedding_type == "absolute":
+            if table_size not in (None, longest):
+                raise ValueError(
+                    f'`position_table_size` {table_size!r}: with "absolute" positions the table has '
+                    f"`max_position_embeddings` rows, {longest!r}; leave it out."
+                )
+            return longest
+        if table_size is None and longest == ANY_LENGTH:
+            raise ValueError("`position_table_size` is missing: it says the rows of the position table.")
+        return longest if table_size is None else table_size
+
+    @property
+    def max_position_embeddings(self):
+        """Tokens of the longest document, `ANY_LENGTH` where any length runs. Setting it to less sets the table."""
+        return self.position_table_size if self.position_embedding_type == "absolute" else ANY_LENGTH
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value):
+        if self.position_embedding_type == "absolute" or value != ANY_LENGTH:
+            self.position_table_size = value
+
+    def to_dict(self):
+        fields = super().to_dict() | {"max_position_embeddings": self.max_position_embeddings}
+        if self.position_embedding_type == "absolute":
+            fields.pop("position_table_size", None)
+        return fields
+
     def check_fields(self):
         super().check_fields()
-        for name in ("vocab_size", "max_position_embeddings", "type_vocab_size"):
+        rows = "max_position_embeddings" if self.position_embedding_type == "absolute" else "position_table_size"
+        for name in ("vocab_size", rows, "type_vocab_size"):
             self.check_integer(name, minimum=1)
         if self.pad_token_id is not None:
             self.check_integer("pad_token_id", minimum=0)

@@ -27,7 +27,7 @@ class FABertEmbeddings(nn.Module):
         self.position_embeddings = (
             None
             if config.position_embedding_type == "none"
-            else nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            else nn.Embedding(config.position_table_size, config.hidden_size)
         )
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -101,8 +101,8 @@ class FABertEmbeddings(nn.Module):
         if not self.is_periodic and longest > table_size:
             raise ValueError(
                 f"The document has {longest} tokens but the position table has {table_size} rows "
-                "(`max_position_embeddings`). Truncate it, enlarge the table, or use "
-                'position_embedding_type="periodic".'
+                "(`max_position_embeddings`). Truncate it (truncation=True, for a pipeline too), enlarge the table, or "
+                'use position_embedding_type="periodic".'
             )
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
+from .fa_pictures import to_picture, to_values
 from .fa_rle import decode_mask, encode_part, encode_polygons, tight_boxes
 
 try:
-    from PIL import Image, ImageOps
+    from PIL import Image
 except ImportError:  # the class says so when it is made
     Image = None  # type: ignore[assignment]
 
@@ -25,8 +26,6 @@ MASK_STRIDE = 4
 """Pixels of the processed image per place of `pred_masks`."""
 FLOOR = -20.0
 """Logit of `pred_masks` outside an object's window."""
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes of pictures with more than 8 bits, which its conversion to RGB cuts at 255."""
 
 
 class FADenseImageProcessor(BaseImageProcessor):
@@ -145,17 +144,9 @@ class FADenseImageProcessor(BaseImageProcessor):
 
     def _to_tensor(self, picture: Any, size: tuple[int, int]) -> Tensor:
         """Resize a picture and return its values, rescaled and normalised: [3, height, width]."""
-        height, width = size
-        if (picture.height, picture.width) != size:
-            picture = picture.resize((width, height), resample=Image.Resampling.BILINEAR)
-        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
-        values = values.permute(2, 0, 1).float()
-        if self.do_rescale:
-            values = values * self.rescale_factor
-        if self.do_normalize:
-            mean, std = (torch.tensor(channel)[:, None, None] for channel in (self.image_mean, self.image_std))
-            values = (values - mean) / std
-        return values
+        scale = self.rescale_factor if self.do_rescale else None
+        norm = (self.image_mean, self.image_std) if self.do_normalize else ()
+        return to_values(picture, size, Image.Resampling.BILINEAR, scale, *norm)
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None
@@ -255,32 +246,6 @@ def resized_size(original: tuple[int, int], size: Mapping[str, int] | None) -> t
     if "longest_edge" in size:
         scale = min(scale, size["longest_edge"] / max(original))
     return max(round(scale * original[0]), 1), max(round(scale * original[1]), 1)
-
-
-def to_picture(image: Any) -> Any:
-    """Return an image as an upright Pillow picture in RGB; ValueError if it can't be one without loss."""
-    if isinstance(image, Image.Image):
-        if image.mode in DEEP_MODES:
-            raise ValueError(
-                f"An image of mode {image.mode!r} has more than 8 bits a value: scale it to 0 to 255 and convert it "
-                "first."
-            )
-        return ImageOps.exif_transpose(image).convert("RGB")
-    values = torch.as_tensor(image) if not isinstance(image, (str, bytes)) else None
-    if values is None or values.dtype != torch.uint8 or values.dim() not in (2, 3):
-        raise ValueError(
-            "An image must be a Pillow image or an array uint8 [height, width], [height, width, 3] or [3, height, "
-            f"width], got {type(image).__name__}"
-            + ("." if values is None else f" {values.dtype} {tuple(values.shape)}.")
-        )
-    if values.dim() == 2:
-        values = values[:, :, None].expand(-1, -1, 3)
-    elif values.shape[2] != 3 and values.shape[0] == 3:
-        values = values.permute(1, 2, 0)
-    height, width, channels = values.shape
-    if channels != 3 or not height or not width:
-        raise ValueError(f"An image must have 3 channels and pixels, got {tuple(values.shape)}.")
-    return Image.frombytes("RGB", (width, height), values.contiguous().cpu().numpy().tobytes())
 
 
 def to_labels(

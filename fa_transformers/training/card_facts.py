@@ -1,5 +1,7 @@
 """The facts of a fine-tuned model's card, all from the run's options and figures."""
 
+from transformers import PreTrainedModel
+
 from ..conversion.source import CheckpointSource, describe_source
 from ..data.labelled import LabelledData
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacement
@@ -22,7 +24,10 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
     model, run, card = fitted.model, fitted.run, job.card
     base_model, revision = describe_base_model(fitted.source, card.base_model)
     side = fitted.image_size
-    what = f"documents of up to {job.model.max_length:,} tokens" if job.is_text else f"images of {side} px a side"
+    about = "" if job.model.square else "about "
+    what = (
+        f"documents of up to {job.model.max_length:,} tokens" if job.is_text else f"images of {about}{side} px a side"
+    )
     names = data.label_names or []
     number = "any" if data.problem_type == "multi_label_classification" else "one"
     answer = (
@@ -75,6 +80,21 @@ def _describe_transfer(run: dict) -> str:
     )
 
 
+def describe_cut(job: FinetuneJob, model: PreTrainedModel) -> str:
+    """Return a sentence on documents that are longer than those of the run, for the saved model's pipeline too."""
+    longest = f"{job.model.max_length:,}"
+    if model.config.position_embedding_type == "absolute":
+        return f"Tokens after the first {longest} of a document are cut off, by the saved tokenizer as well."
+    return f"It was trained and scored on the first {longest} tokens of a document; a pipeline reads all of them."
+
+
+def describe_shape(job: FinetuneJob, side: int | None) -> str:
+    """Return what images are resized to, the beginning of a sentence."""
+    if job.model.square:
+        return f"Images are resized to {side} x {side} px, whatever their shape"
+    return f"Images are resized to whole patches in their own shape, at most as many as {side} x {side} px have"
+
+
 def describe_base_model(source: CheckpointSource | None, base_model: str | None) -> tuple[str, str]:
     """Return Hub name and revision of what a run started from; None is fresh weights.
 
@@ -93,10 +113,9 @@ def describe_limits(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> lis
     scored = {name: fitted.scores[name] for name in SCORE_NAMES if name in fitted.scores}
     limits += describe_intervals(scored, num_examples, data.problem_type)
     if job.is_text:
-        limits.append(f"Tokens after the first {job.model.max_length:,} of a document are cut off.")
+        limits.append(describe_cut(job, fitted.model))
     else:
-        side = fitted.image_size
-        limits.append(f"Images are resized to {side} x {side} px, whatever their shape.")
+        limits.append(f"{describe_shape(job, fitted.image_size)}.")
     limits.append("The same model with softmax attention was not trained for comparison.")
     limits.append("It was tested neither on other data nor for bias, and it answers unlike input too.")
     return limits

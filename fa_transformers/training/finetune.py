@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 
 from ..checks import check_run
 from ..conversion.convert import load_factorized
+from ..conversion.image_processors import fit_image_processor, native_side
 from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
@@ -24,7 +25,7 @@ from ..hub.push import push
 from ..lora import require_peft
 from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
-from ..models import FAViTConfig, FAViTForImageClassification
+from ..models import FAViTConfig, FAViTForImageClassification, FAViTImageProcessor
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
 from ..prediction.lengths import score_at_lengths
@@ -33,7 +34,7 @@ from ..redaction import redact
 from .adapters import add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
-from .card_facts import build_facts
+from .card_facts import build_facts, describe_cut, describe_shape
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from .data_digests import digest_data, digest_once
 from .job import FinetuneJob, FinetuneResult, Fitted
@@ -209,8 +210,8 @@ def _fit_at_low_resolution(
 class Built:
     """A model to train, its processor, and what follows from the two.
 
-    `num_tokens`: the longest document in tokens, or the patches of an image; `source`: the checkpoint, None where all
-    weights are new; `mixers_are_new`: the checkpoint is a stock one, which has no weights for them.
+    `num_tokens`: the longest document in tokens, or the patches of a square image; `source`: the checkpoint, None where
+    all weights are new; `mixers_are_new`: the checkpoint is a stock one, which has no weights for them.
     """
 
     model: PreTrainedModel
@@ -229,15 +230,11 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
     options = job.model
     overrides = redact(data.config_fields) | options.config_fields
     if source is None:
-        from transformers import ViTImageProcessor  # only here, as it warns that torchvision is missing
-
         if options.image_size is None:
             raise ValueError("--model_name_or_path none needs an --image_size: no processor says one.")
-        size = {"height": options.image_size, "width": options.image_size}
         config = FAViTConfig(**SMALL_FAVIT | {"image_size": options.image_size} | overrides)
-        processor = ViTImageProcessor(size=size, **data.image_statistics)
-        num_patches = count_patches(options.image_size, config)
-        return Built(FAViTForImageClassification(config), processor, num_patches, options.image_size)
+        processor = FAViTImageProcessor(resample=2, **data.image_statistics)  # bilinear, as a new ViT has it
+        return _with_images(FAViTForImageClassification(config), processor, options)
     is_stock = not isinstance(source.config, FactorizedConfig)
     if job.is_text:
         if is_stock and "classifier_pooling" not in overrides and (pooling := read_pooling_of(source)):
@@ -248,10 +245,8 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
         tokenizer.model_max_length = length
         return Built(model, tokenizer, length, None, source, is_stock)
     model = load_factorized(source, "AutoModelForImageClassification", **overrides)
-    side = options.image_size or native_side(AutoImageProcessor.from_pretrained(source.model_folder))
-    size = {"height": side, "width": side}
-    processor = AutoImageProcessor.from_pretrained(source.model_folder, size=size, do_center_crop=False)
-    return Built(model, processor, count_patches(side, model.config), side, source, is_stock)
+    processor = AutoImageProcessor.from_pretrained(source.model_folder)
+    return replace(_with_images(model, processor, options), source=source, mixers_are_new=is_stock)
 
 
 def read_pooling_of(source: CheckpointSource) -> str | None:
@@ -264,17 +259,11 @@ def read_pooling_of(source: CheckpointSource) -> str | None:
     return None if has_classifier or source.folder is None else read_pooling(source.folder)
 
 
-def native_side(processor: BaseImageProcessor) -> int:
-    """The side in pixels of the square images that an image processor makes.
-
-    Raises:
-        ValueError: they are not square.
-    """
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    sides = {side for name in ("height", "width", "shortest_edge") if (side := getattr(size, name, None))}
-    if len(sides) != 1:
-        raise ValueError(f"--image_size: the checkpoint's processor says {size}, no square; say which side to use.")
-    return sides.pop()
+def _with_images(model: PreTrainedModel, processor: BaseImageProcessor, options: ModelOptions) -> Built:
+    """The model with the image processor that the options ask for, made of the checkpoint's."""
+    side = options.image_size or native_side(processor)
+    fitted = fit_image_processor(processor, model.config, side, square=options.square)
+    return Built(model, fitted, count_patches(side, model.config), side)
 
 
 def fit(
@@ -305,7 +294,7 @@ def fit(
     with accelerator.main_process_first():
         examples, collate = build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, loop)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
-    _announce(job, model, sampler, accelerator, data)
+    _announce(job, built, sampler, accelerator, data)
     steps = plan_steps(loop, sampler, output_dir)
     head_rate = loop.head_learning_rate or loop.learning_rate * (1 if built.source is None else 10)
     mixers_are_new = built.mixers_are_new and not recovery.steps
@@ -354,11 +343,17 @@ def _score(
     return scores, scored, unlabelled
 
 
+def describe_sizes(job: FinetuneJob, built: Built) -> str:
+    """Return a sentence on how much of an example is read, here and by the saved model."""
+    return describe_cut(job, built.model) if job.is_text else f"{describe_shape(job, built.image_size)}."
+
+
 def _announce(
-    job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator, data: LabelledData
+    job: FinetuneJob, built: Built, sampler: BatchSource, accelerator: Accelerator, data: LabelledData
 ) -> None:
-    """Print the labels of each split, the sizes of the run and the memory that its largest batch may take."""
-    accelerator.print(f"{describe_labels(data)}\n")
+    """Print the labels of each split, what is read of an example, the sizes of the run and the memory it may take."""
+    model = built.model
+    accelerator.print(f"{describe_labels(data)}\n\n{describe_sizes(job, built)}")
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "

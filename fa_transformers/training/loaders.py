@@ -49,6 +49,7 @@ def build_loaders(
             num_processes=replicas,
             short_epochs=loop.short_epochs if is_train else 0,
             short_length=loop.short_length,
+            kinds=getattr(part, "kinds", None),
         )
         loader = make_loader(part, sampler, collate, num_workers)
         loaders[split] = _prepare(loop, loader, replicas, accelerator)

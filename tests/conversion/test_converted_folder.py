@@ -163,6 +163,29 @@ def test_sentence_transformers_loads_the_folder_and_pools_as_the_source_did(
     torch.testing.assert_close(found, torch.nn.functional.normalize(mean), rtol=0.0, atol=2.0**-18)
 
 
+def test_a_saved_sentence_model_keeps_its_length(small_sentence_model, tmp_path):
+    folder = tmp_path / "converted"
+    conversion = convert_checkpoint(small_sentence_model, output_dir=folder, max_length=200, positions="periodic")
+    assert conversion.model.config.position_table_size == 64 and conversion.processor.model_max_length == 200
+    first = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    first.save(str(tmp_path / "saved"))
+    second = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    text = "And one of more words than the table has rows. " * 30
+    assert first.max_seq_length == second.max_seq_length == 200
+    assert (first.encode(text) == second.encode(text)).all()
+
+
+@pytest.mark.slow
+def test_a_saved_minilm_reads_4096_tokens(minilm, tmp_path):
+    convert_checkpoint(minilm, output_dir=tmp_path / "fa", max_length=4096, positions="periodic")
+    first = SentenceTransformer(str(tmp_path / "fa"), trust_remote_code=True, device="cpu")
+    first.save(str(tmp_path / "saved"))
+    second = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+    text = "The tenant pays the rent. " * 200 + "Whales dive under the ice. " * 200
+    assert first.max_seq_length == second.max_seq_length == 4096
+    assert first.similarity(first.encode(text), second.encode(text)).item() == pytest.approx(1.0, abs=2.0**-20)
+
+
 def test_an_encoder_in_a_subfolder_of_an_old_sentence_model_moves_to_the_root(small_sentence_model, tmp_path):
     old = tmp_path / "old" / "0_Transformer"
     old.mkdir(parents=True)
@@ -187,7 +210,11 @@ def test_an_image_model_and_its_processor_are_written_at_the_new_size(tmp_path):
     folder = tmp_path / "converted"
     conversion = convert_checkpoint(tmp_path / "vit", output_dir=folder, image_size=64, key_feature_size=40)
     image = np.zeros((20, 30, 3), dtype=np.uint8)
-    assert conversion.processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    patch = stock.config.patch_size
+    sides = conversion.processor(image, return_tensors="pt")["pixel_values"].shape[2:]
+    assert sides[0] < sides[1] and sides[0] * sides[1] <= 64 * 64 and not any(side % patch for side in sides)
+    squashed = convert_checkpoint(tmp_path / "vit", image_size=64, square=True, key_feature_size=40)
+    assert squashed.processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
     assert json.loads((folder / "config.json").read_text())["image_size"] == 64
     assert json.loads((folder / "self_test.json").read_text())["processor_class"] == "AutoImageProcessor"
 

@@ -262,7 +262,8 @@ def remote(tmp_path_factory):
         reads_images = model_class.main_input_name == "pixel_values"
         model, processor = make_model(config_class, model_class), image_processor if reads_images else tokenizer
         if config_class in IMAGE_PROCESSORS:
-            processor = IMAGE_PROCESSORS[config_class]()
+            sizes = {"image_size": 32, "patch_size": 8} if config_class.model_type == "fa_vit" else {}
+            processor = IMAGE_PROCESSORS[config_class](**sizes)
         elif "ForObjectDetection" in name or "Detr" in name:
             processor = detr_processor
         model.save_pretrained(folder / name)

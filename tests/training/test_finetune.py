@@ -142,7 +142,10 @@ def test_a_file_becomes_a_folder_that_a_pipeline_loads(kind, ending, score, tmp_
     assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 32
     lines = output.splitlines()[-3:]
     assert lines[0] == "from transformers import pipeline" and str(out) in lines[1] and "print(classify(" in lines[2]
-    code = "\n".join([*lines, f"print(classify({' '.join(['red'] * 60)!r}, truncation=True))"])
+    text = repr(" ".join(["red"] * 60))
+    code = "\n".join(
+        [*lines, f"assert classify({text}) == classify({text}, truncation=True)", f"print(classify({text}))"]
+    )
     # In a folder of its own, so that the package can't be imported from there.
     environment = ENVIRONMENT | {"PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     ran = subprocess.run(
@@ -302,7 +305,7 @@ def test_a_stock_vit_checkpoint_is_fine_tuned_at_a_larger_size(tmp_path):
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(stock)
     run(*image_flags(tmp_path), "--model_name_or_path", stock, "--max_steps", 2)
     saved = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
-    assert saved["size"] == {"height": 32, "width": 32}
+    assert saved["image_processor_type"] == "FAViTImageProcessor" and saved["image_size"] == 32
 
 
 @pytest.mark.slow
@@ -470,6 +473,7 @@ def test_mixed_precision_checkpointing_and_a_named_schedule_run(tmp_path, tiny_b
         ),
         (["--packing", "--max_tokens_per_batch", "0"], "--packing is for text and needs a --max_tokens_per_batch"),
         (["--packing", "--task", "image-classification"], "--packing is for text"),
+        (["--square"], "--square is for images; leave it out"),
         (["--streaming"], "--streaming is for text from --train_file or --dataset_name"),
         (["--streaming", "--train_file", "a.csv"], "--streaming needs a --validation_file"),
         (["--streaming", "--dataset_name", "a"], "--streaming needs --max_steps"),

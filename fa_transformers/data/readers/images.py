@@ -1,5 +1,6 @@
 """A user's own images: a folder, a loaded data set or rows in Python, checked, and brought to what a model wants."""
 
+import io
 import logging
 import struct
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
 from .files import DEFAULTS, OPTIONAL_ROLES, class_names_of, fill, group_of, list_of, splits_to_read
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 LARGEST_16_BIT = 65535
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations of pictures that lie on their side."""
 
 
 def load_image_folder(folder: str | Path, options: ReadingOptions = DEFAULTS) -> LabelledSplits:
@@ -249,6 +252,22 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     for start in range(0, len(values), 64):
         result[start : start + 64] = scaled[values[start : start + 64]]
     return result
+
+
+def read_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
+    """Return the (height, width) of each image in the column "image", upright; only the heads of files are read."""
+    sizes = []
+    for index, row in enumerate(images.cast_column("image", datasets.Image(decode=False))):
+        stored = row["image"]
+        if stored["bytes"] is None and not Path(stored["path"]).is_file():  # an address, which datasets opens
+            width, height = images[index]["image"].size
+        else:
+            with Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as image:
+                width, height = image.size
+                if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+                    width, height = height, width
+        sizes.append((height, width))
+    return sizes
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -1,0 +1,68 @@
+"""Pictures as the image processors take them: of any kind, brought to RGB of 8 bits, resized, and made to tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from PIL import Image, ImageOps
+except ImportError:  # the image processors say so when they are made
+    Image = None  # type: ignore[assignment]
+
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of pictures with more than 8 bits, which its conversion to RGB cuts at 255."""
+
+
+def to_picture(image: Any) -> Any:
+    """Return an image as an upright Pillow picture in RGB; ValueError if it can't be one without loss."""
+    if isinstance(image, Image.Image):
+        if image.mode in DEEP_MODES:
+            raise ValueError(
+                f"An image of mode {image.mode!r} has more than 8 bits a value: scale it to 0 to 255 and convert it "
+                "first."
+            )
+        return ImageOps.exif_transpose(image).convert("RGB")
+    values = torch.as_tensor(image) if not isinstance(image, (str, bytes)) else None
+    if values is None or values.dtype != torch.uint8 or values.dim() not in (2, 3):
+        raise ValueError(
+            "An image must be a Pillow image or an array uint8 [height, width], [height, width, 3] or [3, height, "
+            f"width], got {type(image).__name__}"
+            + ("." if values is None else f" {values.dtype} {tuple(values.shape)}.")
+        )
+    if values.dim() == 2:
+        values = values[:, :, None].expand(-1, -1, 3)
+    elif values.shape[2] != 3 and values.shape[0] == 3:
+        values = values.permute(1, 2, 0)
+    height, width, channels = values.shape
+    if channels != 3 or not height or not width:
+        raise ValueError(f"An image must have 3 channels and pixels, got {tuple(values.shape)}.")
+    return Image.frombytes("RGB", (width, height), values.contiguous().cpu().numpy().tobytes())
+
+
+def to_values(
+    picture: Any,
+    size: tuple[int, int],
+    resample: int,
+    scale: float | None,
+    mean: Any = None,
+    std: Any = None,
+) -> Tensor:
+    """Resize a picture to (height, width), and return its values, rescaled and normalised: float32 [3, height, width].
+
+    Args:
+        resample: Pillow's number of the filter.
+        scale: factor of the values from 0 to 255; None leaves them.
+        mean, std: of each channel, after the factor; None leaves the values.
+    """
+    height, width = size
+    if (picture.height, picture.width) != size:
+        picture = picture.resize((width, height), resample=Image.Resampling(resample))
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
+    values = values.permute(2, 0, 1).float()
+    if scale is not None:
+        values = values * scale
+    if mean is not None:
+        middle, deviation = (torch.tensor(channels)[:, None, None] for channels in (mean, std))
+        values = (values - middle) / deviation
+    return values
