@@ -39,6 +39,9 @@ _DTYPES = (
     "float8_e4m3fn",
     "float8_e5m2",
 )
+# What an `attn_implementation` may be. The last one names what layers that aren't softmax do anyway, so that it can be
+# set for stock models and for ours alike; the others say how `softmax_layers` run.
+ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa", "factorized")
 _OBJECTS = ("id2label", "label2id", "auto_map", "task_specific_params", "quantization_config")
 
 
@@ -67,6 +70,19 @@ class CheckedConfig:
                 auto_class: reference.split("--")[-1] for auto_class, reference in config_dict["auto_map"].items()
             }
         return config_dict
+
+    @property
+    def _attn_implementation(self):
+        return super()._attn_implementation  # type: ignore[misc]
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value):
+        # Refused here and not by the model, which meets it only after it was set: it would stay in the configuration.
+        chosen = _check_implementations(value)
+        if chosen != "factorized":
+            PretrainedConfig._attn_implementation.fset(self, chosen)
+        elif not hasattr(self, "_attn_implementation_internal"):
+            PretrainedConfig._attn_implementation.fset(self, None)
 
     def check_fields(self):
         """Raise ValueError, naming the field, if a value cannot be used."""
@@ -317,6 +333,19 @@ def check_content(fields):
         wanted = None if value is None else _wanted(name, value)
         if wanted:
             raise ValueError(f"`{name}` must be {wanted}, got {value!r:.80}.")
+
+
+def _check_implementations(value):
+    """Return an `attn_implementation`, of a mapping of parts without those that change nothing; or raise ValueError."""
+    if isinstance(value, dict):
+        checked = {part: _check_implementations(own) for part, own in value.items()}
+        return {part: own for part, own in checked.items() if own != "factorized"}
+    if value not in ATTENTION_IMPLEMENTATIONS:
+        raise ValueError(
+            f"`attn_implementation` must be None, 'eager' or 'sdpa', got {value!r}. It says how `softmax_layers` run; "
+            "all other layers are factorized whatever it says, and 'factorized' changes nothing."
+        )
+    return value
 
 
 def _wanted(name, value):
