@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 
+from ..data.tokenizing import check_tokenizer
 from ..hub.publish import check_target
 from ..models import ARCHITECTURES
 from ..models.configuration_fa import FactorizedConfig
@@ -171,7 +172,7 @@ def convert_checkpoint(
         options = {} if size is None else {"size": size, "do_center_crop": False}
         processor = load_processor(source, model.main_input_name, **options)
     if isinstance(processor, PreTrainedTokenizerBase):
-        _fit_tokenizer(processor, model.config, max_length)
+        _fit_tokenizer(processor, model.config, max_length, source.name)
     folder = None
     if output_dir is not None:
         options = {"max_length": max_length, "positions": positions, "image_size": image_size, "auto_class": auto_class}
@@ -448,13 +449,11 @@ def _processor_size(image_size: int | tuple[int, int] | None) -> dict[str, int] 
     return {"height": height, "width": width}
 
 
-def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None) -> None:
+def _fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None, source: str
+) -> None:
     """Set how many tokens a tokenizer keeps; ValueError if it has tokens that the vocabulary lacks."""
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the checkpoint's table {config.vocab_size}: they don't belong "
-            "together, or the table was to be resized first, by model.resize_token_embeddings(len(tokenizer))."
-        )
+    check_tokenizer(tokenizer, config, source, packing=True)  # who pads later may name the token then
     if max_length is not None:
         tokenizer.model_max_length = max_length
     elif config.position_embedding_type == "absolute":

@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, Pr
 from ..conversion.convert import Conversion, convert_checkpoint
 from ..conversion.source import CheckpointSource, read_source
 from ..conversion.stock_checkpoints import find_auto_class, find_family, translate_fields
+from ..data.tokenizing import check_tokenizer
 from ..models.configuration_fa import FactorizedConfig, FactorizedFields
 from .recipes import STUDENT_FIELDS, Task
 
@@ -57,7 +58,11 @@ def build_student(
         conversion = convert_checkpoint(source, auto_class=auto_class, **options)
     student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if task == "text":
-        return student, auto_class, conversion.processor or AutoTokenizer.from_pretrained(source.model_folder)
+        tokenizer = conversion.processor
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+        check_tokenizer(tokenizer, student.config, source.name)
+        return student, auto_class, tokenizer
     size = {"size": {"height": image_size, "width": image_size}, "do_center_crop": False} if image_size else {}
     processor = AutoImageProcessor.from_pretrained(source.model_folder, **size)
     return student, auto_class, processor

@@ -93,8 +93,8 @@ def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...]) -> Tensor 
     return as_bool_mask("attention_mask", attention_mask)
 
 
-def as_bool_mask(name: str, mask: Tensor | None) -> Tensor | None:
-    """Return a mask of any shape as bool, True where it isn't 0; None stays None.
+def as_bool_mask(name: str, mask: Tensor) -> Tensor:
+    """Return a mask of any shape as bool, True where it isn't 0.
 
     A floating-point mask must hold zeros and ones alone: another number may be a weight, or a score to add, to which 0
     is real. It is looked at once, which a GPU waits for, and not in graphs nor on the meta device; bool and integer
@@ -103,8 +103,6 @@ def as_bool_mask(name: str, mask: Tensor | None) -> Tensor | None:
     Raises:
         ValueError: a floating-point mask holds another number; the message names the argument and what to pass.
     """
-    if mask is None:
-        return None
     if mask.is_complex():
         raise ValueError(f"`{name}` must be bool, integer or floating-point zeros and ones, got {mask.dtype}.")
     if mask.is_floating_point() and not is_tracing() and not mask.is_meta:

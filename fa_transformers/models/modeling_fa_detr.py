@@ -146,7 +146,7 @@ class FADetrEncoder(nn.Module):
         num_places = inputs_embeds.shape[1]
         if grid is None or prod(grid) != num_places:  # features given by the caller: stock DETR takes them for a square
             grid = (isqrt(num_places), num_places // max(1, isqrt(num_places)))
-        layout = Layout(as_bool_mask("attention_mask", attention_mask), grid)
+        layout = Layout(None if attention_mask is None else as_bool_mask("attention_mask", attention_mask), grid)
         hidden_states = F.dropout(inputs_embeds, p=self.config.dropout, training=self.training)
         all_states = [hidden_states]
         for layer in self.layers:
@@ -206,7 +206,9 @@ class FADetrModel(FADetrWeights, DetrModel):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
         """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
-        return super().forward(pixel_values.to(self.dtype), as_bool_mask("pixel_mask", pixel_mask), **kwargs)
+        if pixel_mask is not None:
+            pixel_mask = as_bool_mask("pixel_mask", pixel_mask)
+        return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 
 class FADetrForObjectDetection(FADetrWeights, DetrForObjectDetection):
@@ -235,7 +237,9 @@ class FAConditionalDetrModel(FADetrWeights, ConditionalDetrModel):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
         """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
-        return super().forward(pixel_values.to(self.dtype), as_bool_mask("pixel_mask", pixel_mask), **kwargs)
+        if pixel_mask is not None:
+            pixel_mask = as_bool_mask("pixel_mask", pixel_mask)
+        return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 
 class FAConditionalDetrForObjectDetection(FADetrWeights, ConditionalDetrForObjectDetection):

@@ -48,9 +48,9 @@ class TrainingState:
     the first run's `num_processes` and `gradient_accumulation_steps` among them.
 
     `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
-    one, finished batches of all processes together. `tokens` are real tokens over all processes, `seconds` the time
-    spent on them, `data_wait_seconds` the part of it in which this process waited for its next batch.
-    `mean_loss` is a running mean over about the last 20 batches of the main process.
+    one, finished batches of all processes together, of `epoch_batches` (None where it has no end). `tokens` are real
+    tokens over all processes, `seconds` the time spent on them, `data_wait_seconds` the part of it in which this
+    process waited for its next batch. `mean_loss` is a running mean over about the last 20 batches of the main process.
     """
 
     settings: dict
@@ -58,6 +58,7 @@ class TrainingState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    epoch_batches: int | None = None
     tokens: int = 0
     seconds: float = 0.0
     data_wait_seconds: float = 0.0
@@ -67,6 +68,11 @@ class TrainingState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     stopped_early: bool = False
+
+    @property
+    def epochs(self) -> float:
+        """Epochs, with the finished part of the current one."""
+        return self.epoch + (self.batch / self.epoch_batches if self.epoch_batches else 0.0)
 
     @property
     def data_wait_share(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from ..checks import check_run
 from ..conversion.convert import load_factorized
@@ -18,6 +18,7 @@ from ..conversion.source import CheckpointSource, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
+from ..data.tokenizing import load_tokenizer
 from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..hub.push import push
@@ -27,6 +28,7 @@ from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
 from ..redaction import redact
+from ..tables import counted
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts
@@ -37,11 +39,13 @@ from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .predictions import Predictions
+from .progress import describe_peak
 from .recipes import Task, recipe_of
 from .report import describe_labels, describe_run, draw_report, summarise, write_predictions, write_report
 from .scoring import evaluate, predict
 from .setup import (
     count_replicas,
+    describe_processes,
     gather_model,
     make_accelerator,
     share_sequences,
@@ -208,7 +212,7 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
     if job.is_text:
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
-        tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+        tokenizer = load_tokenizer(source.model_folder, model.config, packing=job.loop.packing)
         tokenizer.model_max_length = length
         return Built(model, tokenizer, length, None, source, is_stock)
     model = load_factorized(source, "AutoModelForImageClassification", **overrides)
@@ -299,8 +303,7 @@ def _announce(
     accelerator.print(f"{describe_labels(data)}\n")
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
-        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
-        f"{sampler.extent}"
+        f"{describe_processes(accelerator, job.loop.num_threads)}; {sampler.extent}"
     )
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
@@ -312,5 +315,5 @@ def _announce(
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
-    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
+    batch = counted(num_examples * longest, "token")
+    accelerator.print(f"{describe_peak(estimate, accelerator.device)}; the largest batch has {batch}")

@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fa_transformers  # noqa: F401 - registers the FA models
 from fa_transformers.commands.flags import script_parser
+from fa_transformers.cores import choose_threads
 from fa_transformers.data.sets.license_documents import load_license_documents
-from fa_transformers.files import count_cores
 from fa_transformers.hub.timing import measure_speed
 
 
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Path, list[int]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     folder, lengths = parse(argv)
-    torch.set_num_threads(count_cores())
+    torch.set_num_threads(choose_threads().count)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     test = load_license_documents()["test"]
