@@ -37,9 +37,11 @@ from fa_transformers.models import (
     FABertForQuestionAnswering,
     FABertForTokenClassification,
     FABertModel,
+    FADetrConfig,
     FAViTConfig,
     FAViTForMaskedImageModeling,
     FAViTModel,
+    configuration_fa,
 )
 
 COUNTS = (0, -1, 1.5, "2", None, True)
@@ -211,6 +213,25 @@ def test_other_attention_implementations_are_refused_everywhere_without_a_trace(
     assert model.config._attn_implementation == "sdpa"
     assert type(AutoModel.from_config(config)) is base_class
     assert estimate_memory(config, 8).total > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("local_windw", "local_window"), ("key_feature_sizes", "key_feature_size"), ("softmax_layer", "softmax_layers")],
+)
+def test_a_field_that_is_nearly_one_of_ours_is_a_warning_that_names_it(field, meant, caplog, monkeypatch):
+    for config_class in (FABertConfig, FAViTConfig, FADetrConfig):
+        caplog.clear()
+        monkeypatch.setattr(configuration_fa.logger, "propagate", True)
+        config_class(**{field: 4})
+        assert f"`{field}` is no field" in caplog.text and f"did you mean `{meant}`" in caplog.text
+
+
+def test_fields_of_stock_configurations_are_no_warning(caplog, monkeypatch):
+    monkeypatch.setattr(configuration_fa.logger, "propagate", True)
+    fields = ("focal_windows", "feature_size", "last_kernel_size", "sliding_window", "classifier_dropout", "use_cache")
+    FABertConfig(**dict.fromkeys(fields, 1), **BertConfig().to_dict())
+    assert "did you mean" not in caplog.text
 
 
 @every_config
