@@ -316,4 +316,5 @@ def _announce(
         device_type=accelerator.device.type,
     )
     batch = counted(num_examples * longest, "token")
-    accelerator.print(f"{describe_peak(estimate, accelerator.device)}; the largest batch has {batch}")
+    peak = describe_peak(estimate, accelerator.device, returns_freed=job.model.gradient_checkpointing)
+    accelerator.print(f"{peak}; the largest batch has {batch}")

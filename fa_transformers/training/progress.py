@@ -100,20 +100,23 @@ def resident_memory() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def describe_peak(estimate: MemoryEstimate, device: torch.device) -> str:
+def describe_peak(estimate: MemoryEstimate, device: torch.device, returns_freed: bool) -> str:
     """Return a sentence on the peak that training will reach, of what `peak_memory` measures and the bar shows.
 
     Off CUDA devices that is the process: Python, its libraries and the data too, and the weights, which it holds at the
-    call.
+    call. Unless it `returns_freed` memory (see `return_freed_memory`), the C library keeps some of it, up to the size
+    of the activations: the peak then has an upper end, too.
     """
     resident = resident_memory()
     if device.type == "cuda" or resident is None:
         return f"estimated peak memory of tensors: {estimate}"
-    peak = max(resident + estimate.growth, peak_memory(device) or 0)
+    least = max(resident + estimate.growth, peak_memory(device) or 0)
+    most = max(least, resident + estimate.growth + (0 if returns_freed else estimate.activations))
+    ends = dict.fromkeys((format_bytes(least), format_bytes(most)))
     needed = f"optimizer {format_bytes(estimate.optimizer)}, " if estimate.optimizer else ""
     needed += f"gradients {format_bytes(estimate.gradients)} or activations {format_bytes(estimate.activations)}"
     return (
-        f"estimated peak memory of each process: {format_bytes(peak)}, of which it takes {format_bytes(resident)} now "
+        f"estimated peak memory of each process: {' to '.join(ends)}, of which it takes {format_bytes(resident)} now "
         f"with libraries, data and weights, and training takes {format_bytes(estimate.growth)} ({needed})"
     )
 

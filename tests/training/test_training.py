@@ -363,17 +363,21 @@ def test_epochs_count_the_finished_part_of_one(epoch, batch, length, epochs):
 
 
 def test_the_estimated_peak_is_of_what_the_bar_shows(monkeypatch):
-    estimate = MemoryEstimate(weights=2**20, gradients=2**20, optimizer=2**21, activations=5 * 2**20)
+    estimate = MemoryEstimate(weights=2**20, gradients=2**20, optimizer=2**21, activations=50 * 2**20)
     monkeypatch.setattr(progress, "resident_memory", lambda: 2**29)
     monkeypatch.setattr(progress, "peak_memory", lambda device: 2**28)
-    cpu, cuda = (progress.describe_peak(estimate, torch.device(name)) for name in ("cpu", "cuda"))
-    assert cpu.startswith("estimated peak memory of each process: 0.51 GiB, of which it takes 0.50 GiB now")
-    assert "training takes 7.0 MiB (optimizer 2.0 MiB, gradients 1.0 MiB or activations 5.0 MiB)" in cpu
-    assert cuda == "estimated peak memory of tensors: 8.0 MiB (weights 1.0 MiB, optimizer 2.0 MiB, activations 5.0 MiB)"
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    ends = {
+        returns_freed: progress.describe_peak(estimate, cpu, returns_freed).partition(", of which ")
+        for returns_freed in (True, False)
+    }
+    assert ends[True][0] == "estimated peak memory of each process: 0.55 GiB"
+    assert ends[False][0] == "estimated peak memory of each process: 0.55 GiB to 0.60 GiB"
+    rest = "optimizer 2.0 MiB, gradients 1.0 MiB or activations 50.0 MiB)"
+    assert ends[True][2] == ends[False][2] and ends[True][2].endswith(rest)
+    assert progress.describe_peak(estimate, cuda, False) == f"estimated peak memory of tensors: {estimate}"
     monkeypatch.setattr(progress, "peak_memory", lambda device: 2**30)  # of reading the data, long ago
-    assert progress.describe_peak(estimate, torch.device("cpu")).startswith(
-        "estimated peak memory of each process: 1.00"
-    )
+    assert "of each process: 1.00 GiB, of which it takes 0.50 GiB now" in progress.describe_peak(estimate, cpu, False)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
