@@ -350,8 +350,9 @@ def _run_probe(
     probe = copy.deepcopy(model, shared).eval()
     for module in probe.modules():
         # Every module's and not only every model's: a decoder may hold a changed copy of the config (ViTMAE).
-        if isinstance(getattr(module, "config", None), PretrainedConfig):
-            module.config._attn_implementation = implementation
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig) and not str(config.model_type).startswith("fa_"):
+            config._attn_implementation = implementation
     names = {id(module): name for name, module in probe.named_modules()}
     entered: set[str] = set()
     for name, layer in _attention_layers(probe).items():

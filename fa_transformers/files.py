@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their checksums, and the CPU cores that this process may use."""
+"""Files that appear whole or not at all, and their checksums."""
 
 import hashlib
 import json
@@ -90,8 +90,3 @@ def sha256_of(path: str | os.PathLike) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits; the file is read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def count_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,11 +28,17 @@ WINDOW_HELD = 10.0
 """Hidden widths per token that the window branch holds at a time when nothing is kept."""
 
 
+def format_bytes(size: float) -> str:
+    """Return a size with its unit: "1.25 GiB", or below 0.1 GiB "3.4 MiB"."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Peak memory in bytes by purpose, without the program itself, which takes some 0.5 GiB on a CPU.
 
-    Gradients fill up while activations are freed, so the peak has the larger one of the two.
+    On a CUDA device it is what tensors take, `torch.cuda.max_memory_allocated`. Gradients fill up while activations are
+    freed, so the peak has the larger one of the two.
     """
 
     weights: int
@@ -44,10 +50,15 @@ class MemoryEstimate:
     def total(self) -> int:
         return self.weights + self.optimizer + max(self.gradients, self.activations)
 
+    @property
+    def growth(self) -> int:
+        """The bytes that come to those of the weights: what a process that holds the model will take beyond."""
+        return self.total - self.weights
+
     def __str__(self) -> str:
         parts = {"weights": self.weights, "optimizer": self.optimizer, "activations": self.activations}
-        listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
-        return f"{self.total / 2**30:.2f} GiB ({listed})"
+        listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        return f"{format_bytes(self.total)} ({listed})"
 
 
 @dataclass(frozen=True)

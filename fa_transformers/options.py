@@ -280,7 +280,9 @@ class LoopOptions(OptionGroup):
     )
     use_cpu: bool = option(False, "train on the CPU even if there is a GPU", group="device", common=True)
     num_threads: int = option(
-        UNSET, "CPU threads of each process; 0 = all cores, shared by the processes", group="device"
+        UNSET,
+        "CPU threads of each process; 0 = OMP_NUM_THREADS, or else the usable cores, shared by the processes",
+        group="device",
     )
     ddp_timeout: int = option(1800, "seconds that processes wait for a silent one before they stop", group="device")
     sequence_parallel_size: int = option(

@@ -45,6 +45,17 @@ def format_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
+def counted(number: int, noun: str, singular: str = "", plural: str = "") -> str:
+    """Return a number and its noun, such as "1 process" and "2,000 processes", and what follows either.
+
+    The plural takes -es after a hiss. With `singular` and `plural`: "1 row is", "2 rows are".
+    """
+    if number == 1:
+        return f"1 {noun} {singular}".rstrip()
+    nouns = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number:,} {nouns} {plural}".rstrip()
+
+
 def harmless_cell(text: str) -> str:
     """Return text that no spreadsheet takes for a formula: with an apostrophe before it where it might.
 

@@ -27,9 +27,10 @@ from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.packaged import resolve_checkpoint
+from fa_transformers.cores import choose_threads
 from fa_transformers.data.sets.license_documents import load_license_documents
-from fa_transformers.files import count_cores
 from fa_transformers.options import OptionGroup, option
+from fa_transformers.tables import counted
 
 BERT_BASE, MINILM, VIT_SMALL = "bert-base", "minilm", "vit-small"
 VIT_SMALL_SIZES = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
@@ -47,7 +48,7 @@ class EncodeOptions(OptionGroup):
     chunk_size: int = option(8192, "tokens worked on at a time", group="encode", common=True)
     local_window: int = option(0, "reach of the softmax over neighbours; 0 = off", group="encode", common=True)
     local_kernel_size: int = option(0, "width of the convolution over V; 0 = off", group="encode", common=True)
-    num_threads: int = option(count_cores(), "CPU threads", group="encode", common=True)
+    num_threads: int = option(choose_threads().count, "CPU threads", group="encode", common=True)
 
 
 def parse(argv: Sequence[str] | None = None) -> EncodeOptions:
@@ -109,7 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     patch = model.config.patch_size if options.image_size else None
     num_tokens = (-(-options.image_size // patch)) ** 2 if patch else inputs.shape[1]
     num_layers = model.config.num_hidden_layers
-    print(f"{name}: {num_tokens:,} tokens through {num_layers} layers; {before:.2f} GiB before", flush=True)
+    print(
+        f"{name}: {counted(num_tokens, 'token')} through {counted(num_layers, 'layer')}; {before:.2f} GiB before",
+        flush=True,
+    )
     with tqdm(total=num_layers * num_tokens, unit=" tokens", unit_scale=True, desc="all layers") as progress:
 
         def note(part, arguments, chunk) -> None:

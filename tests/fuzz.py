@@ -63,7 +63,7 @@ DEFAULTS: Case = {
     "sides": [0.0, 0.0],  # share of a document's padding that stands on its left
     "padding": 0,  # more tokens of padding
     "image": [24, 16],  # height and width in pixels
-    "holes": 0.0,  # share of patches that are masked
+    "holes": 0.0,  # share of patches, or of tokens inside documents, that are masked
     "chunk_size": 4,
     "saves": False,
 }
@@ -124,6 +124,7 @@ def draw(seed: int, index: int) -> Case:
             choose(EDGES) if chance.random() < 0.4 else chance.randint(1, 40) for _ in range(choose([1, 2, 3]))
         ],
         "padding": choose([0, 1, 6, 20]),
+        "holes": choose([0.0, 0.0, 0.1, 0.6]),
         "chunk_size": choose([1, 3, 7, 16, 33, 1000]),
         "saves": chance.random() < 0.15,
     }
@@ -134,7 +135,6 @@ def draw(seed: int, index: int) -> Case:
             "layerscale_value": choose([None, 0.5]),
             "qkv_bias": choose([True, False]),
             "image": [chance.randint(1, 90), chance.randint(1, 90)],
-            "holes": choose([0.0, 0.1, 0.6]),
         }
     return {name: value for name, value in case.items() if value != DEFAULTS[name]}
 
@@ -210,6 +210,11 @@ class Subject:
         """Embeddings of each document, so that padding may hold anything, in rows with noise as padding."""
         width = self.case["hidden_size"]
         self.documents = [self.noise(1, length, width) for length in self.case["lengths"]]
+        self.marks = [
+            torch.rand(1, length, generator=self.generator) >= self.case["holes"] for length in self.case["lengths"]
+        ]
+        for marks in self.marks:
+            marks[:, [0, -1]] = True  # a hole is inside
         return self.in_rows(self.case["padding"], self.case["sides"])
 
     def in_rows(
@@ -223,7 +228,9 @@ class Subject:
         for index, (document, side) in enumerate(zip(self.documents, sides, strict=False)):
             start = int(side * (longest - document.shape[1]))
             rows[index, start : start + document.shape[1]] = document[0]
-            mask[index, start : start + document.shape[1]] = True
+            mask[index, start : start + document.shape[1]] = self.marks[index]
+            if filler is not None:
+                rows[index].masked_fill_(~mask[index, :, None], filler)
         return {"inputs_embeds": rows, "attention_mask": mask}, mask
 
     def check_text_padding(self):
@@ -236,24 +243,26 @@ class Subject:
             yield f"pooled with {name}", output["pooled"], self.expected["pooled"]
 
     def check_text_alone(self):
-        """A row of a batch equals its document alone, without a mask."""
-        for index, document in enumerate(self.documents):
-            output = self.run(inputs_embeds=document)
-            yield f"tokens of {index}", output["tokens"][0], self.expected["tokens"][index][self.real[index]]
+        """A row of a batch equals its document alone, without a mask where it has no holes."""
+        for index, (document, marks) in enumerate(zip(self.documents, self.marks, strict=True)):
+            output = self.run(inputs_embeds=document, attention_mask=None if marks.all() else marks)
+            yield f"tokens of {index}", output["tokens"][marks], self.expected["tokens"][index][self.real[index]]
             yield f"pooled of {index}", output["pooled"][0], self.expected["pooled"][index]
 
     def check_text_packed(self):
         """Packed documents equal padded ones, also where one of them holds NaN."""
         bounds = torch.tensor([0, *self.case["lengths"]]).cumsum(dim=0)
         row = torch.cat(self.documents, dim=1)
-        output = self.run(inputs_embeds=row, cu_seqlens=bounds)
-        yield "tokens", output["tokens"][0], self.expected["tokens"][self.real]
+        marks = torch.cat(self.marks, dim=1)
+        inputs = {"cu_seqlens": bounds, "attention_mask": None if marks.all() else marks}
+        output = self.run(inputs_embeds=row.masked_fill(~marks[:, :, None], math.nan), **inputs)
+        yield "tokens", output["tokens"][marks], self.expected["tokens"][self.real]
         yield "pooled", output["pooled"], self.expected["pooled"]
         if len(self.documents) > 1:
             row[:, : bounds[1]] = math.nan
-            output = self.run(inputs_embeds=row, cu_seqlens=bounds)
+            output = self.run(inputs_embeds=row, **inputs)
             others = self.expected["tokens"][1:][self.real[1:]]
-            yield "tokens beside NaN", output["tokens"][0, bounds[1] :], others
+            yield "tokens beside NaN", output["tokens"][:, bounds[1] :][marks[:, bounds[1] :]], others
 
     def check_text_ids(self):
         """Token ids with segments, padded on either side, equal the document alone."""

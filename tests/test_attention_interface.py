@@ -297,3 +297,14 @@ def test_it_trains_under_bf16_autocast_with_rotary_positions():
     ]
     assert len(gradients) == 2
     assert all(gradient.isfinite().all() and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_masks_with_holes_and_of_floating_point_ones_are_taken_as_by_stock_attention():
+    model = BertModel(BertConfig(**TEXT, attn_implementation="factorized")).eval()
+    ids, mask = torch.randint(5, 60, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, 3:5], mask[1, 6:] = 0, 0
+    expected = model(ids, attention_mask=mask).last_hidden_state[mask.bool()]
+    for given in (mask.float(), mask.double(), mask.bool()):
+        assert torch.equal(model(ids, attention_mask=given).last_hidden_state[mask.bool()], expected)
+    others = ids.where(mask.bool(), 64 - ids)
+    assert torch.equal(model(others, attention_mask=mask).last_hidden_state[mask.bool()], expected)

@@ -9,11 +9,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from fa_transformers.charts import INK, chart_style, new_figure, save_figure
-from fa_transformers.files import count_cores, sha256_of, write_bytes, write_json, write_text, written_by_rename
-from fa_transformers.tables import format_scores, format_table
+from fa_transformers.files import sha256_of, write_bytes, write_json, write_text, written_by_rename
 
 OLD, NEW = b"old " * 1000, b"new " * 100_000
 
@@ -138,38 +135,3 @@ def test_a_new_file_may_be_read_by_whom_the_user_lets_read_files(tmp_path):
 def test_sha256_is_that_of_the_whole_content(tmp_path):
     write_bytes(tmp_path / "a", NEW)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(NEW).hexdigest()
-
-
-def test_cores_are_those_that_the_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
-    assert count_cores() == 2
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert count_cores() == 1
-
-
-def test_a_chart_is_a_png_by_rename_in_our_style_and_leaves_the_users_backend_alone(tmp_path):
-    import matplotlib
-
-    before = matplotlib.rcParams.copy(), matplotlib.get_backend(auto_select=False)
-    path = tmp_path / "charts" / "chart.png"
-    with chart_style():
-        figure, axes = new_figure(size=(3, 2))
-        axes.plot([1, 2], [3, 4])
-        assert axes.text(1, 3, "x").get_color() == INK
-        save_figure(figure, path, dpi=50)
-    with Image.open(path) as image:
-        assert (image.format, image.size) == ("PNG", (150, 100))
-    assert (matplotlib.rcParams.copy(), matplotlib.get_backend(auto_select=False)) == before
-    assert names(tmp_path / "charts") == {"chart.png"}
-
-
-def test_a_table_is_aligned_with_three_decimals_and_dashes_for_what_is_missing():
-    rows = [{"model": "fa", "accuracy": 0.98765, "n": 12}, {"model": "a longer name", "accuracy": None}]
-    assert format_table(rows, ["model", "accuracy", "n"]).split("\n") == [
-        "model          accuracy  n",
-        "-------------  --------  --",
-        "fa             0.988     12",
-        "a longer name  -         -",
-    ]
-    assert format_scores({"accuracy": 0.98765, "loss": 2.0}) == "accuracy 0.9877, loss 2.0000"

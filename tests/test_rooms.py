@@ -10,7 +10,7 @@ PACKAGE = ROOT / "fa_transformers"
 # A room is a file or a folder of the package. It may import the rooms of earlier floors; rooms of one floor are apart.
 FLOORS = (
     ("version", "redaction", "evaluation", "tables"),
-    ("options", "files"),
+    ("options", "files", "cores"),
     ("charts", "checks", "drawings"),
     ("models",),
     ("metrics",),

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, logging
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from ..data.tokenizing import check_tokenizer
 from ..hub.publish import check_target
 from ..lora import set_location
 from ..models import ARCHITECTURES, FAViTConfig
@@ -164,7 +165,7 @@ def convert_checkpoint(
         if config_class is FAViTConfig and processor is not None:
             processor = fit_image_processor(processor, model.config, image_size, square=square)
     if isinstance(processor, PreTrainedTokenizerBase):
-        _fit_tokenizer(processor, model.config, max_length)
+        _fit_tokenizer(processor, model.config, max_length, source.name)
     folder = None
     if output_dir is not None:
         options = {"max_length": max_length, "positions": positions, "image_size": image_size, "square": square or None}
@@ -455,13 +456,11 @@ def _note_resize(report: list[TensorChange], model: PreTrainedModel, resize: Cal
     return updated
 
 
-def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None) -> None:
+def _fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int | None, source: str
+) -> None:
     """Set how many tokens a tokenizer keeps; ValueError if it has tokens that the vocabulary lacks."""
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the checkpoint's table {config.vocab_size}: they don't belong "
-            "together, or the table was to be resized first, by model.resize_token_embeddings(len(tokenizer))."
-        )
+    check_tokenizer(tokenizer, config, source, packing=True)  # who pads later may name the token then
     if max_length is not None:
         tokenizer.model_max_length = max_length
     elif config.position_embedding_type == "absolute":

@@ -16,6 +16,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..tables import counted
+
 
 class BatchSource(Protocol):
     """A source of batches for `run_training`: a `LengthGroupedBatchSampler`, or `streaming.StreamedBatches`.
@@ -44,6 +46,8 @@ class BatchSource(Protocol):
     def loss_weight(self, epoch: int, batch: int, process_index: int, gradient_accumulation_steps: int) -> float: ...
 
     def largest_batch(self) -> tuple[int, int]: ...
+
+    def count_batches(self, epoch: int) -> int | None: ...
 
 
 class LengthGroupedBatchSampler(Sampler[list[int]]):
@@ -91,7 +95,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}.")
         if len(lengths) < max(1, num_processes):
-            raise ValueError(f"{num_processes} processes need at least one example each, got {len(lengths)} examples.")
+            processes = counted(num_processes, "process", "needs", "need")
+            raise ValueError(f"{processes} at least one example each, got {len(lengths)}.")
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.kinds = None if kinds is None else np.asarray(kinds, dtype=np.int64)
         self.max_examples = batch_size
@@ -141,7 +146,8 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
     @property
     def extent(self) -> str:
         """The amount of data, in words for a message."""
-        return f"{len(self.lengths)} examples, {len(self) // self.num_processes} batches an epoch"
+        batches = counted(len(self) // self.num_processes, "batch")
+        return f"{counted(len(self.lengths), 'example')}, {batches} an epoch"
 
     def epoch_batches(self, loader: DataLoader, epoch: int, num_finished: int = 0) -> DataLoader:
         """The prepared `loader`, set to `epoch`, after the `num_finished` first batches of all processes together.
@@ -187,6 +193,10 @@ class LengthGroupedBatchSampler(Sampler[list[int]]):
         if self._cached is None or self._cached[0] != epoch:
             self._cached = (epoch, self._build(epoch))
         return self._cached[1]
+
+    def count_batches(self, epoch: int) -> int:
+        """Batches of an epoch, of all processes together."""
+        return len(self.batches(epoch))
 
     def largest_batch(self) -> tuple[int, int]:
         """Rows and their length, in tokens, of the batch with most tokens of a full epoch, padding included."""

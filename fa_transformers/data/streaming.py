@@ -160,6 +160,9 @@ class StreamedBatches:
     def extent(self) -> str:
         return f"a stream of {self.examples.documents.rows.num_shards} shards"
 
+    def count_batches(self, epoch: int) -> None:
+        """None: the one epoch has no end."""
+
     def largest_batch(self) -> tuple[int, int]:
         """Rows and their length, in tokens, of the largest batch that can occur."""
         batching, longest = self.examples.batching, self.examples.documents.max_length

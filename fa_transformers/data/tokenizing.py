@@ -1,13 +1,14 @@
 """Tokens of documents: made in parallel, a megabyte of text at a time, and kept in a cache beside the documents."""
 
 import logging
+import os
 from collections.abc import Callable
 
 import datasets
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..files import count_cores
+from ..cores import count_cores
 from .readers.tables import DataError
 from .text_prefixes import CHARACTERS_PER_TOKEN, LEAST_CHARACTERS, find_prefix, has_safe_cuts
 
@@ -17,6 +18,46 @@ TOKENIZED_BATCH_BYTES = 2**20
 """About the text that is tokenized at a time: tokens as Python integers take some ten times its memory."""
 BYTES_PER_WORKER = 2**23
 """Text that is worth another process, which takes about half a second to start: a few seconds of tokenization."""
+
+
+def load_tokenizer(
+    folder: str | os.PathLike | None, config: PretrainedConfig, packing: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint's folder for a model with this configuration; see `check_tokenizer`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(tokenizer, config, str(folder), packing)
+    return tokenizer
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, source: str, packing: bool = False
+) -> None:
+    """Raise ValueError unless a tokenizer's ids are rows of the model's table, and, without `packing`, it can pad.
+
+    A tokenizer that names no padding token gets the one of `config.pad_token_id` where that is called so ("[PAD]",
+    "<pad>"), and a warning tells it: another token would be cut out of the texts.
+
+    Args:
+        source: the folder or name of the tokenizer, for messages.
+        packing: nothing is padded.
+    """
+    num_tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    if num_tokens > config.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {num_tokens} tokens, the checkpoint's table {config.vocab_size}: they don't "
+            "belong together, or the table was to be resized first, by model.resize_token_embeddings(len(tokenizer))."
+        )
+    if packing or tokenizer.pad_token is not None:
+        return
+    number = config.pad_token_id
+    token = None if number is None else tokenizer.convert_ids_to_tokens(number)
+    if token is None or "pad" not in token.lower():
+        raise ValueError(
+            f"{source}: the tokenizer has no padding token, which batches of documents need: name one in its "
+            'tokenizer_config.json, such as "pad_token": "[PAD]", or train with --packing, which pads nothing.'
+        )
+    logger.warning("%s: the tokenizer names no padding token: %r, the model's, is taken", source, token)
+    tokenizer.pad_token = token
 
 
 def tokenize_documents(

@@ -11,6 +11,7 @@ from ..hub.card import ModelFacts, ScoreFacts, SpeedFacts, describe_replacement
 from ..hub.publish import find_auto_class_of
 from ..hub.timing import time_by_length, time_image
 from ..redaction import without_local_paths
+from ..tables import counted
 from .job import DistillationJob
 
 VECTORS = {"mean": "the mean of the last hidden states", "cls": "the last hidden state of the first token"}
@@ -63,7 +64,9 @@ def build_facts(
 
 def describe_training(receipt: dict[str, Any], unit: str = "tokens") -> str:
     """Return a sentence on the steps of the stages, and one on the errors of the layers."""
-    stages = ", ".join(f"{stage['steps']:,} steps of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"])
+    stages = ", ".join(
+        f"{counted(stage['steps'], 'step')} of {stage['stage'].replace('_', ' ')}" for stage in receipt["stages"]
+    )
     errors = describe_errors(receipt["stages"])
     return f"{stages}; {receipt['tokens']:,} {unit}, seed {receipt['seed']}. {errors}"
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from ..hub.timing import describe_hardware
 from ..redaction import redact, without_local_paths
-from ..tables import format_table
+from ..tables import counted, format_table
 from .job import DistillationJob
 
 RECEIPT_FILE = "recovery.json"
@@ -70,6 +70,7 @@ def print_receipt(receipt: dict[str, Any]) -> None:
             for when in ("before", "after")
         ]
         print(
-            f"\n{stage['stage']}: {stage['steps']} steps, {stage['train_tokens']:,} tokens, loss and error by layer:\n"
+            f"\n{stage['stage']}: {counted(stage['steps'], 'step')}, {stage['train_tokens']:,} tokens, loss and error "
+            "by layer:\n"
         )
         print(format_table(rows, list(rows[0])))

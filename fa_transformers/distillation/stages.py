@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..options import LoopOptions
+from ..tables import counted
 from ..training.attention_transfer import AttentionTransfer, evaluate_objective
 from ..training.checkpointing import list_checkpoints
 from ..training.data_digests import digest_contents, digest_once, digest_weights
@@ -95,7 +96,7 @@ def run_stage(
     resume = "last" if job.loop.resume_from_checkpoint and list_checkpoints(folder) else None
     loop = replace(stage.loop, resume_from_checkpoint=resume)
     loaders, sampler = build_loaders(loop, stage.pieces, collate, accelerator)
-    accelerator.print(f"{name}: {len(stage.pieces['train'])} pieces, {loop.max_steps} steps")
+    accelerator.print(f"{name}: {counted(len(stage.pieces['train']), 'piece')}, {counted(loop.max_steps, 'step')}")
 
     def evaluate(objective: nn.Module) -> dict:
         return evaluate_objective(objective, loaders["validation"], accelerator)

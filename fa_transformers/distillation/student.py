@@ -9,6 +9,7 @@ from ..conversion.image_processors import fit_image_processor
 from ..conversion.source import CheckpointSource
 from ..conversion.stock_checkpoints import find_auto_class, find_family
 from ..conversion.teacher import fresh_head
+from ..data.tokenizing import check_tokenizer
 from ..models.configuration_fa import FactorizedConfig, FactorizedFields
 from .recipes import STUDENT_FIELDS, Task
 
@@ -61,7 +62,11 @@ def build_student(
         conversion = convert_checkpoint(source, auto_class=auto_class, **options)
     student = conversion.model.float()  # half precision would round an optimizer's small steps away
     if task == "text":
-        return student, auto_class, conversion.processor or AutoTokenizer.from_pretrained(source.model_folder)
+        tokenizer = conversion.processor
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+        check_tokenizer(tokenizer, student.config, source.name)
+        return student, auto_class, tokenizer
     processor = AutoImageProcessor.from_pretrained(source.model_folder)
     if image_size:
         processor = fit_image_processor(processor, student.config, image_size, square=square)

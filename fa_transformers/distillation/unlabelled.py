@@ -20,6 +20,7 @@ from ..data.readers.problems import BadRows, check_column
 from ..data.readers.tables import DataError
 from ..data.sets import broad_text, license_documents
 from ..options import CardOptions, DataOptions
+from ..tables import counted
 
 Rows: TypeAlias = Sequence | Mapping[str, Sequence] | datasets.Dataset | datasets.DatasetDict
 """Rows given in Python: a list of texts or images, {name of a column: its values}, or data sets of `datasets`."""
@@ -174,7 +175,7 @@ def _with_validation(loaded: datasets.DatasetDict, seed: int) -> dict[str, datas
     if "validation" in loaded:
         return {name: loaded[name] for name in ("train", "validation")}
     if len(loaded["train"]) < 2:
-        raise DataError(f"{len(loaded['train'])} rows are not enough to train and hold out")
+        raise DataError(f"{counted(len(loaded['train']), 'row', 'is', 'are')} not enough to train and hold out")
     parts = loaded["train"].train_test_split(max(1, int(VALIDATION_SHARE * len(loaded["train"]))), seed=seed)
     return {"train": parts["train"], "validation": parts["test"]}
 
@@ -224,7 +225,8 @@ def _images_of_folder(
     kept = [paths[index] for index in sound if index >= len(chosen)]
     if not train or not kept:
         raise DataError(
-            f"--image_folder {folder} has {len(sound)} images outside of 'test': not enough to train and hold out"
+            f"--image_folder {folder} has {counted(len(sound), 'image')} outside of 'test': not enough to train and "
+            "hold out"
         )
     return as_image_rows(train), as_image_rows(kept)
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..evaluation import evaluating
+from ..tables import counted
 from .card import SpeedFacts
 from .model_checks import image_shape
 
@@ -162,4 +163,5 @@ def describe_hardware(device: torch.device) -> str:
     """Return the GPU's name, or threads and cores of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads on {platform.machine()} with {os.cpu_count()} CPU cores"
+    threads, cores = counted(torch.get_num_threads(), "thread"), counted(os.cpu_count() or 1, "CPU core")
+    return f"{threads} on {platform.machine()} with {cores}"

@@ -21,10 +21,11 @@ class ClassificationMetric(evaluate.Metric):
     """Scores over all examples added so far.
 
     `compute(predictions, references, label_names)` returns `accuracy`, `macro_f1` (mean over the classes that occur in
-    the references or the predictions), `micro_f1` (equal to accuracy here), `per_class` (rows of label, precision,
-    recall, f1, support; a ratio with nothing in its denominator is 0). Up to `MATRIX_MAX_CLASSES` classes it also has
-    `confusion_matrix` (rows are true classes), beyond them `most_confused`: up to `NUM_CONFUSED_PAIRS` rows of true,
-    predicted, count, the most frequent errors first. Memory and time are linear in examples and classes.
+    the references or the predictions) and `per_class` (rows of label, precision, recall, f1, support; a ratio with
+    nothing in its denominator is 0). Micro-averaged F1 isn't there: with one label for each example it is the accuracy.
+    Up to `MATRIX_MAX_CLASSES` classes there is also `confusion_matrix` (rows are true classes), beyond them
+    `most_confused`: up to `NUM_CONFUSED_PAIRS` rows of true, predicted, count, the most frequent errors first. Memory
+    and time are linear in examples and classes.
 
     Raises:
         ValueError: there are no examples, or an index is not below the number of label names.
@@ -54,7 +55,6 @@ def score_classes(predictions: np.ndarray, references: np.ndarray, label_names: 
     return {
         "accuracy": float(accuracy_score(references, predictions)),
         "macro_f1": float(f1_score(references, predictions, labels=occurring, average="macro", zero_division=0)),
-        "micro_f1": float(f1_score(references, predictions, labels=occurring, average="micro", zero_division=0)),
         "per_class": [
             {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
             for name, p, r, f, s in zip(label_names, *columns, strict=True)

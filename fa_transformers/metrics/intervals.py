@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 
+from ..tables import counted
+
 FEW_EXAMPLES = 30
 """Examples below which a score is shown with its interval."""
 SCORE_NAMES = ("accuracy", "macro_f1", "micro_f1", "mse", "mae", "pearson", "spearman")
 """Scores in the order of tables."""
 PROPORTIONS = {
-    "single_label_classification": ("accuracy", "micro_f1"),  # equal here
+    "single_label_classification": ("accuracy",),
     "multi_label_classification": ("accuracy",),
     "regression": (),
 }
@@ -51,5 +53,6 @@ def describe_intervals(scores: Mapping[str, float], num_examples: int, problem_t
         sentences.append(f"The 95 % interval of its accuracy is {low:.3f} to {high:.3f}.")
     others = [name for name in scores if name not in intervals and name != "loss"]
     if num_examples < FEW_EXAMPLES and others:
-        sentences.append(f"{num_examples} examples are too few for an interval of its {', '.join(others)}.")
+        few = counted(num_examples, "example", "is", "are")
+        sentences.append(f"{few} too few for an interval of its {', '.join(others)}.")
     return sentences

@@ -2,7 +2,7 @@
 
 from transformers import ConditionalDetrConfig, DetrConfig, ResNetConfig
 
-from .configuration_fa import FACTORIZED_FIELDS, FactorizedFields, check_content
+from .configuration_fa import FACTORIZED_FIELDS, FactorizedFields, check_content, warn_of_misspelt
 from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 
@@ -28,6 +28,7 @@ class FADetrFields(FactorizedFields):
 
     def __init__(self, **kwargs):
         check_content(kwargs)
+        warn_of_misspelt(kwargs)
         backbone = kwargs.get("backbone_config")
         if not any(kwargs.get(name) for name in BACKBONE_FIELDS):
             kwargs["backbone_config"] = ResNetConfig(out_features=["stage4"])

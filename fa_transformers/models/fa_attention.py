@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from .fa_attention_blocked import blocked_attention
 from .fa_attention_triton import triton_attention
 from .fa_attention_triton import why_unsupported as why_triton_unsupported
-from .fa_packed import PackedDocuments, pack, packed_attention
+from .fa_packed import PackedDocuments, hide_masked, pack, packed_attention
 from .fa_validation import Implementation, check_attention_arguments
 
 
@@ -46,8 +46,8 @@ def factorized_attention(
         query: [B, H, N, Dk].
         key: [B, H, M, Dk]. M may differ from N (cross-attention).
         value: [B, H, M, Dv]. Dv may differ from Dk.
-        mask: bool [B, M], True where a key position is real; None means that all are. A sample without any real
-            position gives zeros.
+        mask: bool [B, M], True where a key position is real; None means that all are. A sample or packed document
+            without any real position gives zeros.
         normalization: "softmax" or "scaling".
         scale: factor for "scaling"; None means 1 / (number of real positions of the sample or packed document).
         cu_seqlens: int [documents + 1], the running total of document lengths from 0 to N, for a packed batch: B is 1,
@@ -62,13 +62,13 @@ def factorized_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, `scale` comes with "softmax", a name is unknown, or `cu_seqlens`
-            comes with a mask, with B > 1 or M != N, or is no such total (see `check_cu_seqlens`).
+            comes with B > 1 or M != N, or is no such total (see `check_cu_seqlens`).
         RuntimeError: the implementation that was asked for cannot run here; the message says why.
 
     Source: arXiv:1812.01243, section 3.2 (efficient attention) and its two normalisation functions.
     """
     check_attention_arguments(query, key, value, mask, normalization, scale, impl)
-    documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device, mask)
+    documents = pack(cu_seqlens, (query.shape[0], query.shape[2]), query.device)
     if documents is not None and key.shape[2] != query.shape[2]:
         raise ValueError(
             f"With `cu_seqlens`, `key` must have the {query.shape[2]} positions of `query`, got {key.shape[2]}."
@@ -92,6 +92,9 @@ def unchecked_attention(
     Layers call it, as their model checks mask and packed documents once per forward pass.
     """
     bounds = None if documents is None else documents.cu_seqlens
+    if documents is not None and mask is not None:
+        key, value = hide_masked(key, value, mask, documents, normalization, scale)
+        mask = None
     match _choose(impl, query, key, value, mask, bounds, normalization):
         case "triton":
             return triton_attention(query, key, value, mask, bounds)

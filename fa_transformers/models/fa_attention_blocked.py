@@ -15,6 +15,7 @@ block, S separate sequences: the samples, or the documents of a packed row. Bloc
 out.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 
@@ -23,8 +24,18 @@ from torch import Tensor
 
 from .fa_context import Workspace, accumulate, accumulator_dtype, add_outer, real_positions, without_autocast
 
-# A copy of this file that came with a checkpoint may be loaded beside the package's: each registers its own operators.
-NAMESPACE = re.sub(r"\W", "_", __name__)
+
+def operator_namespace(module_name: str) -> str:
+    """Return the namespace of a module's operators, which torch wants in ASCII.
+
+    A copy of a file that came with a checkpoint may be loaded beside the package's, under a name that holds its
+    folder's, and registers operators of its own. A checksum keeps names apart of which ASCII leaves the same.
+    """
+    plain = re.sub(r"\W", "_", module_name, flags=re.ASCII)
+    return plain if module_name.isascii() else f"{plain}_{hashlib.sha256(module_name.encode()).hexdigest()[:16]}"
+
+
+NAMESPACE = operator_namespace(__name__)
 
 
 def blocked_attention(

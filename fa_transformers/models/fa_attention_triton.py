@@ -6,11 +6,10 @@ segment are saved besides the inputs.
 Shape letters: B batch, H heads, N query positions, M key positions, Dk key width, Dv value width, D documents.
 """
 
-import re
-
 import torch
 from torch import Tensor
 
+from .fa_attention_blocked import operator_namespace
 from .fa_triton_kernels import triton
 
 try:
@@ -32,7 +31,7 @@ WIDE = 64  # the blocks of wider heads need more shared memory than only data-ce
 # head width 64: whole waves, and few partial contexts to write and read.
 PROGRAMS_PER_PROCESSOR = 6
 
-_NAMESPACE = re.sub(r"\W", "_", __name__)  # two copies of this file in one process register two sets of operators
+_NAMESPACE = operator_namespace(__name__)
 
 
 def why_unsupported(

@@ -60,17 +60,19 @@ class FABertEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(embeddings))
 
     def positions(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Count each document's real tokens from 0: [B, N], or [1, N] where nothing is padded."""
+        """Number each document's tokens from 0 at its first real one: [B, N], or [1, N] where a row is a document.
+
+        Masked tokens between real ones are counted, padding around them isn't.
+        """
         longest = tokens.shape[1]
         can_read = not torch.compiler.is_compiling() and not tokens.is_meta and longest > 0
-        if layout.documents is not None:
-            position_ids = layout.documents.positions[None]
-            longest = int(layout.documents.lengths.max()) if can_read else 0
-        elif layout.mask is None:
+        if layout.documents is None and layout.mask is None:
             position_ids = torch.arange(longest, device=tokens.device)[None]
         else:
-            position_ids = (layout.mask.long().cumsum(dim=1) - 1).clamp(min=0)
-            longest = int(layout.mask.sum(dim=1).max()) if can_read and len(layout.mask) else longest
+            assert layout.documents is not None or layout.mask is not None
+            position_ids = layout.places() if layout.mask is not None else layout.documents.positions[None]
+            unread = longest if layout.documents is None else 0
+            longest = int(position_ids.max()) + 1 if can_read and len(position_ids) else unread
         self.check_longest(longest)
         return position_ids
 

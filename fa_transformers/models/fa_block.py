@@ -7,12 +7,11 @@ B batch, C channels of the map, H heads, N positions of the map (its spatial siz
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fa_attention import factorized_attention
-from .fa_validation import NORMALIZATIONS
+from .fa_validation import NORMALIZATIONS, as_bool_mask
 
 
 class BlockProjection(nn.Conv1d):
@@ -111,16 +110,16 @@ class FactorizedAttentionBlock(nn.Module):
 
         Args:
             x: [B, C, *spatial].
-            mask: bool [B, *spatial], True where a position is real; None means that all are. Other positions change
-                nothing, whatever they hold, and are returned as they came.
+            mask: bool [B, *spatial], True where a position is real, or integer or floating-point zeros and ones; None
+                means that all are. Other positions change nothing, whatever they hold, and are returned as they came.
 
         Returns:
             [B, C, *spatial].
 
         Raises:
-            ValueError: `x` or `mask` has another shape, or `mask` another dtype or device.
+            ValueError: `x` or `mask` has another shape, or `mask` another device or other numbers.
         """
-        self._validate(x, mask)
+        mask = self._validate(x, mask)
         features = x.flatten(2)  # [B, C, N]
         if mask is not None:
             mask = mask.flatten(1)  # [B, N]
@@ -142,20 +141,20 @@ class FactorizedAttentionBlock(nn.Module):
         """Cut channels into heads: [B, H·D, N] -> [B, H, N, D]."""
         return features.unflatten(1, (self.num_heads, -1)).transpose(-2, -1)
 
-    def _validate(self, x: Tensor, mask: Tensor | None) -> None:
+    def _validate(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return the mask as bool [B, *spatial], or None; ValueError unless `x` and `mask` fit."""
         if x.dim() < 3 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"`x` must be [batch, {self.in_channels} channels, one or more spatial sizes], got {tuple(x.shape)}."
             )
         if mask is None:
-            return
+            return None
         expected = (x.shape[0], *x.shape[2:])
-        if mask.dtype != torch.bool:
-            raise ValueError(f"`mask` must be bool with True at real positions, got {mask.dtype}; use `mask.bool()`.")
         if mask.shape != expected:
             raise ValueError(f"`mask` must be [batch, *spatial] = {tuple(expected)}, got {tuple(mask.shape)}.")
         if mask.device != x.device:
             raise ValueError(f"`mask` is on {mask.device} but `x` is on {x.device}.")
+        return as_bool_mask("mask", mask)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, normalization={self.normalization!r}"

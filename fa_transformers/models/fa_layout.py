@@ -25,7 +25,7 @@ class Layout:
         mask: bool [B, n], True = real; None: all are.
         grid: (rows, columns) of the patches, which come last: before them stand the prefix tokens (CLS, registers).
             None: text.
-        documents: the documents of a packed batch, where B is 1 and there is no mask. None: a sample is one document.
+        documents: the documents of a packed batch, where B is 1. None: a sample is one document.
         shard: the split of the N tokens over the processes of a group. `mask` and `grid` then describe the part of this
             process, and `shard.mask` [B, N] all parts. None: all tokens are here.
         chunk_size: tokens of each sample that a layer works on at a time, without gradients. None: all.
@@ -41,6 +41,24 @@ class Layout:
     def whole_mask(self) -> Tensor | None:
         """The mask of the tokens of all processes: bool [B, N], or None."""
         return self.mask if self.shard is None else self.shard.mask
+
+    def places(self) -> Tensor:
+        """Number the tokens of each document from 0 at its first real one, gaps between real ones included: int [B, n].
+
+        What stands before the first has its number, and what stands behind the last that of the last. Needs a mask.
+        """
+        assert self.mask is not None
+        seen, total = self._count(self.mask)
+        from_first_to_last = (seen > 0) & ((seen < total) | self.mask)
+        return (self._count(from_first_to_last)[0] - 1).clamp(min=0)
+
+    def _count(self, marks: Tensor) -> tuple[Tensor, Tensor]:
+        """Count marks up to each token in its document, and in the whole document: bool [B, n] -> int [B, n] each."""
+        if self.documents is not None:
+            seen, total = self.documents.count(marks[0])
+            return seen[None], total[self.documents.document_ids][None]
+        seen = marks.cumsum(dim=1)
+        return seen, seen[:, -1:]
 
     def num_prefix(self, num_tokens: int) -> int:
         """Return how many of `num_tokens` tokens stand before the patches; 0 for text."""
@@ -71,7 +89,7 @@ def lay_out_text(
 
     Args:
         tokens: ids int [B, N] or embeddings [B, N, C].
-        attention_mask: int or bool [B, N], 1 = real; real tokens are contiguous.
+        attention_mask: [B, N] of zeros and ones, 1 = real; zeros between ones are tokens that nothing attends to.
         cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch.
         chunk_size: tokens of each document to work on at a time.
 
@@ -80,7 +98,7 @@ def lay_out_text(
     """
     check_chunk_size(chunk_size, cu_seqlens)
     mask = check_mask(attention_mask, tokens.shape[:2])
-    documents = pack(cu_seqlens, tokens.shape[:2], tokens.device, mask)
+    documents = pack(cu_seqlens, tokens.shape[:2], tokens.device)
     shard = split_tokens(tokens, tokens.shape[1], mask, packed=documents is not None)
     return Layout(_own(mask, shard), None, documents, shard, chunk_size)
 
@@ -98,7 +116,7 @@ def lay_out_image(
         pixel_values: [B, channels, height, width].
         grid: (rows, columns) of the patches that the whole image is cut into.
         num_prefix: CLS and register tokens.
-        attention_mask: int or bool [B, N], 1 = real, over CLS, registers and patches.
+        attention_mask: [B, N] of zeros and ones, 1 = real, over CLS, registers and patches.
         chunk_size: patches of each image to work on at a time.
 
     Raises:
@@ -107,7 +125,7 @@ def lay_out_image(
     check_chunk_size(chunk_size)
     rows, columns = grid
     num_tokens = num_prefix + rows * columns
-    mask = check_mask(attention_mask, (len(pixel_values), num_tokens), allow_holes=True)
+    mask = check_mask(attention_mask, (len(pixel_values), num_tokens))
     shard = split_tokens(pixel_values, num_tokens, mask, num_prefix, columns)
     if shard is not None:
         rows = shard.rows.stop - shard.rows.start

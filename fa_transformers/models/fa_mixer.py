@@ -189,7 +189,8 @@ class FactorizedMixer(nn.Module):
             segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
             window = self.window
             if documents is not None:
-                segments, window = documents.document_ids[None] + 1, documents.clip(window)
+                numbers, window = documents.document_ids[None] + 1, documents.clip(window)
+                segments = numbers if mask is None else numbers * mask
             gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
             near = window_attention(grid_query, grid_key, grid_value, segments, window).flatten(2, -2)
             local = local.lerp(near.to(mixed.dtype), gate)
@@ -257,8 +258,9 @@ class SoftmaxMixer(nn.Module):
             key, value = layout.shard.gather(torch.cat((key, value), dim=-1), dim=2).chunk(2, dim=-1)
         if layout.documents is not None:
             lengths = layout.documents.lengths.tolist()
-            parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-            return torch.cat([self(*part) for part in parts], dim=2)
+            masks = [None] * len(lengths) if mask is None else mask.split(lengths, dim=1)
+            parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), masks, strict=True)
+            return torch.cat([self(*part, Layout(own)) for *part, own in parts], dim=2)
         dropout = self.dropout if self.training else 0.0
         if mask is not None:
             mask = mask | ~mask.any(dim=1, keepdim=True)  # a sample of padding alone attends to itself instead of NaN

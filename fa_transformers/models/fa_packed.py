@@ -1,4 +1,4 @@
-"""Packed batches: documents of different lengths one after the other in a single row, without padding.
+"""Packed batches: documents of different lengths one after the other in a single row, without padding between them.
 
 `cu_seqlens` [documents + 1] holds the running total of lengths, 0 first: document i has the tokens from cu_seqlens[i]
 up to cu_seqlens[i + 1]. Every result is that of the document alone, computed without a loop over documents: tokens are
@@ -96,19 +96,34 @@ class PackedDocuments:
         index = self.tile_documents[:, None].expand_as(tiles)
         return largest.scatter_reduce(1, index, tiles.detach(), "amax")
 
-    def first_tokens(self, hidden_states: Tensor) -> Tensor:
-        """Return each document's first hidden state: [1, T, C] -> [documents, C]; zeros for an empty document."""
-        first = hidden_states[0].index_select(0, self.starts.clamp(max=self.num_tokens - 1))
-        return first.masked_fill(self.lengths[:, None] == 0, 0.0)
+    def count(self, marks: Tensor) -> tuple[Tensor, Tensor]:
+        """Count marks up to each token in its document, and in each document: bool [T] -> int [T], int [documents]."""
+        before = F.pad(marks.cumsum(dim=0), (1, 0))  # each token, of all documents
+        return before[1:] - before[self.starts[self.document_ids]], before[self.starts + self.lengths] - before[
+            self.starts
+        ]
 
-    def mean(self, hidden_states: Tensor) -> Tensor:
-        """Return each document's mean hidden state: [1, T, C] -> [documents, C]; zeros for an empty document.
+    def first_tokens(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return each document's first real hidden state: [1, T, C], mask bool [1, T] or None -> [documents, C].
 
-        Sums are float32, or float64 for float64 inputs.
+        That of a document without a real token is zeros.
+        """
+        # Tokens before the first real one.
+        skipped = torch.zeros_like(self.lengths) if mask is None else self.count(self.count(mask[0])[0] == 0)[1]
+        first = hidden_states[0].index_select(0, (self.starts + skipped).clamp(max=self.num_tokens - 1))
+        return first.masked_fill((skipped == self.lengths)[:, None], 0.0)
+
+    def mean(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return each document's mean over real tokens: [1, T, C], mask bool [1, T] or None -> [documents, C].
+
+        That of a document without a real token is zeros. Sums are float32, or float64 for float64 inputs.
         """
         tokens = hidden_states[0].to(torch.promote_types(hidden_states.dtype, torch.float32))
+        counts = self.lengths
+        if mask is not None:
+            tokens, counts = tokens.masked_fill(~mask[0][:, None], 0.0), self.count(mask[0])[1]
         total = self.add_up(self.to_tiles(tokens).sum(dim=1), dim=0)[:-1]
-        return (total / self.lengths.clamp(min=1)[:, None]).to(hidden_states.dtype)
+        return (total / counts.clamp(min=1)[:, None]).to(hidden_states.dtype)
 
     def logsumexp(self, logits: Tensor) -> Tensor:
         """Return log Σ exp over each document's tokens: [T] -> [documents]; very low for an empty document."""
@@ -164,17 +179,15 @@ class _Take(torch.autograd.Function):
 
 
 def pack(
-    cu_seqlens: Tensor | PackedDocuments | None, shape: tuple[int, ...], device: torch.device, mask: Tensor | None
+    cu_seqlens: Tensor | PackedDocuments | None, shape: tuple[int, ...], device: torch.device
 ) -> PackedDocuments | None:
     """Return the documents of a batch of `shape` [rows, tokens]; None where nothing is packed.
 
     Raises:
-        ValueError: the batch has more than one row, a mask or another device, or see `PackedDocuments`.
+        ValueError: the batch has more than one row or another device, or see `PackedDocuments`.
     """
     if cu_seqlens is None:
         return None
-    if mask is not None:
-        raise ValueError("`cu_seqlens` and a mask exclude each other: a packed batch has no padding. Leave one out.")
     if shape[0] != 1:
         raise ValueError(
             f"With `cu_seqlens` a batch has one row that holds all documents, got {shape[0]}; join the rows to one."
@@ -185,6 +198,25 @@ def pack(
     if documents.num_tokens != shape[1]:
         raise ValueError(f"`cu_seqlens` is of {documents.num_tokens} tokens, the batch has {shape[1]}.")
     return documents
+
+
+def hide_masked(
+    key: Tensor, value: Tensor, mask: Tensor, documents: PackedDocuments, normalization: str, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return K and V of a packed batch in which tokens that aren't real count for nothing: mask bool [1, T].
+
+    Their keys become so low that no weight is left, or zero for "scaling", and their values zero, whatever they hold.
+    In "scaling" without a `scale` values also turn the division by the length into one by the number of real tokens.
+    """
+    hidden = ~mask[:, None, :, None]
+    if normalization == "softmax":
+        # A quarter of the lowest number: a kernel that computes powers of two multiplies it by 1.44.
+        return key.masked_fill(hidden, torch.finfo(key.dtype).min / 4), value.masked_fill(hidden, 0.0)
+    if scale is None:
+        lengths = documents.lengths.to(torch.promote_types(value.dtype, torch.float32))
+        factor = lengths / documents.count(mask[0])[1].clamp(min=1)
+        value = (value * factor[documents.document_ids][:, None]).to(value.dtype)
+    return key.masked_fill(hidden, 0.0), value.masked_fill(hidden, 0.0)
 
 
 def packed_attention(

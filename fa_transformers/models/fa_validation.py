@@ -78,34 +78,47 @@ def check_key_mask(mask: Tensor, key: Tensor) -> None:
         raise ValueError(f"`mask` is on {mask.device} but `key` is on {key.device}.")
 
 
-def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...], allow_holes: bool = False) -> Tensor | None:
-    """Return a user's attention mask as bool [B, N], True = real.
+def check_mask(attention_mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Return a user's attention mask as bool [B, N], True = real; zeros may stand between ones.
 
-    Raises ValueError if it has another shape, is floating-point, or, unless `allow_holes`, has padding inside a
-    document. The last needs the mask's values, so compiled graphs leave it out.
+    Raises ValueError if it has another shape, or see `as_bool_mask`.
     """
     if attention_mask is None:
         return None
     if tuple(attention_mask.shape) != tuple(shape):
         raise ValueError(
             f"`attention_mask` must be [batch, tokens] = {tuple(shape)}, got {tuple(attention_mask.shape)}; masks that "
-            "differ between queries cannot be expressed by factorized attention."
+            "differ between queries cannot be expressed by factorized attention. Pass 1 at real tokens, 0 elsewhere."
         )
-    if attention_mask.is_floating_point():
-        raise ValueError(
-            f"`attention_mask` must be integer or bool with 1 at real tokens, got {attention_mask.dtype}; "
-            "additive masks are not supported."
-        )
-    mask = attention_mask.bool()
-    if not allow_holes and not torch.compiler.is_compiling() and not mask.is_meta:
-        starts = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
-        if (starts > 1).any():
-            row = int((starts > 1).nonzero()[0])
+    return as_bool_mask("attention_mask", attention_mask)
+
+
+def as_bool_mask(name: str, mask: Tensor) -> Tensor:
+    """Return a mask of any shape as bool, True where it isn't 0.
+
+    A floating-point mask must hold zeros and ones alone: another number may be a weight, or a score to add, to which 0
+    is real. It is looked at once, which a GPU waits for, and not in graphs nor on the meta device; bool and integer
+    masks never are.
+
+    Raises:
+        ValueError: a floating-point mask holds another number; the message names the argument and what to pass.
+    """
+    if mask.is_complex():
+        raise ValueError(f"`{name}` must be bool, integer or floating-point zeros and ones, got {mask.dtype}.")
+    if mask.is_floating_point() and not is_tracing() and not mask.is_meta:
+        others = (mask != 0) & (mask != 1)
+        if others.any():
             raise ValueError(
-                f"`attention_mask` row {row} has padding inside the document; real tokens must be contiguous. "
-                "Move the padding to the left or right."
+                f"`{name}` must hold 1 where something is real and 0 elsewhere, got {mask[others][0].item():g} in "
+                f"{mask.dtype}. Weights and additive masks (0 at real tokens, a very low number at padding) are not "
+                "supported: pass the tokenizer's or processor's own mask, or `mask == 0` of an additive one."
             )
-    return mask
+    return mask.bool()
+
+
+def is_tracing() -> bool:
+    """Return True while a graph is made, for which the values of tensors can't be read."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:

@@ -20,6 +20,7 @@ from .fa_chunked import join, run_layer_in_chunks, slices
 from .fa_layers import apply_in_pieces
 from .fa_layout import Layout
 from .fa_mixer import build_mixer
+from .fa_validation import as_bool_mask
 
 
 def patch_grid(config, pixel_values: Tensor) -> tuple[int, int]:
@@ -158,7 +159,7 @@ class FAViTEmbeddings(nn.Module):
         """Return `bool_masked_pos` as bool [B, P]; ValueError if it doesn't fit."""
         if self.mask_token is None:
             raise ValueError("`bool_masked_pos` needs a model with `use_mask_token=True`.")
-        masked = bool_masked_pos.flatten(1).bool()
+        masked = as_bool_mask("bool_masked_pos", bool_masked_pos.flatten(1))
         if masked.shape != shape:
             raise ValueError(f"`bool_masked_pos` must be [batch, patches] = {shape}, got {tuple(masked.shape)}.")
         return masked

@@ -23,8 +23,6 @@ NOT_RECOVERED = (
     "'pending'): expect it to be worse than the checkpoint it comes from until it is distilled or fine-tuned."
 )
 
-SOFTMAX_IMPLEMENTATIONS = (None, "eager", "sdpa")
-
 
 if TYPE_CHECKING:
     _PreTrained = PreTrainedModel
@@ -35,7 +33,8 @@ else:
 class FAWeights(_PreTrained):  # type: ignore[misc, valid-type]
     """Loading, saving and fresh weights of models with factorized layers: a mixin before a `PreTrainedModel` class.
 
-    `attn_implementation` concerns layers that keep softmax attention alone: None, "sdpa" or "eager".
+    `attn_implementation` concerns layers that keep softmax attention alone: None, "sdpa" or "eager". "factorized" is
+    what the others do anyway and changes nothing; the configuration refuses any other name and keeps its own.
     """
 
     # Regular expressions from names in stock checkpoints to ours, for checkpoints that use other names.
@@ -49,7 +48,6 @@ class FAWeights(_PreTrained):  # type: ignore[misc, valid-type]
                 f"{self.config_class.__name__}.from_pretrained reads stock checkpoints."
             )
         config.check_fields()
-        check_attention_implementation(config._attn_implementation)
         super().__init__(config, *inputs, **kwargs)
 
     @classmethod
@@ -74,7 +72,6 @@ class FAWeights(_PreTrained):  # type: ignore[misc, valid-type]
         return super().tie_weights(missing_keys=missing_keys, **kwargs)
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        check_attention_implementation(attn_implementation)
         self.config._attn_implementation = attn_implementation
 
     @torch.no_grad()
@@ -121,15 +118,6 @@ class FAPreTrainedModel(FAWeights, PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
-def check_attention_implementation(name) -> None:
-    """Raise ValueError unless `name` is one that softmax layers can run."""
-    if name not in SOFTMAX_IMPLEMENTATIONS:
-        raise ValueError(
-            f"`attn_implementation` must be None, 'eager' or 'sdpa', got {name!r}. It says how `softmax_layers` run; "
-            "all other layers are factorized whatever it says."
-        )
-
-
 def first_real_token(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     """Return the hidden state of each sample's first real token: [B, N, C], mask bool [B, N] -> [B, C]."""
     if mask is None:
@@ -153,12 +141,12 @@ def mean_over_real(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
 def pool_first(hidden_states: Tensor, layout: Layout) -> Tensor:
     """Return the first real token's hidden state of each document, CLS of each image: [B, N, C] -> [B, C].
 
-    Of a packed batch that is [documents, C], zeros for an empty document; of tokens that processes share, it is the
-    same on all of them.
+    Of a packed batch that is [documents, C], zeros for one without real tokens; of tokens that processes share, it is
+    the same on all of them.
     """
     shard, mask = layout.shard, layout.whole_mask if layout.grid is None else None
     if layout.documents is not None:
-        return layout.documents.first_tokens(hidden_states)
+        return layout.documents.first_tokens(hidden_states, mask)
     if shard is None:
         return first_real_token(hidden_states, mask)
     batch, device = len(hidden_states), hidden_states.device
@@ -170,12 +158,12 @@ def pool_first(hidden_states: Tensor, layout: Layout) -> Tensor:
 def pool_mean(hidden_states: Tensor, layout: Layout) -> Tensor:
     """Return the mean over the real tokens of each document, over the real patches of each image: [B, N, C] -> [B, C].
 
-    Of a packed batch that is [documents, C], zeros for an empty document; of tokens that processes share, it is the
-    same on all of them.
+    Of a packed batch that is [documents, C], zeros for one without real tokens; of tokens that processes share, it is
+    the same on all of them.
     """
     shard, mask = layout.shard, layout.whole_mask
     if layout.documents is not None:
-        return layout.documents.mean(hidden_states)
+        return layout.documents.mean(hidden_states, mask)
     if shard is None:
         first = layout.num_prefix(hidden_states.shape[1])
         return mean_over_real(hidden_states[:, first:], None if mask is None else mask[:, first:])

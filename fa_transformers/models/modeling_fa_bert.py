@@ -4,8 +4,9 @@ Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexitie
 Parameter names are those of stock BERT checkpoints, so such checkpoints load as they are. The parts of the encoder
 stand in `fa_bert_layers.py`, a layer's token mixing in `fa_mixer.py`, the operator in `fa_attention.py`.
 
-Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask. Or there is
-none: with `cu_seqlens` a batch is one row of documents, one after the other (see `fa_packed.py`).
+Padding may stand on the left, on the right or on both sides: positions and the CLS token follow the mask. Masked tokens
+between real ones are no keys of any term, and positions go on counting, as in stock BERT. Or there is no padding: with
+`cu_seqlens` a batch is one row of documents, one after the other (see `fa_packed.py`).
 
 Shape letters: B batch, N tokens, C hidden width, L labels.
 """
@@ -115,15 +116,16 @@ class FABertModel(FABertPreTrainedModel):
 
         Args:
             input_ids: int [B, N]; or give `inputs_embeds` [B, N, C].
-            attention_mask: int or bool [B, N], 1 = real; real tokens are contiguous. None means that all are real.
+            attention_mask: [B, N] of zeros and ones of any type, 1 = real. Nothing attends to other tokens, before,
+                after or between real ones, and what they hold changes nothing. None means that all are real.
             token_type_ids: int [B, N], 0 where missing.
-            position_ids: int [B, N] or [1, N]; by default real tokens are counted from 0.
+            position_ids: int [B, N] or [1, N]; by default tokens are counted from 0 at the document's first real one.
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
-            cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, there
-                is no mask, and positions restart in every document. Pooled vectors are [documents, C]; for an empty
-                document the pooling reads zeros. Layers in `softmax_layers` don't compile with it.
+            cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, and
+                positions restart in every document. Pooled vectors are [documents, C]; for a document without real
+                tokens the pooling reads zeros. Layers in `softmax_layers` don't compile with it.
             chunk_size: tokens of each document to work on at a time, where activations of all would not fit into
                 memory. The result is the same, within rounding; the memory is that of one [B, N, C] tensor and of the
                 activations of one chunk (`softmax_layers` add two such tensors). Without gradients and `cu_seqlens`
@@ -132,8 +134,8 @@ class FABertModel(FABertPreTrainedModel):
                 then ignored. Heads give it, as they read it as well. None: it is made here.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or a
-                hole, a document is longer than the table of "absolute" positions, `cu_seqlens` doesn't fit, or
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, the mask has another shape or
+                numbers, a document is longer than the table of "absolute" positions, `cu_seqlens` doesn't fit, or
                 `chunk_size` is below 1 or comes with gradients or `cu_seqlens`.
         """
         output_hidden_states = self.wants_hidden_states(output_attentions, output_hidden_states)

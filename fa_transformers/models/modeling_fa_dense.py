@@ -35,6 +35,7 @@ from .fa_dense_layers import (
     to_fractions,
 )
 from .fa_dense_losses import centres, check_labels, image_losses, mask_loss, to_pixels
+from .fa_validation import as_bool_mask
 from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_vit import FAViTBackbone
 
@@ -55,7 +56,6 @@ from .fa_mixer import FeatureMap  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_sequence_parallel import sequence_parallel  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
-from .fa_validation import check_attention_arguments  # noqa: F401
 from .fa_vit_layers import patch_grid  # noqa: F401
 from .modeling_fa import FAPreTrainedModel  # noqa: F401
 
@@ -259,7 +259,7 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[i
         return [(height, width)] * batch
     if pixel_mask.shape != (batch, height, width):
         raise ValueError(f"`pixel_mask` must be {(batch, height, width)}, got {tuple(pixel_mask.shape)}.")
-    real = pixel_mask.bool()
+    real = as_bool_mask("pixel_mask", pixel_mask)
     sizes = torch.stack([real.any(2).sum(1), real.any(1).sum(1)], dim=1).tolist()
     for index, (rows, columns) in enumerate(sizes):
         if not rows or not real[index, :rows, :columns].all() or int(real[index].sum()) != rows * columns:

@@ -34,6 +34,7 @@ from .configuration_fa_resnet import FAResNetConfig
 from .configuration_fa_vit import FAViTConfig
 from .fa_layout import Layout
 from .fa_mixer import build_mixer
+from .fa_validation import as_bool_mask
 from .modeling_fa import FAWeights
 from .modeling_fa_resnet import FAResNetBackbone
 from .modeling_fa_vit import FAViTBackbone
@@ -54,7 +55,6 @@ from .fa_local import window_attention  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_sequence_parallel import Shard  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
-from .fa_validation import check_mask  # noqa: F401
 from .fa_vit_layers import patch_grid  # noqa: F401
 
 # Names that transformers 4 wrote -> those of transformers 5, which are ours, in the order to apply. Of a pattern,
@@ -146,8 +146,7 @@ class FADetrEncoder(nn.Module):
         num_places = inputs_embeds.shape[1]
         if grid is None or prod(grid) != num_places:  # features given by the caller: stock DETR takes them for a square
             grid = (isqrt(num_places), num_places // max(1, isqrt(num_places)))
-        mask = None if attention_mask is None else attention_mask.bool()
-        layout = Layout(mask, grid)
+        layout = Layout(None if attention_mask is None else as_bool_mask("attention_mask", attention_mask), grid)
         hidden_states = F.dropout(inputs_embeds, p=self.config.dropout, training=self.training)
         all_states = [hidden_states]
         for layer in self.layers:
@@ -207,6 +206,8 @@ class FADetrModel(FADetrWeights, DetrModel):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
         """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
+        if pixel_mask is not None:
+            pixel_mask = as_bool_mask("pixel_mask", pixel_mask)
         return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 
@@ -236,6 +237,8 @@ class FAConditionalDetrModel(FADetrWeights, ConditionalDetrModel):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs):
         """Run the network: images [B, channels, height, width] of any dtype, mask [B, height, width] of real pixels."""
+        if pixel_mask is not None:
+            pixel_mask = as_bool_mask("pixel_mask", pixel_mask)
         return super().forward(pixel_values.to(self.dtype), pixel_mask, **kwargs)
 
 

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 
 from .configuration_fa_stereo import NORM_CHANNELS, STRIDE, FAStereoConfig
 from .fa_block import BlockProjection, insert_block
+from .fa_validation import as_bool_mask
 
 # isort: split
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
@@ -35,7 +36,6 @@ from .fa_checkpoint_names import translate_vit_name  # noqa: F401
 from .fa_context import Workspace  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
-from .fa_validation import check_attention_arguments  # noqa: F401
 from .pipeline_fa_stereo import FAStereoPipeline  # noqa: F401
 
 SHARPNESS = 10.0
@@ -315,7 +315,7 @@ class FAStereoForDepthEstimation(PreTrainedModel):
                 raise ValueError(
                     f"`{name}` must be [pairs, height, width] = {tuple(maps[-1].shape)}, got {tuple(given.shape)}."
                 )
-        known = labels.isfinite() & (labels > 0) if labels_mask is None else labels_mask.bool()
+        known = labels.isfinite() & (labels > 0) if labels_mask is None else as_bool_mask("labels_mask", labels_mask)
         known = known & (labels < self.config.max_disparity)
         if pixel_mask is not None:
             known = known & pixel_mask.bool()
@@ -343,7 +343,7 @@ def real_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> list[tuple[in
         raise ValueError(
             f"`pixel_mask` must be [pairs, height, width] = {(batch, height, width)}, got {tuple(pixel_mask.shape)}."
         )
-    real = pixel_mask.bool()
+    real = as_bool_mask("pixel_mask", pixel_mask)
     if real.all():
         return None
     heights, widths = real[:, :, 0].sum(dim=1), real[:, 0].sum(dim=1)

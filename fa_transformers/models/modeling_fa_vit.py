@@ -119,7 +119,7 @@ class FAViTModel(FAViTPreTrainedModel):
             bool_masked_pos: bool [B, P], True where a patch is replaced by the mask token.
             interpolate_pos_encoding: None or True: position embeddings are interpolated (or repeated, if "periodic")
                 for images of another than the native size. False makes such images an error, as in stock ViT.
-            attention_mask: int or bool [B, N], 1 = real, over CLS, registers and patches. None: all are real.
+            attention_mask: [B, N] of zeros and ones, 1 = real, over CLS, registers and patches. None: all are real.
             output_attentions: refused if true, as there are no attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.

@@ -15,9 +15,11 @@ import transformers
 from tqdm import tqdm
 
 from ..checks import check_positive
-from ..files import count_cores, write_text
+from ..cores import choose_threads
+from ..files import write_text
 from ..models.configuration_fa import FACTORIZED_FIELDS, FactorizedConfig
 from ..options import UNSET, OptionGroup, flat, option, resolve
+from ..tables import counted
 from ..version import __version__
 from .benchmark import ENCODERS, LENGTH_STEP, MODES, NOT_TRIED, OK, PATCH_PX, Point, build_config, run_point
 
@@ -171,7 +173,7 @@ def plan_points(options: BenchmarkOptions) -> list[Point]:
     copied = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size", "dtype", "device", "repeats")
     limits = ("time_limit_s", "memory_limit_gib", "chunk_size")
     settings = {name: getattr(options, name) for name in (*copied, *limits)}
-    settings |= {"options": options.config_fields, "threads": count_cores()}
+    settings |= {"options": options.config_fields, "threads": choose_threads().count}
     points = []
     for kind, sizes in (("text", options.lengths), ("image", options.image_sizes)):
         names = [name for name in options.models if ENCODERS[name].kind == kind]
@@ -185,7 +187,7 @@ def plan_points(options: BenchmarkOptions) -> list[Point]:
 
 def describe_setting(options: BenchmarkOptions) -> str:
     """Return one sentence with the models' sizes, their type and what they ran on."""
-    threads = count_cores()
+    threads = choose_threads().count
     device = (
         torch.cuda.get_device_name(options.device)
         if options.device.startswith("cuda")
@@ -194,9 +196,8 @@ def describe_setting(options: BenchmarkOptions) -> str:
     extras = [f"{name}={json.dumps(value)}" for name, value in options.config_fields.items()]
     extras += [f"chunk_size={options.chunk_size}"] if options.chunk_size else []
     return (
-        f"{options.layers} layers, width {options.hidden_size}, {options.heads} heads, {options.dtype}, {device}"
-        + (f"; FA models with {', '.join(extras)}" if extras else "")
-        + "."
+        f"{counted(options.layers, 'layer')}, width {options.hidden_size}, {counted(options.heads, 'head')}, "
+        f"{options.dtype}, {device}" + (f"; FA models with {', '.join(extras)}" if extras else "") + "."
     )
 
 
@@ -216,8 +217,8 @@ def measure_points(options: BenchmarkOptions, command: str) -> dict[str, Any]:
         "command": command,
         "setting": describe_setting(options),
         "device": options.device,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {machine_gib():.0f} GiB",
-        "threads": count_cores(),
+        "machine": f"{platform.machine()}, {counted(os.cpu_count() or 1, 'CPU core')}, {machine_gib():.0f} GiB",
+        "threads": choose_threads().count,
         "versions": versions,
         "date": date.today().isoformat(),
         "settings": {name: value for name, value in settings.items() if name not in ("output_dir", "picture")},

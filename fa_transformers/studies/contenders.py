@@ -31,7 +31,7 @@ from ..data.batching import LengthGroupedBatchSampler, grouped_batches
 from ..data.collators import label_tensor
 from ..data.examples import TokenizedRows, build_examples
 from ..data.labelled import LabelledData
-from ..data.tokenizing import tokenize_documents
+from ..data.tokenizing import load_tokenizer, tokenize_documents
 from ..data.word_counts import tfidf_predictions
 from ..evaluation import evaluating
 from ..metrics import BEST_METRICS, decide, load_metric
@@ -356,7 +356,8 @@ def build_network(
         fields["softmax_layers"] = list(range(config.num_hidden_layers))
     max_length = contender.max_length or options.stock_length
     model = load_factorized(source, "AutoModelForSequenceClassification", max_length=max_length, **fields)
-    return model, AutoTokenizer.from_pretrained(source.model_folder), config.model_type != model.config.model_type
+    tokenizer = load_tokenizer(source.model_folder, model.config)
+    return model, tokenizer, config.model_type != model.config.model_type
 
 
 def build_inputs(

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, PretrainedConfig, PreTrainedModel
 
 from ..checks import check_loop, check_positive, check_sources
 from ..conversion.convert import load_factorized
@@ -24,6 +24,7 @@ from ..conversion.source import CheckpointSource, read_source
 from ..conversion.teacher import load_teacher
 from ..data.batching import LengthGroupedBatchSampler, make_loader
 from ..data.examples import count_patches
+from ..data.tokenizing import load_tokenizer
 from ..distillation.embeddings import embed_batches, similarity
 from ..distillation.pieces import UnlabelledData, build_image_pieces, build_text_pieces
 from ..distillation.unlabelled import read_images, read_text
@@ -136,7 +137,7 @@ def read_pieces(job: AblationJob, source: CheckpointSource, config: PretrainedCo
     """Read the texts or images to learn from, as pieces that the teacher reads."""
     seed = job.loop.seed
     if job.is_text:
-        tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+        tokenizer = load_tokenizer(source.model_folder, config)
         rows = read_text(job.data, job.card, seed)
         limit = job.data.max_eval_samples
         return build_text_pieces(rows, tokenizer, job.model.max_length, max_eval_samples=limit, seed=seed)

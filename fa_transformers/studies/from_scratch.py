@@ -24,7 +24,7 @@ from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_parameters
 from ..training.report import describe_run
-from ..training.setup import make_accelerator, start_trackers
+from ..training.setup import describe_processes, make_accelerator, start_trackers
 
 LOOP_GROUPS = ("batches", "epochs", "optimizer", "device", "checkpoints")
 """Groups of `LoopOptions` that a study from scratch is told."""
@@ -112,8 +112,7 @@ def train_classifier(
     """
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     accelerator.print(
-        f"{model.num_parameters():,} parameters; {accelerator.num_processes} processes on {accelerator.device}; "
-        f"{len(examples['train']):,} examples, {len(loaders['train']):,} batches an epoch"  # type: ignore[arg-type]
+        f"{model.num_parameters():,} parameters; {describe_processes(accelerator, loop.num_threads)}; {sampler.extent}"
     )
     steps = plan_steps(loop, sampler, loop.output_dir)
     groups = group_parameters(model, loop.learning_rate, loop.learning_rate, loop.weight_decay)

@@ -8,7 +8,7 @@ from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, describe_replacemen
 from ..hub.timing import describe_hardware, time_by_length, time_image
 from ..metrics import SCORE_NAMES, describe_intervals
 from ..redaction import without_local_paths
-from ..tables import one_line
+from ..tables import counted, one_line
 from .job import FinetuneJob, Fitted
 
 # Name in our scores -> the Hub's name of the metric, for the model card.
@@ -50,7 +50,7 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
         base_model=base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{_describe_transfer(run)}{run['steps']:,} steps, {run['train_tokens']:,} tokens of "
+        trained_after=f"{_describe_transfer(run)}{counted(run['steps'], 'step')}, {run['train_tokens']:,} tokens of "
         f"{one_line(data.facts.name)}, seed {job.loop.seed}{how}.",
         data=[data.facts],
         command=without_local_paths(job.command),
@@ -109,7 +109,9 @@ def describe_base_model(source: CheckpointSource | None, base_model: str | None)
 def describe_limits(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> list[str]:
     """Sentences for the card on what its scores are worth and what the model can't do."""
     num_examples = fitted.scores["num_examples"]
-    limits = [f"Scores are from one run with one seed on {num_examples} examples of the {data.score_split} split."]
+    limits = [
+        f"Scores are from one run with one seed on {counted(num_examples, 'example')} of the {data.score_split} split."
+    ]
     scored = {name: fitted.scores[name] for name in SCORE_NAMES if name in fitted.scores}
     limits += describe_intervals(scored, num_examples, data.problem_type)
     if job.is_text:

@@ -49,9 +49,10 @@ class TrainingState:
     the first run's `num_processes` and `gradient_accumulation_steps` among them.
 
     `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
-    one, finished batches of all processes together. `tokens` are real tokens over all processes, `seconds` the time
-    spent on them, `data_wait_seconds` the part of it in which this process waited for its next batch.
-    `mean_loss` is a running mean over about the last 20 batches of the main process. `curve` is the course so far.
+    one, finished batches of all processes together, of `epoch_batches` (None where it has no end). `tokens` are real
+    tokens over all processes, `seconds` the time spent on them, `data_wait_seconds` the part of it in which this
+    process waited for its next batch. `mean_loss` is a running mean over about the last 20 batches of the main process.
+    `curve` is the course so far.
     """
 
     settings: dict
@@ -59,6 +60,7 @@ class TrainingState:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    epoch_batches: int | None = None
     tokens: int = 0
     seconds: float = 0.0
     data_wait_seconds: float = 0.0
@@ -79,6 +81,11 @@ class TrainingState:
         """
         content = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         return cls(**content | ({"curve": Curve.load(content["curve"])} if "curve" in content else {}))
+
+    @property
+    def epochs(self) -> float:
+        """Epochs, with the finished part of the current one."""
+        return self.epoch + (self.batch / self.epoch_batches if self.epoch_batches else 0.0)
 
     @property
     def data_wait_share(self) -> float:

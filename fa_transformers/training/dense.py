@@ -30,6 +30,7 @@ from ..models import (
 from ..models.configuration_fa_dense import STAGE_PLACES
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
+from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .data_digests import digest_objects
@@ -332,7 +333,7 @@ def _describe(
     kinds = ("box", "mask") if job.has_masks else ("box",)
     return NetworkRun(
         summary=f"It finds {'the masks and boxes' if job.has_masks else 'the boxes'} of objects of "
-        f"{len(data.class_names)} classes: {names}.",
+        f"{counted(len(data.class_names), 'class')}: {names}.",
         pipeline_tag="image-segmentation" if job.has_masks else "object-detection",
         start=job.model.model_name_or_path,
         data=facts,
@@ -343,5 +344,5 @@ def _describe(
         run=run,
         command=job.command,
         seed=job.loop.seed,
-        limits=(f"At most {num_queries} objects of an image are found.",),
+        limits=(f"At most {counted(num_queries, 'object')} of an image can be found.",),
     )

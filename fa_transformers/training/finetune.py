@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
 from ..checks import check_run
 from ..conversion.convert import load_factorized
@@ -19,6 +19,7 @@ from ..conversion.source import CheckpointSource, read_pooling, read_source
 from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
+from ..data.tokenizing import load_tokenizer
 from ..hub.folder_lock import released
 from ..hub.publish import publish
 from ..hub.push import push
@@ -31,6 +32,7 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat,
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
+from ..tables import counted
 from .adapters import add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
@@ -42,6 +44,7 @@ from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .predictions import Predictions
+from .progress import describe_peak
 from .recipes import Task, recipe_of
 from .recovery import describe_exchange, describe_recovery, plan_recovery, recover
 from .report import (
@@ -59,6 +62,7 @@ from .scoring import evaluate, predict
 from .setup import (
     SHARDING,
     count_replicas,
+    describe_processes,
     gather_model,
     make_accelerator,
     share_sequences,
@@ -241,7 +245,7 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
             overrides["classifier_pooling"] = pooling
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
-        tokenizer = AutoTokenizer.from_pretrained(source.model_folder)
+        tokenizer = load_tokenizer(source.model_folder, model.config, packing=job.loop.packing)
         tokenizer.model_max_length = length
         return Built(model, tokenizer, length, None, source, is_stock)
     model = load_factorized(source, "AutoModelForImageClassification", **overrides)
@@ -356,8 +360,7 @@ def _announce(
     accelerator.print(f"{describe_labels(data)}\n\n{describe_sizes(job, built)}")
     accelerator.print(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
-        f"{accelerator.num_processes} processes on {accelerator.device}, {torch.get_num_threads()} threads each; "
-        f"{sampler.extent}"
+        f"{describe_processes(accelerator, job.loop.num_threads)}; {sampler.extent}"
     )
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
@@ -369,5 +372,6 @@ def _announce(
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
-    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
+    batch = counted(num_examples * longest, "token")
+    peak = describe_peak(estimate, accelerator.device, returns_freed=job.model.gradient_checkpointing)
+    accelerator.print(f"{peak}; the largest batch has {batch}")

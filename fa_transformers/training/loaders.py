@@ -6,10 +6,10 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from ..cores import count_cores
 from ..data.batching import BatchSource, LengthGroupedBatchSampler, make_loader
 from ..data.readers.streams import DocumentStream
 from ..data.streaming import StreamedBatches, StreamedExamples, make_stream_loader
-from ..files import count_cores
 from ..options import LoopOptions
 from .setup import count_local_processes, count_replicas
 

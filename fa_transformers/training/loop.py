@@ -91,6 +91,7 @@ def run_training(
     profiler = StepProfiler(loop.profile, output_dir / "profile", accelerator)
     with StopRequest(accelerator, meter.write) as stop, profiler:
         while not run.is_done():
+            state.epoch_batches = sampler.count_batches(state.epoch)
             for batch in meter.waited_for(sampler.epoch_batches(loader, state.epoch, state.batch)):
                 epoch_ends = run.train_on(batch)
                 if not accelerator.sync_gradients:

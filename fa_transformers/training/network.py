@@ -3,20 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..options import LoopOptions
+from ..tables import counted
 from .checkpointing import TrainingState
 from .data_digests import digest_once
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
 from .report import describe_run
-from .setup import gather_model
+from .setup import describe_processes, gather_model
 
 
 def fit_network(
@@ -48,8 +48,8 @@ def fit_network(
     loaders, sampler = build_loaders(loop, dict(examples), collate, accelerator)
     steps = plan_steps(loop, sampler, loop.output_dir)
     accelerator.print(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, {description}; {accelerator.num_processes} "
-        f"processes on {accelerator.device}, {torch.get_num_threads()} threads each; {sampler.extent}, {steps} steps"
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {description}; "
+        f"{describe_processes(accelerator, loop.num_threads)}; {sampler.extent}, {counted(steps, 'step')}"
     )
     groups = group_by_rates(
         model, lambda name, weight: (loop.learning_rate, loop.weight_decay if weight.ndim > 1 else 0.0)

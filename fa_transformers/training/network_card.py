@@ -17,7 +17,7 @@ from ..hub.timing import describe_hardware, time_maps
 from ..models.configuration_fa_dense import HEAD_STRIDE
 from ..options import CardOptions
 from ..redaction import without_local_paths
-from ..tables import one_line
+from ..tables import counted, one_line
 
 TIMED_PX = 512
 """Side of the image that a detector is timed on beside softmax blocks, which take seconds on larger ones."""
@@ -96,14 +96,14 @@ def network_facts(model: PreTrainedModel, finished: NetworkRun, card: CardOption
         base_model=base_model if finished.start == "none" else card.base_model or base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{run['steps']:,} steps on {one_line(finished.data.name)}, seed {finished.seed}.",
+        trained_after=f"{counted(run['steps'], 'step')} on {one_line(finished.data.name)}, seed {finished.seed}.",
         data=[finished.data],
         command=without_local_paths(finished.command),
         hardware=f"{describe_hardware(model.device)}; trained for {run['train_seconds'] / 60:.1f} minutes",
         scores=scores,
         speed=[time_network(model)],
         limits=[
-            f"Scores are from one run with one seed on {count} examples of the {finished.split} split.",
+            f"Scores are from one run with one seed on {counted(count, 'example')} of the {finished.split} split.",
             *finished.limits,
             "It was tested neither on other data nor for bias, and it answers unlike input too.",
         ],

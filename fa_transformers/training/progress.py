@@ -1,6 +1,7 @@
 """Meters of a run: progress, speed, where the time of a step goes, memory, and a profiler's trace."""
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
 from ..files import written_by_rename
+from ..memory import MemoryEstimate, format_bytes
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -87,6 +89,36 @@ def peak_memory(device: torch.device) -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int | None:
+    """Memory of this process at the moment, in bytes; None where the system doesn't tell it as Linux does."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def describe_peak(estimate: MemoryEstimate, device: torch.device, returns_freed: bool) -> str:
+    """Return a sentence on the peak that training will reach, of what `peak_memory` measures and the bar shows.
+
+    Off CUDA devices that is the process: Python, its libraries and the data too, and the weights, which it holds at the
+    call. Unless it `returns_freed` memory (see `return_freed_memory`), the C library keeps some of it, up to the size
+    of the activations: the peak then has an upper end, too.
+    """
+    resident = resident_memory()
+    if device.type == "cuda" or resident is None:
+        return f"estimated peak memory of tensors: {estimate}"
+    least = max(resident + estimate.growth, peak_memory(device) or 0)
+    most = max(least, resident + estimate.growth + (0 if returns_freed else estimate.activations))
+    ends = dict.fromkeys((format_bytes(least), format_bytes(most)))
+    needed = f"optimizer {format_bytes(estimate.optimizer)}, " if estimate.optimizer else ""
+    needed += f"gradients {format_bytes(estimate.gradients)} or activations {format_bytes(estimate.activations)}"
+    return (
+        f"estimated peak memory of each process: {' to '.join(ends)}, of which it takes {format_bytes(resident)} now "
+        f"with libraries, data and weights, and training takes {format_bytes(estimate.growth)} ({needed})"
+    )
 
 
 class ProgressMeter:
@@ -168,7 +200,7 @@ class ProgressMeter:
         shown |= {name: f"{share:.0%}" for name, share in self.step_shares.items()}
         memory, mfu = peak_memory(self.accelerator.device), self._utilisation(self.flops_per_second)
         if memory is not None:
-            shown["memory"] = f"{memory / 2**30:.2f}GiB"
+            shown["memory"] = format_bytes(memory).replace(" ", "")
         if mfu is not None:
             shown["mfu"] = f"{mfu:.0%}"
         self.bar.set_postfix(shown, refresh=False)

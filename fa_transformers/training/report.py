@@ -94,10 +94,10 @@ def _plain(value: Any) -> Any:
 
 
 def describe_run(state: TrainingState) -> dict:
-    """The figures of a run: steps, whole epochs, tokens, seconds without evaluation and checkpoints."""
+    """The figures of a run: steps, epochs and parts of one, tokens, seconds without evaluation and checkpoints."""
     return {
         "steps": state.step,
-        "epochs": state.epoch,
+        "epochs": round(state.epochs, 4),
         "best_step": state.best_step,
         "train_tokens": state.tokens,
         "train_seconds": round(state.seconds, 1),

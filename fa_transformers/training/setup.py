@@ -13,11 +13,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
-from ..files import count_cores
+from ..cores import Threads, choose_threads
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions
 from ..redaction import redact, without_local_paths
+from ..tables import counted
 from .processes import meet_after_restart
 
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -79,12 +80,19 @@ def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
     return whole.eval()
 
 
-def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> None:
-    """Let this process compute with `num_threads` CPU threads; 0 = the usable cores, shared by the local processes.
+def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> Threads:
+    """Let this process compute with `num_threads` CPU threads, or for 0 with as many as `choose_threads` finds."""
+    threads = choose_threads(num_threads, count_local_processes(accelerator))
+    torch.set_num_threads(threads.count)
+    return threads
 
-    Launchers start processes with one thread, whatever the machine has.
-    """
-    torch.set_num_threads(num_threads or max(1, count_cores() // count_local_processes(accelerator)))
+
+def describe_processes(accelerator: Accelerator, num_threads: int) -> str:
+    """Return processes, device and CPU threads of a run with `num_threads`, in words for a message."""
+    threads = use_cpu_threads(accelerator, num_threads)
+    each = " each" if accelerator.num_processes > 1 else ""
+    processes = counted(accelerator.num_processes, "process")
+    return f"{processes} on {accelerator.device} with {counted(threads.count, 'thread')}{each} ({threads.origin})"
 
 
 def count_local_processes(accelerator: Accelerator) -> int:

@@ -25,6 +25,7 @@ from ..metrics.stereo import score_disparity, total_scores
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
+from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .job import FinetuneResult
@@ -159,7 +160,11 @@ def read_samples(data: StereoDataOptions, max_disparity: int, seed: int) -> dict
         order = np.random.default_rng(seed).permutation(len(pairs["train"]))
         pairs["validation"] = [pairs["train"][index] for index in sorted(order[:count])]
         pairs["train"] = [pairs["train"][index] for index in sorted(order[count:])]
-        logger.warning("no --validation_folder was given: %d training pairs were drawn with seed %d", count, seed)
+        logger.warning(
+            "no --validation_folder was given: %s drawn with seed %d",
+            counted(count, "training pair", "was", "were"),
+            seed,
+        )
     limits = {split: data.max_train_pairs if split == "train" else data.max_eval_pairs for split in pairs}
     pairs = {split: part[: limits[split]] for split, part in pairs.items()}
     for part in pairs.values():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fa_transformers import factorized_attention
 from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
-from fa_transformers.files import count_cores
+from fa_transformers.cores import choose_threads
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
 from fa_transformers.options import OptionGroup, option
 
@@ -36,7 +36,7 @@ class LayerOptions(OptionGroup):
     lengths: tuple[int, ...] = option((2048, 8192, 32768), "tokens", group="layer", common=True)
     dtype: Literal["float32", "bfloat16"] = option("float32", "type of weights and tokens", group="layer", common=True)
     repeats: int = option(7, "timed calls of each part, after one that is not", group="layer", common=True)
-    num_threads: int = option(count_cores(), "CPU threads", group="layer", common=True)
+    num_threads: int = option(choose_threads().count, "CPU threads", group="layer", common=True)
 
 
 def parse(argv: Sequence[str] | None = None) -> LayerOptions:

@@ -43,6 +43,7 @@ from fa_transformers.studies.operator_timing import (
     measure_operator,
     recipe_of,
 )
+from fa_transformers.tables import counted
 
 PROGRAM = "python scripts/studies/benchmark_operator.py"
 COLOURS = {"triton": HIGHLIGHT, "factorized": HIGHLIGHT, "unfused": MUTED["BERT"], "flash": MUTED["Longformer"]}
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bandwidth = copy_bytes_per_ms(device, options.seconds)
     facts = {
         "command": command,
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {counted(torch.get_num_threads(), 'thread')}",
         "note": "kernels measured" if on_gpu else "no GPU here, so neither the Triton kernels nor flash attention ran",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,6 +1,6 @@
 """Estimate the time of one encoder layer whose tokens are shared by several GPUs, from FLOPs and bytes: nothing is run.
 
-python scripts/studies/estimate_sequence_parallel.py    # the table of docs/sequence_parallel.md
+python scripts/studies/estimate_sequence_parallel.py    # the table of docs/results/parallel.md
 """
 
 import json

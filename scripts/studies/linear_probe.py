@@ -21,6 +21,7 @@ from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.source import CheckpointSource, read_source
+from fa_transformers.cores import choose_threads
 from fa_transformers.data.collators import ImageCollator
 from fa_transformers.data.examples import count_patches
 from fa_transformers.distillation.probing import DRAWS, LabelledPieces, embed_pieces, load_labelled_images, probe
@@ -49,7 +50,9 @@ class ProbeOptions(OptionGroup):
     )
     repeats: int = option(DRAWS, "times that the folds are drawn", group="probe", common=True)
     seed: int = option(0, "seed of the first draw of the folds; the next ones count on", group="probe", common=True)
-    num_threads: int = option(0, "CPU threads; 0 = torch's default", group="probe", common=True)
+    num_threads: int = option(
+        0, "CPU threads; 0 = OMP_NUM_THREADS, or else the usable cores", group="probe", common=True
+    )
     output: Path = option(Path("outputs/linear_probe.json"), "file for the results", group="probe", common=True)
 
     def check(self) -> None:
@@ -88,8 +91,7 @@ def read_images(options: ProbeOptions, source: CheckpointSource, teacher: PreTra
 
 def main(argv: Sequence[str] | None = None) -> dict:
     options = parse(argv)
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
+    torch.set_num_threads(choose_threads(options.num_threads).count)
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=choose_mixed_precision(options.mixed_precision, on_cpu))
     source = read_source(options.teacher)

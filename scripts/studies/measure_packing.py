@@ -23,12 +23,12 @@ from fa_transformers import load_factorized
 from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import script_parser
 from fa_transformers.conversion.source import read_source
+from fa_transformers.cores import choose_threads
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.data.collators import TextCollator
 from fa_transformers.data.examples import TextExamples
 from fa_transformers.data.labelled import load_data
 from fa_transformers.data.tokenizing import tokenize_documents
-from fa_transformers.files import count_cores
 from fa_transformers.options import CardOptions, DataOptions, OptionGroup, option
 
 WAYS = {
@@ -46,7 +46,9 @@ class PackingOptions(OptionGroup):
     max_tokens_per_batch: int = option(16384, "tokens of a step, padding included", group="packing", common=True)
     max_steps: int = option(0, "batches measured of each way; 0 = the whole epoch", group="packing", common=True)
     local_window: int = option(0, "reach of the softmax window; 0 = none", group="packing", common=True)
-    num_threads: int = option(0, "CPU threads; 0 = all cores", group="packing", common=True)
+    num_threads: int = option(
+        0, "CPU threads; 0 = OMP_NUM_THREADS, or else the usable cores", group="packing", common=True
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> PackingOptions:
@@ -120,7 +122,7 @@ def print_table(measured: dict[str, dict], total: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    torch.set_num_threads(options.num_threads or count_cores())
+    torch.set_num_threads(choose_threads(options.num_threads).count)
     torch.manual_seed(0)
     source = read_source("minilm")
     tokenizer = AutoTokenizer.from_pretrained(source.model_folder)

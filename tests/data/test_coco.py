@@ -173,7 +173,7 @@ def test_a_bad_object_is_named_or_left_out_and_counted(tmp_path, caplog, fields,
     coco["annotations"][1] = annotation(1, 100, **fields)
     with pytest.raises(DataError, match=complaint) as error:
         read(tmp_path, coco)
-    assert "annotations.json: 1 objects or pictures can't be used" in str(error.value)
+    assert "annotations.json: 1 object or picture can't be used" in str(error.value)
     assert "annotation 1" in str(error.value) or "entry 2" in str(error.value)
     data = read(tmp_path, coco, drop_bad=True)
     assert data.num_dropped == {"train": 1}
@@ -186,7 +186,7 @@ def test_ids_of_objects_may_repeat_but_no_object(tmp_path, caplog):
     coco = content(4)
     coco["annotations"][1]["id"] = 0
     read(tmp_path, coco)
-    assert "1 annotations have the id of another one" in caplog.text
+    assert "1 annotation has the id of another one" in caplog.text
     coco["annotations"].append(copy.deepcopy(coco["annotations"][3]))
     with pytest.raises(DataError, match="image 101, annotation 3: it is there twice"):
         read(tmp_path, coco)

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from fa_transformers import cores
 from fa_transformers.data.facts import DataFacts
 from fa_transformers.data.labelled import LabelledData
 from fa_transformers.data.readers import json_rows
@@ -442,8 +443,9 @@ def test_many_workers_give_the_tokens_of_one(numbered_documents, tokenizer):
         assert part.column_names == shared[split].column_names and part[:] == shared[split][:]
 
 
-def test_workers_are_as_many_as_the_cores_where_there_is_text_for_them(monkeypatch):
+def test_workers_are_as_many_as_the_cores_where_there_is_text_for_them(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "_ROOT", tmp_path)  # without a quota
     assert choose_num_proc(2**20) is None
     assert choose_num_proc(3 * BYTES_PER_WORKER) == 3
     assert choose_num_proc(2**40) == 8

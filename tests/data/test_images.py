@@ -184,7 +184,7 @@ def test_files_that_are_no_images_by_name_are_left_out_and_counted(image_folder,
     with caplog.at_level(logging.WARNING):
         dataset = load_image_folder(image_folder)
     assert sum(len(part) for part in dataset.values()) == 10
-    assert "1 files don't have the ending of an image" in caplog.text and "notes.txt" in caplog.text
+    assert "1 file without the ending of an image was left out" in caplog.text and "notes.txt" in caplog.text
 
 
 def test_images_in_no_class_folder_are_a_split_without_labels_or_told(image_folder, tmp_path, caplog):
@@ -202,7 +202,7 @@ def test_images_in_no_class_folder_are_a_split_without_labels_or_told(image_fold
     assert sum(map(len, dataset.values())) == 10
     assert "test: no row of the test data has a label: they are predicted" in caplog.text
     assert "val: no row of the validation data has a label: it is left out" in caplog.text
-    assert "train: 1 images lie in no class folder and were left out, first loose.png" in caplog.text
+    assert "train: 1 image lies in no class folder and was left out, first loose.png" in caplog.text
 
 
 def png_bytes(image: Image.Image) -> bytes:

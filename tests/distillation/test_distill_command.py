@@ -81,7 +81,7 @@ def test_the_command_prints_the_receipt_and_names_itself_on_the_card(tmp_path, s
     result = command.main(flags)
     lines = capsys.readouterr().out.splitlines()
     assert "Student and teacher, their embeddings compared:" in lines
-    assert "transfer: 1 steps" in " ".join(lines)
+    assert "transfer: 1 step," in " ".join(lines)
     assert json.loads(lines[-1]) == json.loads(json.dumps(result.receipt))
     assert result.receipt["command"].startswith("accelerate launch scripts/distill.py --model_name_or_path ")
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -100,7 +100,7 @@ def test_a_split_for_validation_is_held_out_and_fewer_rows_are_drawn_by_the_seed
         (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["a"]})}), DataError, "no split 'train'"),
         (["a", None], DataError, "row 2 of the texts has None"),
         ([{"text": "a"}], DataError, "row 1 of the texts has {'text': 'a'}"),
-        (["a"], DataError, "1 rows are not enough to train and hold out"),
+        (["a"], DataError, "1 row is not enough to train and hold out"),
         ([], DataError, "0 rows are not enough"),
     ],
 )

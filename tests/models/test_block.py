@@ -323,7 +323,7 @@ def test_an_unknown_normalization_is_an_error():
     [
         ((2, 6), None, "`x` must be"),
         ((2, 5, 4), None, "`x` must be .*6 channels"),
-        ((2, 6, 4, 3), torch.ones(2, 4, 3), "`mask` must be bool"),
+        ((2, 6, 4, 3), torch.full((2, 4, 3), -1e4), "`mask` must hold 1"),
         ((2, 6, 4, 3), torch.ones(2, 12, dtype=torch.bool), r"`mask` must be .*\(2, 4, 3\)"),
         ((2, 6, 4, 3), torch.ones(1, 4, 3, dtype=torch.bool), "`mask` must be"),
         ((2, 6, 4, 3), torch.ones(2, 4, 3, dtype=torch.bool, device="meta"), "`mask` is on meta"),

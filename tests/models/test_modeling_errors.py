@@ -15,6 +15,7 @@ from tiny_models import (
 )
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -26,7 +27,7 @@ from transformers import (
     ViTModel,
 )
 
-from fa_transformers import load_factorized
+from fa_transformers import estimate_memory, load_factorized
 from fa_transformers.conversion.stock_checkpoints import FAMILIES
 from fa_transformers.models import (
     ENCODERS,
@@ -36,9 +37,11 @@ from fa_transformers.models import (
     FABertForQuestionAnswering,
     FABertForTokenClassification,
     FABertModel,
+    FADetrConfig,
     FAViTConfig,
     FAViTForMaskedImageModeling,
     FAViTModel,
+    configuration_fa,
 )
 
 COUNTS = (0, -1, 1.5, "2", None, True)
@@ -186,21 +189,69 @@ def test_heads_refuse_configurations_they_cannot_serve():
             FAViTForMaskedImageModeling(tiny_config(FAViTConfig, **fields))
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "factorized", "flex_attention", "nope"])
+@pytest.mark.parametrize(
+    "name", ["flash_attention_2", "flex_attention", "nope", {"": "sdpa", "backbone_config": "nope"}]
+)
 @every_config
-def test_other_attention_implementations_are_refused_everywhere(config_class, name, saved_folders):
+def test_other_attention_implementations_are_refused_everywhere_without_a_trace(config_class, name, saved_folders):
     base_class = ENCODERS[config_class]["AutoModel"]
     model = build(config_class, base_class)
+    config = tiny_config(config_class)
+    config._attn_implementation = "eager"
     attempts = [
         lambda: base_class(config_class(attn_implementation=name)),
-        lambda: base_class._from_config(tiny_config(config_class), attn_implementation=name),
+        lambda: base_class._from_config(config, attn_implementation=name),
+        lambda: AutoModel.from_config(config, attn_implementation=name),
         lambda: base_class.from_pretrained(saved_folders[config_class], attn_implementation=name),
+        lambda: base_class.from_pretrained(saved_folders[config_class], config=config, attn_implementation=name),
         lambda: model.set_attn_implementation(name),
     ]
     for attempt in attempts:
         with pytest.raises(ValueError, match="`attn_implementation` must be None, 'eager' or 'sdpa'"):
             attempt()
-    assert model.config._attn_implementation in (None, "sdpa", "eager")
+        assert config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "sdpa"
+    assert type(AutoModel.from_config(config)) is base_class
+    assert estimate_memory(config, 8).total > 0
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("local_windw", "local_window"), ("key_feature_sizes", "key_feature_size"), ("softmax_layer", "softmax_layers")],
+)
+def test_a_field_that_is_nearly_one_of_ours_is_a_warning_that_names_it(field, meant, caplog, monkeypatch):
+    for config_class in (FABertConfig, FAViTConfig, FADetrConfig):
+        caplog.clear()
+        monkeypatch.setattr(configuration_fa.logger, "propagate", True)
+        config_class(**{field: 4})
+        assert f"`{field}` is no field" in caplog.text and f"did you mean `{meant}`" in caplog.text
+
+
+def test_fields_of_stock_configurations_are_no_warning(caplog, monkeypatch):
+    monkeypatch.setattr(configuration_fa.logger, "propagate", True)
+    fields = ("focal_windows", "feature_size", "last_kernel_size", "sliding_window", "classifier_dropout", "use_cache")
+    FABertConfig(**dict.fromkeys(fields, 1), **BertConfig().to_dict())
+    assert "did you mean" not in caplog.text
+
+
+@every_config
+def test_factorized_is_taken_for_what_our_models_do_anyway(config_class, saved_folders):
+    """So that a helper may set it for stock models and ours alike."""
+    base_class = ENCODERS[config_class]["AutoModel"]
+    for name, kept in ((None, "sdpa"), ("eager", "eager")):
+        config = config_class(attn_implementation=name)
+        config._attn_implementation = "factorized"
+        assert config._attn_implementation == name
+        model = AutoModel.from_config(tiny_config(config_class, softmax_layers=[1]), attn_implementation=name)
+        model.set_attn_implementation("factorized")
+        assert model.config._attn_implementation == kept
+    for model in (
+        base_class(tiny_config(config_class)),
+        base_class.from_pretrained(saved_folders[config_class], attn_implementation="factorized"),
+        AutoModel.from_config(tiny_config(config_class), attn_implementation="factorized"),
+    ):
+        assert model.config._attn_implementation == "sdpa"
+    assert config_class(attn_implementation="factorized")._attn_implementation is None
 
 
 @every_head
@@ -269,15 +320,6 @@ def test_dinov2_variants_without_a_counterpart_are_refused_by_field(field, tmp_p
         FAViTConfig.from_pretrained(tmp_path)
 
 
-def test_masks_with_holes_are_refused_by_row():
-    model = build(FABertConfig, FABertModel)
-    ids = torch.ones(3, 5, dtype=torch.long)
-    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
-    for given in (mask, mask.bool()):
-        with pytest.raises(ValueError, match="`attention_mask` row 1 has padding inside"):
-            model(input_ids=ids, attention_mask=given)
-
-
 TEXT_HEADS = [head for head in HEADS if head[0] is FABertConfig]
 
 
@@ -289,7 +331,7 @@ def test_masks_of_wrong_kind_are_refused(config_class, auto_class, model_class):
     inputs = text_inputs(auto_class)
     mask = inputs["attention_mask"]
     with pytest.raises(ValueError, match="`attention_mask`.*torch.float32"):
-        model(**{**inputs, "attention_mask": mask.float()})
+        model(**{**inputs, "attention_mask": (1.0 - mask) * torch.finfo(torch.float32).min})
     with pytest.raises(ValueError, match="`attention_mask` must be .* got"):
         model(**{**inputs, "attention_mask": mask[..., :-1]})
     with pytest.raises(ValueError, match="`attention_mask`"):

@@ -161,6 +161,29 @@ def test_no_term_of_a_mixer_crosses_a_documents_end(normalization, is_softmax, l
         torch.testing.assert_close(actual, expected, **EXACT)
 
 
+@pytest.mark.parametrize(("normalization", "scale"), [("softmax", None), ("scaling", None), ("scaling", 0.3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_masked_tokens_are_no_keys_of_their_document(normalization, scale, dtype):
+    """One document has holes in several tiles, one no real token, one a single one."""
+    lengths = (2 * TILE + 3, 5, 7, 0, 1)
+    query, key, value = make_inputs(sum(lengths), dtype)
+    mask = torch.rand(1, sum(lengths)) > 0.4
+    mask[0, 2 * TILE + 3 : 2 * TILE + 8] = False
+    mask[0, -8:-1] = torch.arange(7) == 3
+    options = {"normalization": normalization, "scale": scale}
+    output = factorized_attention(query, key, value, mask, cu_seqlens=running_total(lengths), **options)
+    for span in spans(lengths):
+        parts = [tensor[:, :, span] for tensor in (query, key, value)]
+        expected = attention(*parts, mask[:, span], **options)
+        # Values that carry the number of real tokens are rounded once more.
+        size = attention(*(part.abs() for part in parts), mask[:, span], **options)
+        budget = error_budget(*parts, mask[:, span], **options) + torch.finfo(dtype).eps / 2 * size
+        assert ((output[:, :, span].double() - expected).abs() <= budget).all()
+    hidden = ~mask[:, None, :, None]
+    junk = [tensor.masked_fill(hidden, torch.nan) for tensor in (key, value)]
+    assert torch.equal(factorized_attention(query, *junk, mask, cu_seqlens=running_total(lengths), **options), output)
+
+
 @pytest.mark.parametrize(
     ("total", "message"),
     [
@@ -184,7 +207,5 @@ def test_what_a_packed_batch_cannot_have_is_an_error():
     total = torch.tensor([0, 9])
     with pytest.raises(ValueError, match="`key` must have the 8 positions of `query`, got 9"):
         factorized_attention(query[:, :, :8], key, value, cu_seqlens=torch.tensor([0, 8]))
-    with pytest.raises(ValueError, match="exclude each other"):
-        factorized_attention(query, key, value, torch.ones(1, 9, dtype=torch.bool), cu_seqlens=total)
     with pytest.raises(ValueError, match="one row that holds all documents, got 2"):
         factorized_attention(*(tensor.expand(2, -1, -1, -1) for tensor in (query, key, value)), cu_seqlens=total)

@@ -87,11 +87,12 @@ def compare_row(row, dtype, rank, size, group) -> float:
 
 
 def text_batch(length: int, left: int = 0, right: int = 0, seed: int = 2) -> dict[str, Tensor]:
-    """Two documents, the second between paddings, with their labels."""
+    """Two documents, the second between paddings and with every fifth token masked, with their labels."""
     ids = torch.randint(1, 60, (2, length), generator=torch.Generator().manual_seed(seed))
     mask = torch.ones_like(ids)
     mask[1, :left] = 0
     mask[1, length - right :] = 0
+    mask[1, left + 2 : length - right - 1 : 5] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1])}
 
 

@@ -24,8 +24,10 @@ from fa_transformers import FABertConfig, FABertForSequenceClassification, FABer
 from fa_transformers.data.batching import LengthGroupedBatchSampler, count_update_steps
 from fa_transformers.files import write_json, written_by_rename
 from fa_transformers.hub.folder_lock import LOCK_FILE
+from fa_transformers.memory import MemoryEstimate
 from fa_transformers.options import LoopOptions
 from fa_transformers.tables import format_table
+from fa_transformers.training import progress
 from fa_transformers.training.checkpointing import (
     LAUNCH_FILE,
     STATE_FILE,
@@ -43,7 +45,7 @@ from fa_transformers.training.loaders import choose_num_workers
 from fa_transformers.training.loop import plan_steps
 from fa_transformers.training.optimizer import freeze_bottom_layers, group_parameters
 from fa_transformers.training.progress import ProgressMeter, TrainingDiverged
-from fa_transformers.training.report import plot_confusion_matrix
+from fa_transformers.training.report import describe_run, plot_confusion_matrix
 from fa_transformers.training.setup import gather_model, start_trackers
 
 
@@ -351,6 +353,31 @@ def test_frozen_layers_stay_out_of_the_optimiser():
     assert grouped == len(trained)
     with pytest.raises(ValueError, match="--freeze_layers must be from 0 to 3"):
         freeze_bottom_layers(model, 4)
+
+
+@pytest.mark.parametrize(("epoch", "batch", "length", "epochs"), [(0, 20, 43, 0.4651), (3, 0, 43, 3), (0, 9, None, 0)])
+def test_epochs_count_the_finished_part_of_one(epoch, batch, length, epochs):
+    """A stream has one epoch without an end."""
+    state = TrainingState({}, epoch=epoch, batch=batch, epoch_batches=length)
+    assert describe_run(state)["epochs"] == epochs
+
+
+def test_the_estimated_peak_is_of_what_the_bar_shows(monkeypatch):
+    estimate = MemoryEstimate(weights=2**20, gradients=2**20, optimizer=2**21, activations=50 * 2**20)
+    monkeypatch.setattr(progress, "resident_memory", lambda: 2**29)
+    monkeypatch.setattr(progress, "peak_memory", lambda device: 2**28)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    ends = {
+        returns_freed: progress.describe_peak(estimate, cpu, returns_freed).partition(", of which ")
+        for returns_freed in (True, False)
+    }
+    assert ends[True][0] == "estimated peak memory of each process: 0.55 GiB"
+    assert ends[False][0] == "estimated peak memory of each process: 0.55 GiB to 0.60 GiB"
+    rest = "optimizer 2.0 MiB, gradients 1.0 MiB or activations 50.0 MiB)"
+    assert ends[True][2] == ends[False][2] and ends[True][2].endswith(rest)
+    assert progress.describe_peak(estimate, cuda, False) == f"estimated peak memory of tensors: {estimate}"
+    monkeypatch.setattr(progress, "peak_memory", lambda device: 2**30)  # of reading the data, long ago
+    assert "of each process: 1.00 GiB, of which it takes 0.50 GiB now" in progress.describe_peak(estimate, cpu, False)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...tables import counted
 from .images import SPLIT_FOLDERS
 from .objects import DenseData, Faults, ObjectOptions, Record, Source, build_data
 from .tables import DataError, listing
@@ -179,8 +180,8 @@ def _group_by_image(annotations: list[Any], faults: Faults) -> dict[Any, list[di
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     if num_shared:
         logger.warning(
-            "%s: %d annotations have the id of another one; every one counts, since ids are not used",
+            "%s: %s the id of another one; every one counts, since ids are not used",
             faults.source,
-            num_shared,
+            counted(num_shared, "annotation", "has", "have"),
         )
     return by_image

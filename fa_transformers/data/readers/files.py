@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow
 
+from ...tables import counted
 from .formats import Row, open_rows
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import as_whole, clean_label
@@ -224,8 +225,9 @@ def _warn_of_shared_groups(dataset: datasets.DatasetDict) -> None:
     for split in groups.keys() - {"train"}:
         if shared := (groups[split] & groups["train"]) - {None}:
             logger.warning(
-                "%d groups of --group_column are in train and in %s, such as %s: scores on it are too good",
-                len(shared),
+                "%s of --group_column %s in train and in %s, such as %s: scores on it are too good",
+                counted(len(shared), "group"),
+                "is" if len(shared) == 1 else "are",
                 split,
                 listing(sorted(shared)[:3]),
             )

@@ -16,6 +16,7 @@ import pyarrow
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
+from ...tables import counted
 from .files import DEFAULTS, OPTIONAL_ROLES, class_names_of, fill, group_of, list_of, splits_to_read
 from .labelling import LabelledSplits, Table, encode_tables
 from .labels import clean_label
@@ -343,13 +344,16 @@ def find_class_images(folder: Path) -> dict[str, list[Path]]:
             raise DataError(f"{class_folder}: the class folder has no images: add some or remove the folder")
     if found and (loose := _images_in(folder)):
         logger.warning(
-            "%s: %d images lie in no class folder and were left out, first %s", folder, len(loose), loose[0].name
+            "%s: %s left out, first %s",
+            folder,
+            counted(len(loose), "image", "lies in no class folder and was", "lie in no class folder and were"),
+            loose[0].name,
         )
     if left_out:
         logger.warning(
-            "%s: %d files don't have the ending of an image and were left out, first %s",
+            "%s: %s left out, first %s",
             folder,
-            len(left_out),
+            counted(len(left_out), "file", "without the ending of an image was", "without the ending of one were"),
             left_out[0],
         )
     return found

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ...models.fa_rle import decode_mask, rle_area
+from ...tables import counted
 from .files import fill_splits
 from .images import convert_image, open_image
 from .object_checks import check_object, shorten
@@ -142,15 +143,14 @@ class Faults(BadRows):
         Raises:
             DataError: there are faults that are not to be dropped; up to 20 are named.
         """
+        faulty = "1 object or picture" if self.count == 1 else f"{self.count} objects or pictures"
         if self.count and not self.drop:
             raise DataError(
-                f"{self.source}: {self.count} objects or pictures can't be used:{self._lines(SHOWN_ROWS)}\nMend them, "
+                f"{self.source}: {faulty} can't be used:{self._lines(SHOWN_ROWS)}\nMend them, "
                 "or leave them out with --drop_bad_objects (drop_bad in Python)."
             )
         if self.count:
-            logger.warning(
-                "%s: %d bad objects or pictures are left out:%s", self.source, self.count, self._lines(SHOWN_ROWS)
-            )
+            logger.warning("%s: %s that can't be used left out:%s", self.source, faulty, self._lines(SHOWN_ROWS))
 
 
 def open_picture(picture: Path | RowPicture, is_turned: bool) -> Image.Image:
@@ -372,11 +372,11 @@ def _report(split: str, images: list[DenseImage], names: list[str], masks: bool)
     if missing:
         logger.warning("%s has no object of %d of %d classes: %s", split, len(missing), len(names), listing(missing))
     logger.info(
-        "%s: %d images, %d without objects; %d objects with %s, %d of them crowds",
+        "%s: %s, %d without objects; %s with %s, %d of them crowds",
         split,
-        len(images),
+        counted(len(images), "image"),
         sum(not len(image.labels) for image in images),
-        sum(counts.values()),
+        counted(sum(counts.values()), "object"),
         "masks" if masks else "boxes",
         sum(int(image.is_crowd.sum()) for image in images),
     )

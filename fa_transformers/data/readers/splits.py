@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow.compute
 
+from ...tables import counted
 from .tables import DataError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def fill_splits(
     counts = [max(1, round(share * len(train))) for share in shares.values()]
     if sum(counts) >= len(train):
         raise DataError(
-            f"{len(train)} rows are too few to draw {' and '.join(shares)} from: give more rows or own files"
+            f"{counted(len(train), 'row', 'is', 'are')} too few to draw {' and '.join(shares)} from: give more rows or "
+            "own files"
         )
     drawn = _draw(train, np.array(list(shares.values())), np.array(counts), seed)
     filled = dict(dataset) | {"train": train.select(np.flatnonzero(drawn == 0))}
@@ -57,7 +59,10 @@ def fill_splits(
         if not len(filled[split]):
             raise DataError(_too_few(train, list(shares)))
         logger.warning(
-            "no %s data was given: %d rows were drawn from train with seed %d", split, len(filled[split]), seed
+            "no %s data was given: %s drawn from train with seed %d",
+            split,
+            counted(len(filled[split]), "row", "was", "were"),
+            seed,
         )
     return _without_groups(
         datasets.DatasetDict({split: filled[split] for split in ("train", "validation", "test") if split in filled})
@@ -75,15 +80,16 @@ def _too_few(train: datasets.Dataset, splits: list[str]) -> str:
     wanted = " and ".join(splits)
     if "group" in train.column_names:
         return (
-            f"the groups of --group_column are too few to draw {wanted} from by whole groups ({len(train)} rows, and "
-            f"train keeps a group of each class): give more groups, own files for {wanted}, or leave --group_column off"
+            f"the groups of --group_column are too few to draw {wanted} from by whole groups "
+            f"({counted(len(train), 'row')}, and train keeps a group of each class): give more groups, own files for "
+            f"{wanted}, or leave --group_column off"
         )
     feature = train.features["label"]
     names = getattr(getattr(feature, "feature", feature), "names", ())
     are_numbers = "; numbers to predict go by --problem_type regression" if all(map(str.isdecimal, names)) else ""
     return (
-        f"the {len(train)} rows are too few to draw {wanted} from, as train keeps a row of each class ({len(names)} "
-        f"classes): give more rows of each class or own files{are_numbers}"
+        f"{counted(len(train), 'row', 'is', 'are')} too few to draw {wanted} from, as train keeps a row of each class "
+        f"({counted(len(names), 'class')}): give more rows of each class or own files{are_numbers}"
     )
 
 
