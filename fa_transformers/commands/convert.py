@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
-from ..redaction import redact, without_local_paths
-from .flags import FlagParser, describe_command, how_started, print_json
+from ..redaction import without_local_paths
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
     parser.add_options(ConversionOptions, ("conversion",), "conversion")
     parser.add_options(ModelOptions, ("layer",), "layers (unset = off)")
     parser.add_options(CardOptions, ("card",), "model card")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print what became of every tensor, not only of those that changed"
+    )
+    parser.add_aliases(folder="OUTPUT_DIR", overwrite="--overwrite_output_dir", position_embedding_type="positions")
     parsed = parser.parse(argv)
     return ConvertCommand(
         parsed.given["source"],
@@ -53,10 +57,8 @@ def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Convert as the flags say; mistakes in them or in the checkpoint end the process in one line."""
     run = parse(argv)
-    try:
+    with mistakes_in_one_line():
         return convert(run)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(redact(f"error: {error}")) from error
 
 
 def convert(run: ConvertCommand) -> dict:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..options import CardOptions, LoopOptions, resolve
 from ..training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
+from .flags import (
+    FlagParser,
+    describe_command,
+    ends_with_resume,
+    how_started,
+    mistakes_in_one_line,
+    print_json,
+    resuming,
+)
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -79,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     from ..training.report import print_scores
     from ..training.stereo import finetune_stereo
 
-    with report_lost_processes(run.loop.ddp_timeout):
+    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
         result = finetune_stereo(
             data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
             resume_command=run.resume_command,

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import sha256_of, write_text
+from ..mistakes import Mistake
 from ..models import ARCHITECTURES
 from ..redaction import environment_without_secrets
 from ..version import __version__
@@ -43,7 +44,7 @@ SELF_TEST_TEXTS = [
 SELF_TEST_MAX_LENGTH = 32
 
 
-class PublishError(ValueError):
+class PublishError(Mistake, ValueError):
     """A model, a processor or a folder cannot be published; the message says what to change."""
 
 
@@ -129,7 +130,7 @@ def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} is a file; choose another name")
     if folder.is_dir() and not holds_only_leftovers(folder) and not overwrite:
-        raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass overwrite=True")
+        raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass `overwrite=True`")
     return folder
 
 

@@ -28,6 +28,7 @@ from ..files import flush_folder, write_json
 from ..hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
+from ..mistakes import Mistake
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
 
@@ -38,7 +39,7 @@ _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 _LEFTOVER_NAME = re.compile(r"\.checkpoint-\d+\.tmp|\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Mistake, RuntimeError):
     """A checkpoint can't be written or read; the message names the folder and what to do."""
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from ..checks import check_loop, check_positive
+from ..checks import check_card, check_loop, check_positive
 from ..data.augment import AugmentOptions
 from ..data.dense_examples import DenseCollator, DenseExamples
 from ..data.facts import DataFacts
@@ -20,6 +20,7 @@ from ..data.sets import digit_scenes
 from ..files import write_json
 from ..hub.folder_lock import released
 from ..metrics.detection import check_evaluator
+from ..mistakes import names_arguments
 from ..models import (
     FADenseConfig,
     FADenseForInstanceSegmentation,
@@ -67,6 +68,7 @@ class DenseJob:
         return self.task == "instance-segmentation"
 
 
+@names_arguments()
 def finetune_dense(
     *,
     task: DenseTask = "instance-segmentation",
@@ -119,6 +121,7 @@ def check_dense(job: DenseJob) -> None:
     if job.task not in MODELS:
         raise ValueError(f"--task must be one of {', '.join(MODELS)}, got {job.task!r}.")
     check_loop(job.loop)
+    check_card(job.card, job.loop)
     check_positive(data, "num_canvases", "num_eval_canvases", "canvas_size", "max_train_images", "max_eval_images")
     check_positive(model, "shortest_edge", "longest_edge")
     named = [name for name in DATA_SOURCES if getattr(data, name) is not None]

@@ -23,6 +23,7 @@ from ..hub.publish import publish
 from ..hub.push import push
 from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
+from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
@@ -58,6 +59,7 @@ OPTIONS = {"data": DataOptions, "model": ModelOptions, "loop": LoopOptions, "car
 """Arguments of `finetune` that are options objects, with their classes."""
 
 
+@names_arguments()
 def finetune(
     rows: Mapping | datasets.Dataset | datasets.DatasetDict | None = None,
     *,

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
 from ..files import written_by_rename
+from ..mistakes import Mistake
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -46,7 +47,7 @@ def communication_us(events: Iterable[FunctionEvent]) -> float:
     )
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Mistake, RuntimeError):
     """The loss is no longer finite; the message says at which step and what to change."""
 
 

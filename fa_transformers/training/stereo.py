@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checks import check_loop
+from ..checks import check_card, check_loop
 from ..data.facts import DataFacts
 from ..data.readers.stereo_folders import check_sizes, find_stereo_pairs
 from ..data.readers.tables import DataError
@@ -22,6 +22,7 @@ from ..evaluation import evaluating
 from ..files import write_json
 from ..hub.folder_lock import released
 from ..metrics.stereo import score_disparity, total_scores
+from ..mistakes import names_arguments
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
@@ -56,6 +57,7 @@ class StereoJob:
     resume_command: str
 
 
+@names_arguments()
 def finetune_stereo(
     *,
     data: StereoDataOptions | None = None,
@@ -102,6 +104,7 @@ def check_stereo(job: StereoJob) -> None:
     """Raise ValueError, naming the flag, where an option can't be used or contradicts another one."""
     data = job.data
     check_loop(job.loop)
+    check_card(job.card, job.loop)
     for name in ("crop_height", "crop_width"):
         if getattr(data, name) < 16:
             raise ValueError(f"--{name} must be at least 16 pixels, got {getattr(data, name)}.")

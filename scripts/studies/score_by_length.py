@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fa_transformers  # noqa: F401 - registers the FA models
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.data.sets.license_documents import load_license_documents
 from fa_transformers.files import count_cores
 from fa_transformers.hub.timing import measure_speed
@@ -69,4 +69,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()
