@@ -38,7 +38,11 @@ def check_loop(loop: LoopOptions) -> None:
     if not 0 <= loop.warmup_ratio < 1:
         raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {loop.warmup_ratio}.")
     if loop.max_steps == 0 or loop.max_steps < -1:
-        hint = " To check data, memory and time without training give --dry_run." if loop.max_steps == 0 else ""
+        hint = (
+            " To check data, memory and time without training, fine-tuning has --dry_run."
+            if loop.max_steps == 0
+            else ""
+        )
         raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {loop.max_steps}.{hint}")
     if loop.resume_from_checkpoint and loop.overwrite_output_dir:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")

@@ -19,6 +19,7 @@ class ConvertCommand:
     layer: ModelOptions
     card: CardOptions
     command: str
+    verbose: bool
 
 
 def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
         parsed[ModelOptions],
         parsed[CardOptions],
         describe_command(program, parsed.flags),
+        parsed.given.get("verbose", False),
     )
 
 
@@ -79,7 +81,9 @@ def convert(run: ConvertCommand) -> dict:
         facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,
     )
-    print(conversion.table())
+    print(conversion.table(every=run.verbose))
+    if not run.verbose:
+        print(f"{conversion.counts['kept']} tensors were kept as they are; --verbose lists them too")
     summary = {
         "source": run.source,
         "output_dir": str(run.output_dir),

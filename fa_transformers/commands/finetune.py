@@ -21,8 +21,8 @@ GROUPS = (
     (
         LoopOptions,
         (
-            "batches", "packing", "epochs", "short epochs", "optimizer", "head rate", "device", "sequence parallel",
-            "checkpoints", "best metric",
+            "batches", "packing", "epochs", "dry run", "short epochs", "optimizer", "head rate", "device",
+            "sequence parallel", "checkpoints", "best metric",
         ),
         "training",
     ),
@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             command=run.command,
             resume_command=run.resume_command,
         )
+        if result.plan:
+            print(result.plan)
         if result.summary:
             print_results(result.summary)
     return result

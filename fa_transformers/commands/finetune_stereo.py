@@ -26,7 +26,7 @@ GROUPS = (
         LoopOptions,
         (
             "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "epochs",
-            "optimizer", "device", "checkpoints", "best metric",
+            "dry run", "optimizer", "device", "checkpoints", "best metric",
         ),
         "training",
     ),
@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
             resume_command=run.resume_command,
         )  # fmt: skip
+        if result.plan:
+            print(result.plan)
         if result.summary:
             print_scores(result.summary, COLUMNS, "pairs")
             print_json(result.summary)

@@ -19,9 +19,10 @@ from ..data.batching import BatchSource
 from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
 from ..hub.folder_lock import released
+from ..hub.login import check_login
 from ..hub.publish import publish
 from ..hub.push import push
-from ..memory import estimate_memory, return_freed_memory
+from ..memory import MemoryEstimate, estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
 from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification
@@ -37,6 +38,7 @@ from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
+from .plan import make_plan
 from .predictions import Predictions
 from .recipes import Task, recipe_of
 from .report import describe_labels, describe_run, draw_report, summarise, write_predictions, write_report
@@ -117,6 +119,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
         return_freed_memory()
     accelerator = make_accelerator(job.loop)
     count_replicas(job.loop, accelerator)  # which refuses a group of processes that does not come out even
+    if job.card.push_to_hub and accelerator.is_main_process:
+        check_login(job.card.hub_model_id or job.loop.output_dir.resolve().name, job.card.hub_token)
     job = replace(job, loop=_with_resume(job.loop))
     output_dir = job.loop.output_dir
     # First: a mistyped checkpoint or file must not cost the checkpoints that are overwritten.
@@ -125,9 +129,11 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     with accelerator.main_process_first():
         canvas = CANVAS | {"seed": job.loop.seed}
         data = load_data(job.task, job.data, job.card, job.loop.seed, canvas, rows)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not job.loop.dry_run:
             is_resumed = job.loop.resume_from_checkpoint is not None
             prepare_output_dir(output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
+    if job.loop.dry_run:
+        return _plan(job, source, data, accelerator)
     config = flat(job.data, job.model, job.loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, job.loop.report_to, "finetune", config)
     fitted = fit(job, source, data, accelerator, output_dir)
@@ -242,14 +248,8 @@ def fit(
 ) -> Fitted:
     """Build, train and score one model, which starts from `source`, or without one from new weights."""
     loop = job.loop
-    set_seed(loop.seed)
-    built = build_model(job, source, data)
+    built, examples, collate = _set_up(job, source, data, accelerator)
     model = built.model
-    freeze_bottom_layers(model, job.model.freeze_layers)
-    if job.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with accelerator.main_process_first():
-        examples, collate = build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, loop)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, model, sampler, accelerator, data)
     steps = plan_steps(loop, sampler, output_dir)
@@ -280,6 +280,40 @@ def fit(
     return Fitted(model, built.processor, built.image_size, built.source, scores, run, scored, unlabelled)
 
 
+def _set_up(
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+) -> tuple[Built, dict, Any]:
+    """Build the model as it begins to train, the examples of each split, and the collator of their batches."""
+    set_seed(job.loop.seed)
+    built = build_model(job, source, data)
+    freeze_bottom_layers(built.model, job.model.freeze_layers)
+    if job.model.gradient_checkpointing:
+        built.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with accelerator.main_process_first():
+        examples, collate = build_examples(
+            data, built.processor, built.num_tokens, job.task, job.data, job.model, job.loop
+        )
+    return built, examples, collate
+
+
+def _plan(
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+) -> FinetuneResult:
+    """Do all that comes before training, and tell what would follow."""
+    loop, output_dir = job.loop, job.loop.output_dir
+    built, examples, collate = _set_up(job, source, data, accelerator)
+    loaders, sampler = build_loaders(loop, examples, collate, accelerator)
+    plan = make_plan(
+        loop, built.model, examples, collate, loaders["train"], sampler, accelerator,
+        steps=plan_steps(loop, sampler, output_dir),
+        data=describe_labels(data),
+        memory=_estimate(job, built.model, sampler, accelerator),
+        limit=built.num_tokens if job.is_text else None,
+    )  # fmt: skip
+    accelerator.end_training()
+    return FinetuneResult({}, {}, {}, output_dir, built.model, built.processor, plan=plan)
+
+
 def _score(
     model: torch.nn.Module, loaders: dict[str, DataLoader], accelerator: Accelerator, data: LabelledData
 ) -> tuple[dict, Predictions, Predictions | None]:
@@ -305,7 +339,17 @@ def _announce(
         f"{sampler.extent}"
     )
     num_examples, longest = sampler.largest_batch()
-    estimate = estimate_memory(
+    estimate = _estimate(job, model, sampler, accelerator)
+    holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
+    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")
+
+
+def _estimate(
+    job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator
+) -> MemoryEstimate:
+    """Return the memory that a step on the largest batch may take."""
+    num_examples, longest = sampler.largest_batch()
+    return estimate_memory(
         model.config,
         -(-longest // job.loop.sequence_parallel_size),
         batch_size=num_examples,
@@ -314,5 +358,3 @@ def _announce(
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    holes = "; on a CPU the C library may keep a third more" if accelerator.device.type == "cpu" else ""
-    accelerator.print(f"estimated peak memory: {estimate} for a batch of {num_examples * longest:,} tokens{holes}")

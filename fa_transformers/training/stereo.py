@@ -21,6 +21,7 @@ from ..data.stereo_examples import FolderSamples, Samples, SceneSamples, StereoC
 from ..evaluation import evaluating
 from ..files import write_json
 from ..hub.folder_lock import released
+from ..hub.login import check_login
 from ..metrics.stereo import score_disparity, total_scores
 from ..mistakes import names_arguments
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
@@ -29,7 +30,7 @@ from ..redaction import redact
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import choose_resume, prepare_output_dir
 from .job import FinetuneResult
-from .network import fit_network
+from .network import fit_network, plan_network
 from .network_card import NetworkRun, publish_network, user_data_facts
 from .setup import make_accelerator, start_trackers
 from .stereo_pictures import draw_pictures
@@ -170,6 +171,8 @@ def read_samples(data: StereoDataOptions, max_disparity: int, seed: int) -> dict
 
 def _run(job: StereoJob) -> FinetuneResult:
     accelerator = make_accelerator(job.loop)
+    if job.card.push_to_hub and accelerator.is_main_process:
+        check_login(job.card.hub_model_id or job.loop.output_dir.resolve().name, job.card.hub_token)
     resume = choose_resume(job.loop.resume_from_checkpoint, job.loop.output_dir)
     job = replace(job, loop=replace(job.loop, resume_from_checkpoint=resume))
     loop, data = job.loop, job.data
@@ -177,8 +180,11 @@ def _run(job: StereoJob) -> FinetuneResult:
     model, processor = build_network(job.model)
     with accelerator.main_process_first():
         samples = read_samples(data, model.config.max_disparity, loop.seed)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not loop.dry_run:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
+    if loop.dry_run:
+        plan = plan_network(loop, model, _build_examples(job, samples), StereoCollator(processor), accelerator)
+        return FinetuneResult({}, {}, {}, loop.output_dir, model, processor, plan=plan)
     config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"
@@ -208,16 +214,11 @@ def _fit(
     accelerator: Accelerator,
 ) -> tuple[FAStereoForDepthEstimation, dict[str, Any], dict[str, Any]]:
     """Train, and score on `score_split`; returns the plain model, its scores, and the figures of the run."""
-    loop, data = job.loop, job.data
-    crop = (data.crop_height, data.crop_width)
-    examples = {
-        split: StereoExamples(part, crop, data.augment, loop.seed) if split == "train" else StereoExamples(part)
-        for split, part in samples.items()
-    }
+    loop = job.loop
     return fit_network(
         loop,
         model,
-        examples,
+        _build_examples(job, samples),
         StereoCollator(processor),
         accelerator,
         evaluate=lambda trained, loader, split: evaluate_stereo(trained, loader, accelerator),
@@ -227,6 +228,14 @@ def _fit(
         resume_command=job.resume_command,
         digest=lambda: {"the pairs": _describe_pairs(job)},
     )
+
+
+def _build_examples(job: StereoJob, samples: dict[str, Samples]) -> dict[str, StereoExamples]:
+    data, crop = job.data, (job.data.crop_height, job.data.crop_width)
+    return {
+        split: StereoExamples(part, crop, data.augment, job.loop.seed) if split == "train" else StereoExamples(part)
+        for split, part in samples.items()
+    }
 
 
 def _describe_pairs(job: StereoJob) -> str:
