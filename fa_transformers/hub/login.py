@@ -33,7 +33,8 @@ def check_login(repo_id: str, token: str | None = None) -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PushError(
-            f"{repo_id!r} is no name of a repository: {describe_cause(error)}. Nothing was sent."
+            f"{repo_id!r} is no name of a repository: give 'owner/name', or a name alone, of letters, digits, '-', '_' "
+            "and '.'. Nothing was sent."
         ) from error
     token = token or get_token()
     if token is None:
