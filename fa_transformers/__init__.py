@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
     from .hub.certificate import Certificate, CheckFacts
     from .hub.facts import FactError
+    from .hub.login import PushError
     from .hub.publish import PublishError, certify, check_folder, publish
-    from .hub.push import PushError, push
+    from .hub.push import push
     from .hub.self_check import SelfTestError
     from .lora import fa_lora_config
     from .memory import MemoryEstimate, estimate_memory
@@ -186,8 +187,9 @@ _HOMES = {
     ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
     ".hub.certificate": ("Certificate", "CheckFacts"),
     ".hub.facts": ("FactError",),
+    ".hub.login": ("PushError",),
     ".hub.publish": ("PublishError", "certify", "check_folder", "publish"),
-    ".hub.push": ("PushError", "push"),
+    ".hub.push": ("push",),
     ".hub.self_check": ("SelfTestError",),
     ".lora": ("fa_lora_config",),
     ".memory": ("MemoryEstimate", "estimate_memory"),

@@ -5,6 +5,11 @@ from typing import Any
 
 from .options import UNSET, CardOptions, DataOptions, LoopOptions, ModelOptions
 
+UNKNOWN_LICENSE = "unknown"
+"""The value of `license` where nobody said what it is."""
+LONGEST_REPOSITORY_NAME = 96
+"""In characters, with the owner."""
+
 
 def check_positive(options: Any, *names: str) -> None:
     """Raise ValueError, naming the flag, where a value is not above 0; None and `UNSET` pass."""
@@ -40,7 +45,12 @@ def check_loop(loop: LoopOptions) -> None:
     if not 0 <= loop.warmup_ratio < 1:
         raise ValueError(f"--warmup_ratio must be at least 0 and below 1, got {loop.warmup_ratio}.")
     if loop.max_steps == 0 or loop.max_steps < -1:
-        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {loop.max_steps}.")
+        hint = (
+            " To check data, memory and time without training, fine-tuning has --dry_run."
+            if loop.max_steps == 0
+            else ""
+        )
+        raise ValueError(f"--max_steps must be at least 1, or -1 to train by epochs, got {loop.max_steps}.{hint}")
     if loop.resume_from_checkpoint and loop.overwrite_output_dir:
         raise ValueError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; give one.")
 
@@ -108,6 +118,11 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
         raise ValueError("--model_name_or_path none is for images; text needs a checkpoint, for its tokenizer too.")
     if model.max_length and model.max_length < 3:
         raise ValueError(f"--max_length must be at least 3 tokens, two of which are special, got {model.max_length}.")
+    check_card(card, loop)
+
+
+def check_card(card: CardOptions, loop: LoopOptions) -> None:
+    """Raise ValueError, naming the flag, for facts and names that no card or repository can have, before training."""
     if card.license != card.license.lower() or " " in card.license:
         raise ValueError(f"--license must be as the Hub spells it, such as apache-2.0, got {card.license!r}.")
     if not re.fullmatch(r"[\w.-]+", loop.output_dir.resolve().name):
@@ -115,6 +130,26 @@ def check_run(data: DataOptions, model: ModelOptions, loop: LoopOptions, card: C
             f"--output_dir {loop.output_dir} must end in a name of letters, digits, '.', '-' and '_': the model card "
             "and the Hub name the model by it."
         )
+    if card.hub_model_id is not None and not is_repository_name(card.hub_model_id):
+        raise ValueError(
+            f"--hub_model_id must be owner/name, of letters, digits, '-', '_' and '.', got {card.hub_model_id!r}."
+        )
+    if not card.push_to_hub:
+        return
+    if card.license == UNKNOWN_LICENSE:
+        raise ValueError(
+            "--push_to_hub publishes the weights, and their licence isn't known: name it with --license, such as "
+            "--license apache-2.0."
+        )
+    name = card.hub_model_id or loop.output_dir.resolve().name
+    if not is_repository_name(name):
+        raise ValueError(f"--push_to_hub: {name!r} is no name of a repository; give another with --hub_model_id.")
+
+
+def is_repository_name(name: str) -> bool:
+    """Return True for "owner/name" or "name" as the Hub accepts it, which forbids "--", ".." and a dash at an end."""
+    has_form = re.fullmatch(r"(\w[\w.-]*/)?\w([\w.-]*\w)?", name, re.ASCII) is not None
+    return has_form and len(name) <= LONGEST_REPOSITORY_NAME and "--" not in name and ".." not in name
 
 
 def _check_streaming(data: DataOptions, loop: LoopOptions, is_text: bool) -> None:

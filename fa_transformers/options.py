@@ -264,6 +264,11 @@ class LoopOptions(OptionGroup):
         group="epochs",
         common=True,
     )
+    dry_run: bool = option(
+        False,
+        "read all data, print splits, lengths, memory, time and files of the run, and end; nothing is trained",
+        group="dry run",
+    )
     learning_rate: float = option(UNSET, "peak rate of the encoder", group="optimizer", common=True)
     head_learning_rate: float | None = option(
         None, "peak rate of new weights; unset = ten times, from scratch once", group="head rate"

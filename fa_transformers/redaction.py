@@ -23,6 +23,11 @@ _SECRET_NAME = re.compile(r"TOKEN(?!IZER)|SECRET|PASSWORD|CREDENTIAL|API_?KEY|AC
 # An absolute path is a quoted word (a flag with "=" before it, perhaps), or runs to the next blank, quote or bracket.
 _QUOTED_PATH = re.compile(r"""(?P<open>['"](?:-[\w-]+=)?)(?P<path>~?/[^'"\n]+)(?P<close>['"])""")
 _BARE_PATH = re.compile(r"""(?<![\w.:/~*?\]<-])(?P<path>~?/[^\s'"`,;()\[\]{}<>|]+)""")
+# Of Windows, from a drive or a share on, likewise.
+_QUOTED_WINDOWS_PATH = re.compile(
+    r"""(?P<open>['"](?:-[\w-]+=)?)(?:[A-Za-z]:[\\/]|\\\\)[^'"\n]*?(?P<last>[^'"\n\\/]*)(?P<close>['"])"""
+)
+_BARE_WINDOWS_PATH = re.compile(r"""(?<![\w\\/])(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s'"\\/]*[\\/]+)*""")
 
 _given: set[str] = set()
 Content = TypeVar("Content")
@@ -61,7 +66,9 @@ def without_local_paths(text: str) -> str:
         return path.relative_to(working_directory).as_posix() if inside else path.name
 
     quoted = _QUOTED_PATH.sub(lambda match: match["open"] + shorten(match) + match["close"], text)
-    return _BARE_PATH.sub(shorten, quoted)
+    posix = _BARE_PATH.sub(shorten, quoted)
+    windows = _QUOTED_WINDOWS_PATH.sub(lambda match: match["open"] + match["last"] + match["close"], posix)
+    return _BARE_WINDOWS_PATH.sub("", windows)
 
 
 def environment_without_secrets(environment: Mapping[str, str]) -> dict[str, str]:

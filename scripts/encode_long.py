@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.conversion.packaged import resolve_checkpoint
 from fa_transformers.cores import choose_threads
 from fa_transformers.data.sets.license_documents import load_license_documents
@@ -138,4 +138,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "fa_transformers"
 FLOORS = (
     ("version", "redaction", "evaluation", "tables"),
     ("options", "files", "cores"),
-    ("charts", "checks", "drawings"),
+    ("charts", "checks", "drawings", "mistakes"),
     ("models",),
     ("metrics",),
     ("attention_interface", "lora", "memory"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..redaction import redact
-from .flags import FlagParser, how_started, print_json
+from .flags import FlagParser, how_started, mistakes_in_one_line, print_json
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,12 @@ def parse(argv: Sequence[str] | None = None) -> CheckCommand:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Check as the flags say; prints the certificate, and a failure as one line with exit status 1."""
+    """Check as the flags say; prints the certificate. A check that failed ends the process with exit status 1, a folder
+    that can't be checked with 2."""
     run = parse(argv)
-    from ..hub.card import FactError
     from ..hub.publish import examine_folder, write_certificate
-    from ..hub.self_check import SelfTestError
 
-    try:
+    with mistakes_in_one_line():
         found = examine_folder(run.folder)
         result = found.self_test | {"certificate": found.certificate.to_list()}
         if run.as_json:
@@ -48,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
             print(redact(f"{found.certificate.table()}\n"))
         if run.write:
             write_certificate(run.folder, found.certificate)
-    except (FactError, SelfTestError, OSError) as error:
-        raise SystemExit(redact(f"error: {error}")) from error
     mistakes = found.certificate.failures if run.write else found.mistakes
     if mistakes:
         raise SystemExit(redact(f"error: {run.folder} failed its check: {'; '.join(mistakes)}"))

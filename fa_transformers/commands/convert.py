@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..options import UNSET, CardOptions, ConversionOptions, ModelOptions
-from ..redaction import redact, without_local_paths
-from .flags import FlagParser, describe_command, how_started, print_json
+from ..redaction import without_local_paths
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class ConvertCommand:
     layer: ModelOptions
     card: CardOptions
     command: str
+    verbose: bool
 
 
 def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
@@ -39,6 +40,10 @@ def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
     parser.add_options(ConversionOptions, ("conversion",), "conversion")
     parser.add_options(ModelOptions, ("layer",), "layers (unset = off)")
     parser.add_options(CardOptions, ("card",), "model card")
+    parser.add_argument(
+        "--verbose", action="store_true", help="print what became of every tensor, not only of those that changed"
+    )
+    parser.add_aliases(folder="OUTPUT_DIR", overwrite="--overwrite_output_dir", position_embedding_type="positions")
     parsed = parser.parse(argv)
     return ConvertCommand(
         parsed.given["source"],
@@ -47,16 +52,15 @@ def parse(argv: Sequence[str] | None = None) -> ConvertCommand:
         parsed[ModelOptions],
         parsed[CardOptions],
         describe_command(program, parsed.flags),
+        parsed.given.get("verbose", False),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Convert as the flags say; mistakes in them or in the checkpoint end the process in one line."""
     run = parse(argv)
-    try:
+    with mistakes_in_one_line():
         return convert(run)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(redact(f"error: {error}")) from error
 
 
 def convert(run: ConvertCommand) -> dict:
@@ -79,7 +83,11 @@ def convert(run: ConvertCommand) -> dict:
         facts=facts | {"command": without_local_paths(run.command)},
         **run.layer.config_fields,
     )
-    print("\n".join([conversion.table(), *describe_cut(conversion.model, conversion.processor)]))
+    print(conversion.table(every=run.verbose))
+    if not run.verbose:
+        print(f"{conversion.counts['kept']} tensors were kept as they are; --verbose lists them too")
+    for line in describe_cut(conversion.model, conversion.processor):
+        print(line)
     summary = {
         "source": run.source,
         "output_dir": str(run.output_dir),

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..distillation.recipes import GROUPS, Recipe, Task, recipe_of
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, resolve
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
+from .flags import (
+    FlagParser,
+    describe_command,
+    ends_with_resume,
+    how_started,
+    mistakes_in_one_line,
+    print_json,
+    resuming,
+)
 
 if TYPE_CHECKING:
     from ..distillation.job import DistillationResult
@@ -79,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> "DistillationResult":
     from ..distillation.receipt import print_receipt
     from ..training.processes import report_lost_processes
 
-    with report_lost_processes(run.loop.ddp_timeout):
+    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
         result = distill(
             task=run.task,
             recipe=run.recipe,

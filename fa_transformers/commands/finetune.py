@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..options import DATA_SOURCES, CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from ..training.recipes import Task, recipe_of
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, resuming
+from .flags import FlagParser, describe_command, ends_with_resume, how_started, mistakes_in_one_line, resuming
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -21,7 +21,7 @@ GROUPS = (
     (
         LoopOptions,
         (
-            "batches", "packing", "epochs", "recovery", "short epochs", "optimizer", "head rate", "device",
+            "batches", "packing", "epochs", "dry run", "recovery", "short epochs", "optimizer", "head rate", "device",
             "sequence parallel", "checkpoints", "best metric", "lengths",
         ),
         "training",
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     from ..training.processes import report_lost_processes
     from ..training.report import print_results
 
-    with report_lost_processes(run.loop.ddp_timeout):
+    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
         result = finetune(
             task=run.task,
             data=run.data,
@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
             command=run.command,
             resume_command=run.resume_command,
         )
+        if result.plan:
+            print(result.plan)
         if result.summary:
             print_results(result.summary)
     return result

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..options import CardOptions, LoopOptions, resolve
 from ..training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resuming
+from .flags import (
+    FlagParser,
+    describe_command,
+    ends_with_resume,
+    how_started,
+    mistakes_in_one_line,
+    print_json,
+    resuming,
+)
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -18,7 +26,7 @@ GROUPS = (
         LoopOptions,
         (
             "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "epochs",
-            "optimizer", "device", "checkpoints", "best metric",
+            "dry run", "optimizer", "device", "checkpoints", "best metric",
         ),
         "training",
     ),
@@ -80,11 +88,13 @@ def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     from ..training.run_folder import print_folder
     from ..training.stereo import finetune_stereo
 
-    with report_lost_processes(run.loop.ddp_timeout):
+    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
         result = finetune_stereo(
             data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
             resume_command=run.resume_command,
         )  # fmt: skip
+        if result.plan:
+            print(result.plan)
         if result.summary:
             print_scores(result.summary, COLUMNS, "pairs")
             print_json(result.summary)

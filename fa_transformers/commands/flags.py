@@ -5,19 +5,27 @@ A command opts in to groups of fields; flags of the other groups are unknown to 
 """
 
 import argparse
+import contextlib
 import difflib
 import json
+import os
+import re
 import shlex
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
+from opcode import opmap
 from pathlib import Path
 from types import TracebackType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-from ..options import UNSET
+from ..mistakes import Mistake, in_flags, speaking_flags
+from ..options import UNSET, LoopOptions
 from ..redaction import keep_secret, redact
 
 Recipe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -28,6 +36,14 @@ SYNONYMS = {
     "output": "output_dir", "data": "train_file", "dataset": "dataset_name", "fp16": "mixed_precision",
     "bf16": "mixed_precision", "cpu": "use_cpu", "no_cuda": "use_cpu",
 }  # fmt: skip
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "WORLD_SIZE")
+"""Variables of the environment that `accelerate launch` and torchrun set, one or the other, for their processes."""
+MEMORY_FLAGS = ("--max_tokens_per_batch", "--per_device_train_batch_size", "--chunk_size", "--max_length")
+"""Flags that lower the memory that a command takes, the one that helps most first."""
+PACKAGE = Path(__file__).resolve().parents[1]
+_DISK_FULL = re.compile(r"No space left on device|StorageFull|Disk quota exceeded")
+_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|CUDA out of memory")
+_flags_of_command: dict[str, str] = {}
 METAVARS = {int: "N", float: "X", Path: "PATH", str: "NAME"}
 
 
@@ -46,6 +62,7 @@ class FlagParser:
         self._parser = _Parser(prog=program, description=description, example=example)
         self._recipe = recipe or (lambda given: {})
         self._groups: list[tuple[type, list[str]]] = []
+        self._aliases: dict[str, str] = {}
 
     def add_options(self, options_class: type, groups: Sequence[str], title: str) -> None:
         """Make flags of the fields of `options_class` that belong to one of `groups`, or whose own name is among them.
@@ -68,9 +85,15 @@ class FlagParser:
             options.setdefault("default", argparse.SUPPRESS)
         self._parser.note(self._parser.add_argument(name, **options), common)
 
+    def add_aliases(self, **typed: str) -> None:
+        """Say how arguments of Python that messages name are typed here, where the flag has another name."""
+        self._aliases |= typed
+
     def parse(self, argv: Sequence[str] | None = None) -> "Parsed":
         """Parse a command line; --help, --help-all and mistakes end the process as argparse does."""
         flags = list(sys.argv[1:] if argv is None else argv)
+        _flags_of_command.clear()
+        _flags_of_command.update(self._parser.typed_names | self._aliases)
         wanted = [flag for flag in flags if flag in ("-h", "--help", "--help-all")]
         if wanted:
             given = self._parser.given_before_help([flag for flag in flags if flag not in wanted])
@@ -148,6 +171,11 @@ class _Parser(argparse.ArgumentParser):
             return {}
         return vars(known)
 
+    @property
+    def typed_names(self) -> dict[str, str]:
+        """Name of each option and positional argument -> how it is typed."""
+        return {a.dest: a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in self._actions}
+
     def parse_exactly(self, flags: Sequence[str]) -> dict[str, Any]:
         """Return the values that were typed, by name; an unknown flag is an error that names the nearest known one."""
         known, unknown = super().parse_known_args(list(flags))
@@ -221,30 +249,119 @@ def describe_command(program: str, flags: Sequence[str]) -> str:
     return shlex.join(redact([*shlex.split(program), *shown]))
 
 
+class CommandFailed(SystemExit):
+    """The end of a command after a mistake of its user, with exit status 2; its text is the line that was printed."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.code = 2
+
+
 @contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """End the process in one line where a user's mistake was found; any other error keeps its traceback. No token of
-    the Hub stands in either.
+    """End the process with "error: ..." and status 2 where a user's mistake was found, and with status 130 on Ctrl-C;
+    any other error keeps its traceback. No token of the Hub stands in either.
 
-    Mistakes are bad data, models that can't be read, files and folders that aren't there or are in the way, checkpoints
-    that can't be gone on with, and flags with which a message begins.
+    A mistake is what `describe_mistake` knows. Under torchrun its line is also what the launcher's own report gives as
+    the cause, which is the last that is read there.
     """
     sys.excepthook = _print_redacted
     try:
-        yield
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        from ..conversion.json_file import SourceError
-        from ..data.readers.tables import DataError  # loaded by now, if any data was read
-        from ..training.checkpointing import CheckpointError
+        with speaking_flags():
+            yield
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        message = describe_mistake(error)
+        if message is None:
+            raise
+        line = redact(f"error: {message}")
+        print(line, file=sys.stderr)
+        _tell_torchrun(line)
+        raise CommandFailed(line) from error
 
-        mistakes = CheckpointError | DataError | FileExistsError | FileNotFoundError | SourceError
-        if isinstance(error, mistakes) or str(error).startswith("--"):
-            raise SystemExit(redact(f"error: {error}")) from error
-        raise
+
+def describe_mistake(error: Exception) -> str | None:
+    """Return what a user has to mend, in words of the command line that was parsed; None for a fault of the program.
+
+    Mistakes are those that this package tells on purpose (`Mistake`, and any ValueError, TypeError or ImportError that
+    a `raise` of its own made), packages to install, files, folders and networks (OSError), and memory and disks that
+    are full.
+    """
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    if _DISK_FULL.search(str(error)):
+        return f"{text}. The disk is full: free some space, then go on or start again"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY.search(text):
+        first_line = text.partition("\n")[0]
+        known = [f" by {flag}" for flag in MEMORY_FLAGS if flag in _flags_of_command.values()]
+        return f"out of memory: use less of it{''.join(known[:1])}. {first_line}".strip()
+    is_to_install = isinstance(error, ImportError) and "pip install" in text
+    if isinstance(error, Mistake | OSError) or is_to_install or _is_raised_here(error):
+        return in_flags(text, _flags_of_command) or type(error).__name__
+    return None
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """True for a message to a user: an error that begins with a flag, or that a `raise` of this package made.
+
+    What numpy, torch or an expression of ours raises by itself is a fault of the program.
+    """
+    if not isinstance(error, ImportError | TypeError | ValueError):
+        return False
+    if str(error).startswith("--"):
+        return True
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return False
+    code = innermost.tb_frame.f_code
+    is_statement = code.co_code[innermost.tb_lasti] == opmap["RAISE_VARARGS"]
+    started = getattr(sys.modules["__main__"], "__file__", None)
+    return is_statement and (Path(code.co_filename).is_relative_to(PACKAGE) or code.co_filename == started)
+
+
+def _tell_torchrun(line: str) -> None:
+    """Write the file from which torchrun takes the cause that it reports after all processes have ended."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        told = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": line, "extraInfo": told}}), encoding="utf-8")
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+@contextmanager
+def ends_with_resume(resume_command: str, loop: LoopOptions) -> Iterator[None]:
+    """Speak of flags, and let Ctrl-C or SIGTERM outside of the training loop, too, end with how to go on.
+
+    The loop has its own way: it finishes its step and saves. Before the first checkpoint there is nothing to resume.
+    """
+    started = time.time()
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main_thread else None
+    try:
+        with speaking_flags():
+            yield
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            checkpoints = [*loop.output_dir.glob("checkpoint-*"), *loop.output_dir.glob("*/checkpoint-*")]
+            is_of_this_run = loop.resume_from_checkpoint or any(
+                path.stat().st_mtime >= started for path in checkpoints if path.exists()
+            )
+            has_begun = bool(checkpoints) and bool(is_of_this_run)
+            how = f"Resume:\n{resume_command}" if has_begun else "Nothing was saved yet: start it again."
+            print(f"Stopped. {how}", flush=True)
+        raise SystemExit(130) from None
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def resuming(command: str) -> str:
@@ -253,8 +370,13 @@ def resuming(command: str) -> str:
 
 
 def how_started(name: str, script: str, launcher: str = "accelerate launch") -> str:
-    """Return how this process was started, for messages: the console command, a module, or else the script."""
+    """Return how this process was started, for messages: the console command, a module, or else the script.
+
+    A script or module that no launcher started is told as started by python.
+    """
     started_as = Path(sys.argv[0]).name
+    if started_as in (f"{name}.py", Path(script).name) and not set(LAUNCHER_VARIABLES) & set(os.environ):
+        launcher = "python"
     if started_as == "fa-transformers":
         return f"fa-transformers {name}"
     if started_as == f"{name}.py" and Path(sys.argv[0]).parent.name == "commands":

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..redaction import redact
-from .flags import FlagParser, how_started, print_json
+from .flags import FlagParser, how_started, mistakes_in_one_line, print_json
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ def parse(argv: Sequence[str] | None = None) -> PushCommand:
     parser.add_argument("--private", action="store_true", help="create the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, created if it does not exist")
     parser.add_argument("--hub_token", metavar="TOKEN", help="token of the Hub (default: HF_TOKEN or the stored login)")
+    parser.add_aliases(token="--hub_token", repo_id="OWNER/NAME")
     given = parser.parse(argv).given
     return PushCommand(
         given["folder"], given["repo"], given.get("private", False), given.get("revision"), given.get("hub_token")
@@ -40,14 +40,13 @@ def parse(argv: Sequence[str] | None = None) -> PushCommand:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Push as the flags say; prints the result as one line of JSON, and a failure as one line."""
     run = parse(argv)
-    from ..hub.card import FactError
-    from ..hub.push import PushError, push
-    from ..hub.self_check import SelfTestError
+    with mistakes_in_one_line():
+        from ..hub.login import check_login
 
-    try:
+        check_login(run.repo, run.token)  # before torch is loaded, which takes several times as long
+        from ..hub.push import push
+
         result = push(run.folder, run.repo, private=run.private, revision=run.revision, token=run.token)
-    except (FactError, SelfTestError, PushError, OSError) as error:
-        raise SystemExit(redact(f"error: {error}")) from error
     print_json(result)
     return result
 

@@ -77,10 +77,10 @@ class Conversion:
         counts = {action: actions.count(action) for action in ("kept", "resized", "new", "dropped")}
         object.__setattr__(self, "counts", counts)
 
-    def table(self) -> str:
-        """Return the report as aligned text, one line for each tensor."""
+    def table(self, every: bool = True) -> str:
+        """Return the report as aligned text, one line for each tensor, or only for those that were not kept."""
         rows = [("action", "shape", "in the checkpoint", "in the model", "reason")]
-        for change in self.report:
+        for change in self.report if every else [change for change in self.report if change.action != "kept"]:
             shape = " x ".join(map(str, change.shape)) or "scalar"
             rows.append((change.action, shape, change.source or "-", change.result or "-", change.reason))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ..mistakes import Mistake
+
 Content = TypeVar("Content", dict, list)
 
 
-class SourceError(ValueError):
+class SourceError(Mistake, ValueError):
     """A checkpoint can't be read or converted as it was asked for; the message names the file or the field."""
 
 

@@ -114,7 +114,12 @@ def locate_checkpoint(name_or_path: str) -> Path:
         return Path(found)
     try:
         return _download(found)
-    except (OSError, HFValidationError) as error:  # which need not say what was looked for
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{name_or_path!r} is no folder here, and no name that a repository of the Hub can have, such as "
+            "'owner/name'; correct it"
+        ) from error
+    except OSError as error:  # which need not say what was looked for
         raise FileNotFoundError(
             f"{name_or_path!r} is no folder here, and the Hub gave no such repository; correct the name. The Hub's "
             f"client said: {' '.join(str(error).split())}"

@@ -230,7 +230,9 @@ def describe_user_data(data: DataOptions, card: CardOptions) -> DataFacts:
     elif data.image_folder:
         name = data.image_folder.resolve().name
     elif data.dataset_name:
-        name, hub_id = data.dataset_name, None if Path(data.dataset_name).exists() else data.dataset_name
+        is_folder = Path(data.dataset_name).exists()
+        name = Path(data.dataset_name).resolve().name if is_folder else data.dataset_name
+        hub_id = None if is_folder else data.dataset_name
     else:
         name = "rows given in Python"
     return DataFacts(

@@ -112,8 +112,8 @@ def tokenize_documents(
                 row = int(too_long.argmax())
                 raise DataError(
                     f"split {split!r}, row {row + 1}: the document has {count_tokens(tokenizer, part[row]['text'])} "
-                    f"tokens, the limit is {max_length}: raise max_length, shorten the document, or leave "
-                    "strict_length off to truncate"
+                    f"tokens, the limit is {max_length}: raise --max_length, shorten the document, or "
+                    "leave --strict_length off to truncate"
                 )
             logger.warning(
                 "split %r: %d of %d documents are longer than %d tokens and were truncated; the longest has %s%d",

@@ -15,6 +15,7 @@ from ..data.examples import count_patches
 from ..hub.card import ModelFacts
 from ..hub.folder_lock import released
 from ..hub.publish import publish
+from ..mistakes import names_arguments
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, flat, resolve
 from ..training.calls import RESUME_CALL, describe_call, fill_options
 from ..training.checkpointing import choose_resume, prepare_output_dir
@@ -41,6 +42,7 @@ OPTIONS = {
 """Arguments of `distill` that are options objects, with their classes."""
 
 
+@names_arguments()
 def distill(
     rows: Rows | None = None,
     *,

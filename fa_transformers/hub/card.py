@@ -21,6 +21,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..checks import UNKNOWN_LICENSE
 from ..data.facts import DataFacts
 from ..files import write_json, write_text
 from ..redaction import redact
@@ -37,6 +38,7 @@ UNPUBLISHED = "unpublished"
 FROM_SCRATCH = "none (trained from scratch)"
 UNTRAINED = "nothing"
 CONVERTED = "nothing that this conversion knows of"
+NOT_STATED = "not stated"
 
 NETWORKS = {
     "AutoModelForObjectDetection": "FA-Dense",
@@ -412,8 +414,11 @@ def _data_line(data: DataFacts) -> str:
         is_id = _HUB_ID.fullmatch(data.hub_id)
         link = f"[{data.hub_id}](https://huggingface.co/datasets/{data.hub_id})"
         where = f" ({link if is_id else _plain(data.hub_id, LONGEST_NAME)})"
-    name, license = _plain(data.name, LONGEST_NAME), _plain(data.license, LONGEST_NAME)
-    return f"- **{name}**{where}, licence {license}. {_plain(data.attribution)}"
+    told = [
+        "licence not stated" if data.license == UNKNOWN_LICENSE else f"licence {_plain(data.license, LONGEST_NAME)}",
+        "nobody to credit was stated" if data.attribution == NOT_STATED else _plain(data.attribution),
+    ]
+    return f"- **{_plain(data.name, LONGEST_NAME)}**{where}: {'; '.join(told).rstrip('.')}."
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,8 +6,10 @@ import types
 import typing
 from typing import Any
 
+from ..mistakes import Mistake
 
-class FactError(ValueError):
+
+class FactError(Mistake, ValueError):
     """A fact of a model card is missing, empty, of the wrong type or unknown; the message names it."""
 
 

@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from ..files import sha256_of, write_text
 from ..lora import describe_adapter, is_unmerged, set_location
+from ..mistakes import Mistake
 from ..models import ARCHITECTURES, FABertTokenizerFast, tokenization_fa_bert
 from ..redaction import environment_without_secrets
 from ..version import __version__
@@ -47,7 +48,7 @@ SELF_TEST_TEXTS = [
 SELF_TEST_MAX_LENGTH = 32
 
 
-class PublishError(ValueError):
+class PublishError(Mistake, ValueError):
     """A model, a processor or a folder cannot be published; the message says what to change."""
 
 
@@ -141,7 +142,7 @@ def check_target(folder: str | os.PathLike, overwrite: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} is a file; choose another name")
     if folder.is_dir() and not holds_only_leftovers(folder) and not overwrite:
-        raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass overwrite=True")
+        raise FileExistsError(f"`folder` {folder} is not empty; choose another one, or pass `overwrite=True`")
     return folder
 
 

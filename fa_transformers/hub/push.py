@@ -13,9 +13,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
-from ..redaction import keep_secret, redact
+from ..mistakes import names_arguments
 from .card import FACTS_FILE, UNPUBLISHED, FactError, ModelFacts, render_card
 from .certificate import CERTIFICATE_FILE, Certificate
+from .login import PushError, check_login, describe_cause
 from .publish import CARD_FILE, check_folder, check_in_fresh_process, read_card_facts
 from .self_check import SELF_TEST_FILE, SelfTestError, path_inside, read_self_test
 
@@ -23,10 +24,7 @@ from .self_check import SELF_TEST_FILE, SelfTestError, path_inside, read_self_te
 MAX_IN_MEMORY = 64 * 2**20
 
 
-class PushError(RuntimeError):
-    """An upload did not complete; the message names the step, the cause and how to go on."""
-
-
+@names_arguments(hub_token="token")
 def push(
     folder: str | os.PathLike,
     repo_id: str,
@@ -37,10 +35,11 @@ def push(
 ) -> dict[str, Any]:
     """Check a published folder, upload it to the Hub, load it back from there, then pin the commit in its model card.
 
-    Weights and code are one commit; the card, whose loading snippet names that commit, is a second one. Files that are
-    already there are not sent again, so a failed push goes on where it stopped, and pushing twice changes nothing.
-    Only the files that `publish` wrote are sent, with the content that the check read. The folder's code runs in the
-    check, offline and without the token. The checks of its certificate are repeated before anything is sent.
+    The login is asked for first. Weights and code are one commit; the card, whose loading snippet names that commit, is
+    a second one. Files that are already there are not sent again, so a failed push goes on where it stopped, and
+    pushing twice changes nothing. Only the files that `publish` wrote are sent, with the content that the check read.
+    The folder's code runs in the check, offline and without the token. The checks of its certificate are repeated
+    before anything is sent.
 
     Args:
         folder: what `publish` wrote.
@@ -56,10 +55,10 @@ def push(
     Raises:
         SelfTestError: the folder is not fit to be pushed, as in `check_folder`; nothing was sent.
         FactError: the folder's facts are incomplete, or its card was edited by hand.
-        PushError: the Hub refused or could not be reached; the message names the step. Or the upload, loaded back,
-            differs.
+        PushError: there is no login, or the Hub refused or could not be reached; the message names the step, and what
+            was sent. Or the upload, loaded back, differs.
     """
-    keep_secret(token)
+    check_login(repo_id, token)
     folder = Path(folder).resolve()
     self_test = (folder / SELF_TEST_FILE).read_bytes() if (folder / SELF_TEST_FILE).is_file() else b""
     check_folder(folder)
@@ -75,13 +74,13 @@ def push(
     names = [*files, SELF_TEST_FILE]
     branch = revision or "main"
     api = HfApi(token=token)
-    with _push_step("creating the repository", repo_id):
+    with _push_step("creating the repository", repo_id, "No file was sent."):
         # A bare name becomes one under the account of the token.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise ValueError("it exists and is public; make it private in its settings, or choose another name")
     if branch != "main":
-        with _push_step(f"creating the branch {branch}", repo_id):
+        with _push_step(f"creating the branch {branch}", repo_id, "No file was sent."):
             api.create_branch(repo_id, branch=branch, exist_ok=True)
     with _push_step("uploading the files", repo_id):
         operations = [_checked_file(folder, name, sha256) for name, sha256 in files.items()]
@@ -121,15 +120,14 @@ def _check_upload(repo_id: str, commit: str, token: str | None) -> dict[str, Any
 
 
 @contextmanager
-def _push_step(step: str, repo_id: str) -> Iterator[None]:
+def _push_step(step: str, repo_id: str, sent: str = "What had arrived by then is kept.") -> Iterator[None]:
     try:
         yield
     # The client raises HfHubHTTPError, RuntimeError, ValueError and, without a connection, its HTTP library's errors.
     except Exception as error:
-        causes = [str(cause) for cause in (error, error.__cause__) if cause is not None]
         raise PushError(
-            f"{step} failed for {repo_id}: {redact(' '.join(': '.join(causes).split()))}\n"
-            "What was sent is kept. Mend the cause and run the same command again: it goes on from there."
+            f"{step} failed for {repo_id}: {describe_cause(error)}\n{sent} Mend the cause and run the same command "
+            "again: it goes on from there."
         ) from error
 
 

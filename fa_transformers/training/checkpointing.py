@@ -28,6 +28,7 @@ from ..files import flush_folder, write_json
 from ..hub.folder_lock import LOCK_FILE, lock_folder, unlock_folder
 from ..hub.placing import PREFIX, probe_placing
 from ..metrics import LOWER_IS_BETTER
+from ..mistakes import Mistake
 from .curve import Curve
 from .manifest import find_damage, write_manifest
 from .processes import ProcessFailed, run_together, was_restarted
@@ -39,7 +40,7 @@ _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 _LEFTOVER_NAME = re.compile(r"\.checkpoint-\d+\.tmp|\..+\.\d+-[0-9a-f]{8}\.tmp")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(Mistake, RuntimeError):
     """A checkpoint can't be written or read; the message names the folder and what to do."""
 
 
@@ -144,19 +145,26 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
     for leftover in [*output_dir.glob(".*.tmp"), *output_dir.glob("*/.*.tmp")]:
         if _LEFTOVER_NAME.fullmatch(leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)  # gone with its folder
-    names = sorted(entry.name for entry in output_dir.iterdir())
-    entries = [name for name in names if name != LAUNCH_FILE and not name.startswith((PREFIX, LOCK_FILE))]
-    if entries and not resume and not overwrite:
+    if refusal := why_refused(output_dir, overwrite=overwrite, resume=resume):
         unlock_folder(output_dir)
-        raise FileExistsError(
-            f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
-            "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
-        )
+        raise FileExistsError(refusal)
     earlier = [*output_dir.glob("*checkpoint-*"), *output_dir.glob("*/*checkpoint-*")]  # of stages too
     for checkpoint in [] if resume else earlier:
         if _CHECKPOINT_NAME.fullmatch(checkpoint.name.removeprefix("damaged-")):
             shutil.rmtree(checkpoint)
     (output_dir / LAUNCH_FILE).write_text(_launch(), encoding="utf-8")
+
+
+def why_refused(output_dir: Path, *, overwrite: bool, resume: bool) -> str | None:
+    """Return why a run may not write to `output_dir`, which holds files of another one; None where it may."""
+    names = sorted(entry.name for entry in output_dir.iterdir()) if output_dir.is_dir() else []
+    entries = [name for name in names if name != LAUNCH_FILE and not name.startswith((PREFIX, LOCK_FILE))]
+    if not entries or resume or overwrite:
+        return None
+    return (
+        f"--output_dir {output_dir} is not empty (it holds {entries[0]}). Choose another folder, continue that run "
+        "with --resume_from_checkpoint last, or replace it with --overwrite_output_dir."
+    )
 
 
 def _launch() -> str:
@@ -428,8 +436,9 @@ def _load_state(accelerator: Accelerator, checkpoint: Path) -> None:
     try:
         accelerator.load_state(str(checkpoint))
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{checkpoint} does not fit this model or is damaged: {error}. Resume with the flags of the first run, or "
+            f"{checkpoint} does not fit this model or is damaged: {reason}. Resume with the flags of the first run, or "
             "use an older checkpoint."
         ) from error
     finally:

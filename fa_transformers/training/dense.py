@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from ..checks import check_loop, check_positive
+from ..checks import check_card, check_loop, check_positive
 from ..data.augment import AugmentOptions
 from ..data.dense_examples import DenseCollator, DenseExamples
 from ..data.facts import DataFacts
@@ -19,7 +19,9 @@ from ..data.readers.objects import DenseData, ObjectOptions
 from ..data.sets import digit_scenes
 from ..files import write_json
 from ..hub.folder_lock import released
+from ..hub.login import check_login
 from ..metrics.detection import check_evaluator
+from ..mistakes import names_arguments
 from ..models import (
     FADenseConfig,
     FADenseForInstanceSegmentation,
@@ -38,7 +40,7 @@ from .dense_pictures import draw_pictures
 from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
 from .job import FinetuneResult
-from .network import fit_network
+from .network import fit_network, plan_network
 from .network_card import NetworkRun, publish_network, user_data_facts
 from .report import draw_course, write_page_of
 from .report_page import network_page
@@ -70,6 +72,7 @@ class DenseJob:
         return self.task == "instance-segmentation"
 
 
+@names_arguments()
 def finetune_dense(
     *,
     task: DenseTask = "instance-segmentation",
@@ -122,6 +125,7 @@ def check_dense(job: DenseJob) -> None:
     if job.task not in MODELS:
         raise ValueError(f"--task must be one of {', '.join(MODELS)}, got {job.task!r}.")
     check_loop(job.loop)
+    check_card(job.card, job.loop)
     check_positive(data, "num_canvases", "num_eval_canvases", "canvas_size", "max_train_images", "max_eval_images")
     check_positive(model, "shortest_edge", "longest_edge")
     named = [name for name in DATA_SOURCES if getattr(data, name) is not None]
@@ -215,6 +219,8 @@ BLOCK_FIELDS = ("attention_stages", "attention_kind", "key_channels", "attention
 
 def _run(job: DenseJob) -> FinetuneResult:
     accelerator = make_accelerator(job.loop)
+    if job.card.push_to_hub and accelerator.is_main_process:
+        check_login(job.card.hub_model_id or job.loop.output_dir.resolve().name, job.card.hub_token)
     resume = choose_resume(job.loop.resume_from_checkpoint, job.loop.output_dir)
     job = replace(job, loop=replace(job.loop, resume_from_checkpoint=resume))
     loop = job.loop
@@ -222,6 +228,10 @@ def _run(job: DenseJob) -> FinetuneResult:
         data = read_data(job.task, job.data, loop.seed)
     set_seed(loop.seed)
     model, processor = build_network(job.task, job.model, data.class_names)
+    if loop.dry_run:
+        examples = _build_examples(job, processor, data)
+        plan = plan_network(loop, model, examples, DenseCollator(processor, job.has_masks), accelerator)
+        return FinetuneResult({}, {}, {}, loop.output_dir, model, processor, plan=plan)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
@@ -258,22 +268,7 @@ def _fit(
     accelerator: Accelerator,
 ) -> tuple[FADenseForObjectDetection, dict[str, Any], dict[str, Any], TrainingState]:
     """Train, and score on "test"; returns the plain model, its scores, the figures of the run, and how it ended."""
-    options = job.data
-    views = AugmentOptions(
-        crop_size=options.crop_size or None,
-        scale=(options.scale[0], options.scale[1]),
-        flip=options.flip,
-        min_visible=options.min_visible,
-        colour=options.colour,
-        swap_colours=options.swap_colours,
-    )
-    truths = {
-        split: images if job.has_masks else without_masks(images)
-        for split, images in data.splits.items()
-        if split != "train"
-    }
-    examples = {"train": DenseExamples(data.splits["train"], processor.size, views, job.loop.seed)}
-    examples |= {split: DenseExamples(images, processor.size) for split, images in truths.items()}
+    truths = _truths(job, data)
 
     def evaluate(trained: Any, loader: DataLoader, split: str) -> dict[str, Any]:
         return evaluate_dense(trained, processor, loader, truths[split], data.class_names, accelerator)
@@ -281,7 +276,7 @@ def _fit(
     return fit_network(
         job.loop,
         model,
-        examples,
+        _build_examples(job, processor, data),
         DenseCollator(processor, job.has_masks),
         accelerator,
         evaluate=evaluate,
@@ -289,8 +284,30 @@ def _fit(
         best_metric=job.loop.metric_for_best_model or BEST_METRICS[job.task],
         description=f"{model.config.attention_kind} blocks at {', '.join(model.config.places) or 'no place'}",
         resume_command=job.resume_command,
-        digest=lambda: digest_objects(data.splits) | {"the views": str(views)},
+        digest=lambda: digest_objects(data.splits) | {"the views": str(_views(job.data))},
     )
+
+
+def _views(options: DenseDataOptions) -> AugmentOptions:
+    return AugmentOptions(
+        crop_size=options.crop_size or None,
+        scale=(options.scale[0], options.scale[1]),
+        flip=options.flip,
+        min_visible=options.min_visible,
+        colour=options.colour,
+        swap_colours=options.swap_colours,
+    )
+
+
+def _truths(job: DenseJob, data: DenseData) -> dict[str, Any]:
+    """The pictures of the splits that are scored, for detection without masks."""
+    scored = {split: images for split, images in data.splits.items() if split != "train"}
+    return {split: images if job.has_masks else without_masks(images) for split, images in scored.items()}
+
+
+def _build_examples(job: DenseJob, processor: FADenseImageProcessor, data: DenseData) -> dict[str, DenseExamples]:
+    examples = {"train": DenseExamples(data.splits["train"], processor.size, _views(job.data), job.loop.seed)}
+    return examples | {split: DenseExamples(images, processor.size) for split, images in _truths(job, data).items()}
 
 
 def _summarise(job: DenseJob, scores: dict, baselines: dict[str, dict], run: dict, parameters: int) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from ..data.examples import build_examples, count_patches
 from ..data.labelled import LabelledData, load_data
 from ..data.tokenizing import load_tokenizer
 from ..hub.folder_lock import released
+from ..hub.login import check_login
 from ..hub.publish import publish
 from ..hub.push import push
 from ..lora import require_peft
 from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
+from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification, FAViTImageProcessor
 from ..models.configuration_fa import FactorizedConfig
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
@@ -43,6 +45,7 @@ from .job import FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
+from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_peak
 from .recipes import Task, recipe_of
@@ -79,6 +82,7 @@ OPTIONS = {"data": DataOptions, "model": ModelOptions, "loop": LoopOptions, "car
 """Arguments of `finetune` that are options objects, with their classes."""
 
 
+@names_arguments()
 def finetune(
     rows: Mapping | datasets.Dataset | datasets.DatasetDict | None = None,
     *,
@@ -141,6 +145,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     count_replicas(job.loop, accelerator)  # which refuses a group of processes that does not come out even
     if job.model.lora_rank and accelerator.distributed_type in SHARDING:
         raise ValueError("--lora_rank needs whole weights on every process, which FSDP and DeepSpeed shard: use DDP.")
+    if job.card.push_to_hub and accelerator.is_main_process:
+        check_login(job.card.hub_model_id or job.loop.output_dir.resolve().name, job.card.hub_token)
     job = replace(job, loop=_with_resume(job.loop))
     output_dir = job.loop.output_dir
     # First: a mistyped checkpoint or file must not cost the checkpoints that are overwritten.
@@ -149,11 +155,13 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     with accelerator.main_process_first():
         canvas = CANVAS | {"seed": job.loop.seed}
         data = load_data(job.task, job.data, job.card, job.loop.seed, canvas, rows)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not job.loop.dry_run:
             is_resumed = job.loop.resume_from_checkpoint is not None
             prepare_output_dir(output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
             if not is_resumed:
                 remove_adapter(output_dir, source.model_folder if source else None)
+    if job.loop.dry_run:
+        return _plan(job, source, data, accelerator)
     config = flat(job.data, job.model, job.loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, job.loop.report_to, "finetune", config)
     fitted = fit(job, source, data, accelerator, output_dir)
@@ -292,11 +300,7 @@ def fit(
         loop = replace(loop, resume_from_checkpoint=None)
     if job.model.lora_rank:
         adapted = add_adapter(model, built.processor, job.model, output_dir, accelerator.is_main_process)
-    freeze_bottom_layers(model, job.model.freeze_layers)
-    if job.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with accelerator.main_process_first():
-        examples, collate = build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, loop)
+    examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, built, sampler, accelerator, data)
     steps = plan_steps(loop, sampler, output_dir)
@@ -332,6 +336,38 @@ def fit(
     return Fitted(model, built.processor, built.image_size, built.source, scores, run, state, scored, unlabelled)
 
 
+def _set_up(job: FinetuneJob, built: Built, data: LabelledData, accelerator: Accelerator) -> tuple[dict, Any]:
+    """Freeze what is not to train, and return the examples of each split and the collator of their batches."""
+    freeze_bottom_layers(built.model, job.model.freeze_layers)
+    if job.model.gradient_checkpointing:
+        built.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with accelerator.main_process_first():
+        return build_examples(data, built.processor, built.num_tokens, job.task, job.data, job.model, job.loop)
+
+
+def _plan(
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+) -> FinetuneResult:
+    """Do all that comes before training, and tell what would follow."""
+    loop, output_dir = job.loop, job.loop.output_dir
+    set_seed(loop.seed)
+    built = build_model(job, source, data)
+    recovery = plan_recovery(job, built.model, built.mixers_are_new, data, output_dir)
+    if built.source is not None and built.mixers_are_new:
+        accelerator.print(f"{describe_exchange(built.source, built.model, recovery.steps)}\n")
+    examples, collate = _set_up(job, built, data, accelerator)
+    loaders, sampler = build_loaders(loop, examples, collate, accelerator)
+    plan = make_plan(
+        loop, built.model, examples, collate, loaders["train"], sampler, accelerator,
+        steps=plan_steps(loop, sampler, output_dir),
+        data=describe_labels(data),
+        memory=_describe_memory(job, built.model, sampler, accelerator),
+        limit=built.num_tokens if job.is_text else None,
+    )  # fmt: skip
+    accelerator.end_training()
+    return FinetuneResult({}, {}, {}, output_dir, built.model, built.processor, plan=plan)
+
+
 def _score(
     model: torch.nn.Module, loaders: dict[str, DataLoader], accelerator: Accelerator, data: LabelledData
 ) -> tuple[dict, Predictions, Predictions | None]:
@@ -362,6 +398,11 @@ def _announce(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{describe_processes(accelerator, job.loop.num_threads)}; {sampler.extent}"
     )
+    accelerator.print(_describe_memory(job, model, sampler, accelerator))
+
+
+def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator) -> str:
+    """Return a sentence on the memory that a step on the largest batch may take."""
     num_examples, longest = sampler.largest_batch()
     estimate = estimate_memory(
         model.config,
@@ -372,6 +413,5 @@ def _announce(
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    batch = counted(num_examples * longest, "token")
     peak = describe_peak(estimate, accelerator.device, returns_freed=job.model.gradient_checkpointing)
-    accelerator.print(f"{peak}; the largest batch has {batch}")
+    return f"{peak}; the largest batch has {counted(num_examples * longest, 'token')}"

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..conversion.source import CheckpointSource
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions
 from .checkpointing import TrainingState
+from .plan import RunPlan
 from .predictions import Predictions
 from .recipes import Task
 
@@ -65,6 +66,7 @@ class FinetuneResult:
         model: the model, in float32 on the device that it was trained on.
         processor: its tokenizer or image processor.
         pushed: what `push` returned; None where nothing was uploaded.
+        plan: what a dry run found, which has no scores; None of any other.
     """
 
     scores: dict[str, Any]
@@ -74,3 +76,4 @@ class FinetuneResult:
     model: PreTrainedModel
     processor: Any
     pushed: dict[str, Any] | None = None
+    plan: RunPlan | None = None

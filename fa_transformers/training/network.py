@@ -9,12 +9,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..options import LoopOptions
-from ..tables import counted
+from ..tables import counted, format_table
 from .checkpointing import TrainingState
 from .data_digests import digest_once
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
+from .plan import RunPlan, make_plan
 from .report import describe_run
 from .setup import describe_processes, gather_model
 
@@ -70,3 +71,15 @@ def fit_network(
     )
     scores = evaluate(trained, loaders[score_split], score_split)
     return gather_model(accelerator, trained).eval(), scores, describe_run(state) | figures, state
+
+
+def plan_network(
+    loop: LoopOptions, model: PreTrainedModel, examples: Mapping[str, Any], collate: Callable, accelerator: Accelerator
+) -> RunPlan:
+    """Return the plan of what `fit_network` would do with the same arguments."""
+    loaders, sampler = build_loaders(loop, dict(examples), collate, accelerator)
+    return make_plan(
+        loop, model, examples, collate, loaders["train"], sampler, accelerator,
+        steps=plan_steps(loop, sampler, loop.output_dir),
+        data=format_table([{split: f"{len(part):,}" for split, part in examples.items()}], list(examples)),
+    )  # fmt: skip

@@ -10,6 +10,8 @@ from typing import TypeVar
 from accelerate.utils import gather_object
 from torch import distributed
 
+from ..mistakes import Mistake
+
 Result = TypeVar("Result")
 # Gloo and NCCL report a lost peer partly as plain RuntimeError.
 _COMMUNICATION_ERROR = re.compile(r"gloo|NCCL|ProcessGroup|[Cc]onnection (closed|reset|refused)|Broken pipe")
@@ -19,7 +21,7 @@ class ProcessFailed(RuntimeError):
     """An action that all processes take failed on one of them; every process raises it with that one's message."""
 
 
-class ProcessLost(RuntimeError):
+class ProcessLost(Mistake, RuntimeError):
     """Another process of the run died or no longer answers; the message says how to continue."""
 
 

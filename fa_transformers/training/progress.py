@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..files import written_by_rename
 from ..memory import MemoryEstimate, format_bytes
+from ..mistakes import Mistake
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -48,7 +49,7 @@ def communication_us(events: Iterable[FunctionEvent]) -> float:
     )
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Mistake, RuntimeError):
     """The loss is no longer finite; the message says at which step and what to change."""
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, LoggerType
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
@@ -43,9 +43,14 @@ def make_accelerator(loop: LoopOptions) -> Accelerator:
     """The accelerator that `loop` asks for, on the CPU where there is nothing faster.
 
     The schedule is stepped by the loop, once per optimiser step whatever the number of processes.
+
+    Raises:
+        ValueError: Accelerate knows no such tracker.
     """
     on_cpu = loop.use_cpu or not torch.accelerator.is_available()
     timeout = timedelta(seconds=loop.ddp_timeout)
+    if loop.report_to not in ("none", *LoggerType.list()):
+        raise ValueError(f"--report_to must be none or one of {', '.join(LoggerType.list())}, got {loop.report_to!r}.")
     meet_after_restart(timeout)
     accelerator = Accelerator(
         cpu=on_cpu,

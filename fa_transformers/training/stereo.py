@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checks import check_loop
+from ..checks import check_card, check_loop
 from ..data.facts import DataFacts
 from ..data.readers.stereo_folders import check_sizes, find_stereo_pairs
 from ..data.readers.tables import DataError
@@ -21,7 +21,9 @@ from ..data.stereo_examples import FolderSamples, Samples, SceneSamples, StereoC
 from ..evaluation import evaluating
 from ..files import write_json
 from ..hub.folder_lock import released
+from ..hub.login import check_login
 from ..metrics.stereo import score_disparity, total_scores
+from ..mistakes import names_arguments
 from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
@@ -29,7 +31,7 @@ from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .job import FinetuneResult
-from .network import fit_network
+from .network import fit_network, plan_network
 from .network_card import NetworkRun, publish_network, user_data_facts
 from .report import draw_course, write_page_of
 from .report_page import network_page
@@ -59,6 +61,7 @@ class StereoJob:
     resume_command: str
 
 
+@names_arguments()
 def finetune_stereo(
     *,
     data: StereoDataOptions | None = None,
@@ -105,6 +108,7 @@ def check_stereo(job: StereoJob) -> None:
     """Raise ValueError, naming the flag, where an option can't be used or contradicts another one."""
     data = job.data
     check_loop(job.loop)
+    check_card(job.card, job.loop)
     for name in ("crop_height", "crop_width"):
         if getattr(data, name) < 16:
             raise ValueError(f"--{name} must be at least 16 pixels, got {getattr(data, name)}.")
@@ -174,6 +178,8 @@ def read_samples(data: StereoDataOptions, max_disparity: int, seed: int) -> dict
 
 def _run(job: StereoJob) -> FinetuneResult:
     accelerator = make_accelerator(job.loop)
+    if job.card.push_to_hub and accelerator.is_main_process:
+        check_login(job.card.hub_model_id or job.loop.output_dir.resolve().name, job.card.hub_token)
     resume = choose_resume(job.loop.resume_from_checkpoint, job.loop.output_dir)
     job = replace(job, loop=replace(job.loop, resume_from_checkpoint=resume))
     loop, data = job.loop, job.data
@@ -181,8 +187,11 @@ def _run(job: StereoJob) -> FinetuneResult:
     model, processor = build_network(job.model)
     with accelerator.main_process_first():
         samples = read_samples(data, model.config.max_disparity, loop.seed)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not loop.dry_run:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
+    if loop.dry_run:
+        plan = plan_network(loop, model, _build_examples(job, samples), StereoCollator(processor), accelerator)
+        return FinetuneResult({}, {}, {}, loop.output_dir, model, processor, plan=plan)
     config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"
@@ -217,16 +226,11 @@ def _fit(
     accelerator: Accelerator,
 ) -> tuple[FAStereoForDepthEstimation, dict[str, Any], dict[str, Any], TrainingState]:
     """Train, and score on `score_split`; returns the plain model, its scores, the run's figures, and how it ended."""
-    loop, data = job.loop, job.data
-    crop = (data.crop_height, data.crop_width)
-    examples = {
-        split: StereoExamples(part, crop, data.augment, loop.seed) if split == "train" else StereoExamples(part)
-        for split, part in samples.items()
-    }
+    loop = job.loop
     return fit_network(
         loop,
         model,
-        examples,
+        _build_examples(job, samples),
         StereoCollator(processor),
         accelerator,
         evaluate=lambda trained, loader, split: evaluate_stereo(trained, loader, accelerator),
@@ -236,6 +240,14 @@ def _fit(
         resume_command=job.resume_command,
         digest=lambda: {"the pairs": _describe_pairs(job)},
     )
+
+
+def _build_examples(job: StereoJob, samples: dict[str, Samples]) -> dict[str, StereoExamples]:
+    data, crop = job.data, (job.data.crop_height, job.data.crop_width)
+    return {
+        split: StereoExamples(part, crop, data.augment, job.loop.seed) if split == "train" else StereoExamples(part)
+        for split, part in samples.items()
+    }
 
 
 def _describe_pairs(job: StereoJob) -> str:

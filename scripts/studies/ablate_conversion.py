@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json, write_text
 from fa_transformers.options import CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
 from fa_transformers.studies.conversion_ablation import RECIPE, AblationJob, AblationOptions, run_ablation
@@ -52,7 +52,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error

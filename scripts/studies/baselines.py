@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from fa_transformers.checks import check_loop, check_positive, check_sources
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.data.labelled import LabelledData, load_data
 from fa_transformers.files import write_json, write_text
@@ -36,7 +36,6 @@ from fa_transformers.studies.contenders import (
     run_cell,
 )
 from fa_transformers.studies.folds import read_groups, split_folds
-from fa_transformers.training.checkpointing import CheckpointError
 from fa_transformers.training.data_digests import digest_data
 from fa_transformers.training.setup import make_accelerator
 
@@ -175,7 +174,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, ImportError, CheckpointError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.files import write_text
 from fa_transformers.studies.benchmark import ENCODERS, FAILED, OK
 from fa_transformers.studies.benchmark_charts import plot, plot_picture
@@ -57,4 +57,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with mistakes_in_one_line():
+        sys.exit(main())

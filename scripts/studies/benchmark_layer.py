@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fa_transformers import factorized_attention
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.cores import choose_threads
 from fa_transformers.models.fa_local import LocalConvolution, window_attention
 from fa_transformers.options import OptionGroup, option
@@ -136,4 +136,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

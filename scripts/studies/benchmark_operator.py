@@ -31,7 +31,7 @@ from fa_transformers.charts import (
     scale_by_size,
 )
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json, write_text
 from fa_transformers.options import resolve
 from fa_transformers.studies.operator_timing import (
@@ -144,4 +144,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from fa_transformers.checks import check_not_negative, check_positive
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.data.readers.coco import load_coco_folder
 from fa_transformers.data.readers.images import convert_image, open_image
 from fa_transformers.data.readers.objects import ObjectOptions
@@ -153,12 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     folder = options.output_dir
     if folder.is_dir() and any(folder.iterdir()):
-        raise SystemExit(f"{folder} is not empty: give another --output_dir")
-    try:
-        photographs = read_photographs(options.photographs)
-        parts = split_stamps(read_stamps(options.stamps), options.seed)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
+        raise FileExistsError(f"{folder} is not empty: give another --output_dir")
+    photographs = read_photographs(options.photographs)
+    parts = split_stamps(read_stamps(options.stamps), options.seed)
     counts = {"train": options.num_train, "validation": options.num_validation, "test": options.num_test}
     for split, count in counts.items():
         rows = tqdm(range(count), desc=f"drawing {split}", unit="image")
@@ -175,4 +172,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

@@ -10,7 +10,7 @@ pictures. Writes detr_recovery.json and detr_recovery.txt, and ends with one lin
 import json
 from collections.abc import Sequence
 
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json, write_text
 from fa_transformers.studies.detr_recovery import DetectorPlan, run_study
 from fa_transformers.tables import format_table
@@ -41,7 +41,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error

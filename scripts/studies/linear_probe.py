@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.conversion.convert import load_factorized
 from fa_transformers.conversion.source import CheckpointSource, read_source
 from fa_transformers.cores import choose_threads
@@ -123,7 +123,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fa_transformers.checks import check_loop
-from fa_transformers.commands.flags import describe_command, resuming, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, resuming, script_parser
 from fa_transformers.options import LoopOptions, flat, resolve
 from fa_transformers.studies import from_scratch
 from fa_transformers.studies.long_range_arena import (
@@ -102,4 +102,5 @@ def train(options: ArenaOptions, loop: LoopOptions, command: str) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

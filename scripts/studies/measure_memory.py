@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from fa_transformers import FABertConfig
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.studies.peak_memory import (
     MODELS,
     POINTS,
@@ -68,7 +68,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from fa_transformers import load_factorized
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import script_parser
+from fa_transformers.commands.flags import mistakes_in_one_line, script_parser
 from fa_transformers.conversion.source import read_source
 from fa_transformers.cores import choose_threads
 from fa_transformers.data.batching import LengthGroupedBatchSampler
@@ -141,4 +141,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

@@ -29,7 +29,7 @@ from fa_transformers.charts import (
     scale_by_size,
 )
 from fa_transformers.checks import check_loop, check_positive
-from fa_transformers.commands.flags import describe_command, resuming, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, resuming, script_parser
 from fa_transformers.data.collators import pad_batch
 from fa_transformers.data.sets import license_documents, needle
 from fa_transformers.options import LoopOptions, OptionGroup, flat, option, resolve
@@ -179,4 +179,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

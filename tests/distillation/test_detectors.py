@@ -133,10 +133,10 @@ def test_detectors_are_distilled_on_images_of_any_size_to_a_folder_with_receipt_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_name_or_path": None}, "needs a --model_name_or_path"),
-        ({"image_size": 64}, "--image_size 64"),
-        ({"pooling": "cls"}, "--pooling cls"),
-        ({"probe_folder": "photos"}, "--probe_folder is not for"),
+        ({"model_name_or_path": None}, "needs a `model_name_or_path`"),
+        ({"image_size": 64}, "`image_size=64`"),
+        ({"pooling": "cls"}, "`pooling='cls'`"),
+        ({"probe_folder": "photos"}, "`probe_folder` is not for"),
     ],
 )
 def test_what_detectors_have_no_use_for_is_refused(detector, changes, message):
@@ -145,5 +145,5 @@ def test_what_detectors_have_no_use_for_is_refused(detector, changes, message):
 
 
 def test_a_detector_needs_its_own_task(detector):
-    with pytest.raises(ValueError, match="--task images: .* is of type 'conditional_detr'"):
+    with pytest.raises(ValueError, match="`task='images'`: .* is of type 'conditional_detr'"):
         distill(task="images", **grouped(detector))

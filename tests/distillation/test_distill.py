@@ -176,7 +176,7 @@ def test_a_tokenizer_without_a_length_gets_that_of_the_positions(tmp_path, stock
     longest = BertConfig.from_pretrained(stock).max_position_embeddings
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == longest
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match=f"--long_length 4096 is above the student's {longest} positions"):
+    with pytest.raises(ValueError, match=f"`long_length=4096` is above the student's {longest} positions"):
         distill(**run_options(tmp_path, stock, "long", **changes, long_length=4096))
 
 

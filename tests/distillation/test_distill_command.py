@@ -17,8 +17,8 @@ from fa_transformers.options import UNSET
 LEFT_OUT = (
     "test_file", "streaming", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
     "strict_length", "freeze_layers", "gradient_checkpointing", "packing", "sequence_parallel_size", "short_epochs",
-    "short_length", "max_steps", "num_train_epochs", "head_learning_rate", "metric_for_best_model", "push_to_hub",
-    "hub_token", "hub_private", "label_names", "group_column",
+    "short_length", "max_steps", "dry_run", "num_train_epochs", "head_learning_rate", "metric_for_best_model",
+    "push_to_hub", "hub_token", "hub_private", "label_names", "group_column",
 )  # fmt: skip
 
 

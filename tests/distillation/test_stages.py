@@ -101,7 +101,7 @@ def test_only_what_was_interrupted_is_gone_on_with(tmp_path, stock):
     AcceleratorState._reset_state(reset_partial_state=True)
     distill(**run_options(tmp_path, stock))
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match="--transfer_steps 9: .* went on to its next stage after 6"):
+    with pytest.raises(ValueError, match="`transfer_steps=9`: .* went on to its next stage after 6"):
         distill(**run_options(tmp_path, stock, **resumed, transfer_steps=9))
     transfer = tmp_path / "out" / "transfer"
     (transfer / "checkpoint-6").rename(transfer / "damaged-checkpoint-6")  # the stage had ended, all the same

@@ -87,11 +87,11 @@ def test_rows_may_be_columns_a_dataset_or_splits(kind, tiny_bert):
 
 
 def test_options_that_no_run_can_use_are_named(tiny_bert):
-    with pytest.raises(ValueError, match="--learning_rate must be above 0"):
+    with pytest.raises(ValueError, match="`learning_rate` must be above 0"):
         fa.finetune(columns(9), **options(tiny_bert, learning_rate=0))
-    with pytest.raises(ValueError, match="--task must be one of text-classification, image-classification"):
+    with pytest.raises(ValueError, match="`task` must be one of text-classification, image-classification"):
         fa.finetune(columns(9), task="translation")
-    with pytest.raises(ValueError, match="--full_recipe is of the built-in demo data; `rows`"):
+    with pytest.raises(ValueError, match="`full_recipe=True` is of the built-in demo data; `rows`"):
         fa.finetune(columns(9), full_recipe=True)
     with pytest.raises(fa.DataError, match="label"):
         fa.finetune({"text": ["red"] * 9}, **options(tiny_bert))
@@ -99,7 +99,7 @@ def test_options_that_no_run_can_use_are_named(tiny_bert):
 
 def test_a_second_call_says_that_the_folder_is_used_and_goes_on_when_asked(tiny_bert):
     fa.finetune(columns(30), **options(tiny_bert))
-    with pytest.raises(FileExistsError, match="--overwrite_output_dir"):
+    with pytest.raises(FileExistsError, match="`overwrite_output_dir=True`"):
         fa.finetune(columns(30), **options(tiny_bert))
     longer = fa.finetune(columns(30), **options(tiny_bert, max_steps=3, resume_from_checkpoint="last"))
     assert longer.summary["steps"] == 3
@@ -124,13 +124,13 @@ def test_a_described_call_without_rows_can_be_typed_again():
     [
         ({"data": {"text": ["red"]}}, TypeError, r"`data` must be DataOptions\(\.\.\.\), got dict. Rows are the first"),
         ({"model": "minilm"}, TypeError, "`model` must be ModelOptions"),
-        ({"loop": fa.LoopOptions(max_steps="3")}, TypeError, "--max_steps must be of type int, got '3', which is str"),
-        ({"loop": fa.LoopOptions(use_cpu="no")}, TypeError, "--use_cpu must be of type bool"),
-        ({"loop": fa.LoopOptions(seed=True)}, TypeError, "--seed must be of type int, got True"),
+        ({"loop": fa.LoopOptions(max_steps="3")}, TypeError, "`max_steps` must be of type int, got '3', which is str"),
+        ({"loop": fa.LoopOptions(use_cpu="no")}, TypeError, "`use_cpu=True` must be of type bool"),
+        ({"loop": fa.LoopOptions(seed=True)}, TypeError, "`seed` must be of type int, got True"),
         (
             {"loop": fa.LoopOptions(lr_scheduler_type="lin")},
             ValueError,
-            "--lr_scheduler_type must be one of linear, .*'lin'",
+            "`lr_scheduler_type` must be one of linear, .*'lin'",
         ),
     ],
 )

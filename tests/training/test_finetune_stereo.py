@@ -148,18 +148,18 @@ def test_what_cannot_be_trained_on_is_named_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": StereoDataOptions(crop_height=8)}, "--crop_height must be at least 16"),
-        ({"data": StereoDataOptions(num_scenes=0)}, "--num_scenes must be at least 1"),
-        ({"data": StereoDataOptions(max_train_pairs=0)}, "--max_train_pairs must be at least 1"),
-        ({"data": StereoDataOptions(test_folder="pairs")}, "--test_folder needs a --train_folder"),
+        ({"data": StereoDataOptions(crop_height=8)}, "`crop_height` must be at least 16"),
+        ({"data": StereoDataOptions(num_scenes=0)}, "`num_scenes` must be at least 1"),
+        ({"data": StereoDataOptions(max_train_pairs=0)}, "`max_train_pairs` must be at least 1"),
+        ({"data": StereoDataOptions(test_folder="pairs")}, "`test_folder` needs a `train_folder`"),
         (
             {"model": StereoModelOptions(model_name_or_path="folder", max_disparity=8)},
-            "--max_disparity is of a new network",
+            "`max_disparity` is of a new network",
         ),
-        ({"loop": LoopOptions(sequence_parallel_size=2)}, "--sequence_parallel_size is for texts"),
-        ({"loop": LoopOptions(max_steps=0)}, "--max_steps must be at least 1"),
-        ({"loop": LoopOptions(learning_rate=-1.0)}, "--learning_rate must be above 0"),
-        ({"model": StereoModelOptions(attention_kind="linear")}, "--attention_kind must be one of"),
+        ({"loop": LoopOptions(sequence_parallel_size=2)}, "`sequence_parallel_size` is for texts"),
+        ({"loop": LoopOptions(max_steps=0)}, "`max_steps` must be at least 1"),
+        ({"loop": LoopOptions(learning_rate=-1.0)}, "`learning_rate` must be above 0"),
+        ({"model": StereoModelOptions(attention_kind="linear")}, "`attention_kind` must be one of"),
     ],
 )
 def test_options_that_cannot_be_used_are_named_by_their_flag(options, message):

@@ -21,11 +21,19 @@ def load_named(name: str, config_name: str | None) -> datasets.DatasetDict:
     """Load a data set of the Hub, or the local folder of one.
 
     Raises:
-        DataError: it has no splits.
+        DataError: there is none of that name, or it has no splits.
     """
     if is_saved(name):
         return datasets.load_from_disk(name)
-    loaded = datasets.load_dataset(name, config_name)
+    try:
+        loaded = datasets.load_dataset(name, config_name)
+    except ConnectionError as error:
+        raise DataError(
+            f"--dataset_name {name} is no folder here, and the Hub can't be reached: correct the name of the folder, "
+            f"or look after the network ({error})"
+        ) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"--dataset_name {name} is no folder here and no data set of the Hub: {error}") from error
     if not isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"--dataset_name {name} has no splits; it needs at least 'train'.")
     return loaded

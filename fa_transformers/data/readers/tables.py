@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...mistakes import Mistake
 from ...tables import LONGEST_CELL, one_line
 
 SHOWN_NAMES = 12
 
 
-class DataError(ValueError):
+class DataError(Mistake, ValueError):
     """The data can't be used as it is; the message names file, row and column, and says what to do."""
 
 
