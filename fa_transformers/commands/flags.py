@@ -133,12 +133,17 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            fromfile_prefix_chars="@",
         )
         self._common: dict[str, bool] = {}
         self._field_defaults: dict[str, Any] = {}
         help_flags = self.add_argument_group("help")
         help_flags.add_argument("-h", "--help", action="store_true", help="show the flags that most people need")
         help_flags.add_argument("--help-all", action="store_true", help="show every flag")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """Return the words of a line of a file of flags, which stands as @FILE among them; # begins a comment."""
+        return shlex.split(arg_line, comments=True)
 
     def add_field(self, section: Any, part: Field) -> None:
         """Add the flag of a dataclass field, its type and choices taken from the annotation."""

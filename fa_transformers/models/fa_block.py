@@ -126,9 +126,10 @@ class FactorizedAttentionBlock(nn.Module):
             padding = ~mask[:, None]  # [B, 1, N]
             # Before the projections: NaN in padding would reach the weights' gradients as 0 · NaN.
             features = features.masked_fill(padding, 0.0)
-        query, key, value = (self._split(layer(features)) for layer in (self.queries, self.keys, self.values))
-        attended = self.attend(query, key, value, mask)
-        update = self.reprojection(attended.transpose(-2, -1).flatten(1, 2))  # [B, C, N]
+        # Without names: what the projections gave is not to stay in memory beside the reprojection.
+        projected = (self._split(layer(features)) for layer in (self.queries, self.keys, self.values))
+        mixed = self.attend(*projected, mask).transpose(-2, -1).flatten(1, 2)
+        update = self.reprojection(mixed)  # [B, C, N]
         if mask is not None:
             update = update.masked_fill(padding, 0.0)
         return x + update.view_as(x)

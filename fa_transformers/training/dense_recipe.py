@@ -126,7 +126,8 @@ class DenseModelOptions(OptionGroup):
     def backbone_fields(self) -> dict[str, Any]:
         """Fields of `FAResNetConfig` that were given."""
         names = ("hidden_sizes", "depths", "embedding_size", "layer_type")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 SETS = ("none", "five", "seven")

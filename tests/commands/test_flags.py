@@ -61,6 +61,18 @@ def test_what_is_not_typed_is_left_to_the_recipe():
     assert resolve(make_parser().parse(["--rate", "2"])[Sample], {"rate": 0.5}).rate == 2
 
 
+def test_a_file_of_flags_stands_among_them_and_later_ones_replace_its_own(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("# what I found best\n\n--count 3 --layers 0 2  # few\n--name 'two words'\n")
+    parsed = make_parser().parse([f"@{tmp_path / 'mine.txt'}", "--count", "4"])
+    assert parsed[Sample] == Sample("two words", 4, layers=(0, 2))
+    assert parsed.flags == [f"@{tmp_path / 'mine.txt'}", "--count", "4"]
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse(["@nowhere.txt"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("program: error:") and "nowhere.txt" in last
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -3,11 +3,16 @@ without a difference, and mistakes named by their flag.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from accelerate import Accelerator
+from repository import HELPERS, ROOT
+from score_stereo_in_processes import score
 from stereo_sets import Given, make_sample, write_png, write_set
 from torch.utils.data import DataLoader
 from transformers import pipeline
@@ -111,6 +116,21 @@ def test_scores_count_every_pair_once_at_its_own_size():
         assert scores["epe"] == pytest.approx(expected["epe"], rel=1e-5)
         assert scores["loss"] > 0
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.slow
+def test_two_processes_score_each_pair_once(tmp_path):
+    # Seven pairs in four batches of up to two: two for each process, of which the last is half copies.
+    write_set("kitti 2015", tmp_path / "set", count=7)
+    alone, _ = score(tmp_path / "set")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    worker = [str(HELPERS / "score_stereo_in_processes.py"), str(tmp_path / "set"), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*launcher, *worker], check=True, env=environment, timeout=240)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["num_examples"] == alone["num_examples"] == 7
+    for name in ("epe", "over_1px", "over_3px", "d1"):
+        assert first[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
 def test_the_constant_guess_is_the_median_of_the_training_pairs():

@@ -59,23 +59,32 @@ def _stretch_ink() -> np.ndarray:
 _split_digits = functools.cache(split_digits)
 
 
-def draw_digit(index: int, random: np.random.Generator) -> Image.Image:
-    """Return digit `index` of scikit-learn's, turned, `DIGIT_PX` long: mode "L", how much of a pixel the ink covers."""
-    picture = Image.fromarray(_pictures()[index]).resize((DRAWN_PX, DRAWN_PX), Image.Resampling.BICUBIC)
+def draw_digit(index: int, random: np.random.Generator, digit_px: tuple[int, int] = DIGIT_PX) -> Image.Image:
+    """Return digit `index` of scikit-learn's, turned, `digit_px` long: mode "L", how much of a pixel the ink covers."""
+    drawn = max(DRAWN_PX, digit_px[1])
+    picture = Image.fromarray(_pictures()[index]).resize((drawn, drawn), Image.Resampling.BICUBIC)
     picture = picture.rotate(float(random.uniform(-TURN_DEGREES, TURN_DEGREES)), Image.Resampling.BICUBIC, expand=True)
     picture = picture.point(_stretch_ink().tolist())
     picture = picture.crop(picture.point(lambda value: 255 * (value >= 128)).getbbox())
-    longest = float(np.exp(random.uniform(*np.log(DIGIT_PX))))
+    longest = float(np.exp(random.uniform(*np.log(digit_px))))
     factor = longest / max(picture.size)
     return picture.resize([max(2, round(side * factor)) for side in picture.size], Image.Resampling.BOX)
 
 
-def draw_digit_scene(split: str, row: int, size_px: int, seed: int, num_objects: tuple[int, int] | None) -> Scene:
-    """Return canvas `row` of a split, which depends on split, seed and row alone.
+def draw_digit_scene(
+    split: str,
+    row: int,
+    size_px: int,
+    seed: int,
+    num_objects: tuple[int, int] | None,
+    digit_px: tuple[int, int] = DIGIT_PX,
+) -> Scene:
+    """Return canvas `row` of a split, which depends on split, seed, row and what it is to show alone.
 
     Args:
         num_objects: fewest and most digits, of which the classes are those of the digits; None draws an odd-one-out
             canvas, with the classes `ODD_CLASSES`.
+        digit_px: shortest and longest of the digits' longer sides.
     """
     random = np.random.default_rng([seed, SPLITS.index(split), row])
     indices, kinds = _split_digits(seed)[split]
@@ -86,7 +95,11 @@ def draw_digit_scene(split: str, row: int, size_px: int, seed: int, num_objects:
         labels = chosen
     digits = [random.choice(indices[kinds == kind]) for kind in chosen]
     parts = photograph_parts()[split]
-    return draw_scene(parts, labels.tolist(), lambda index, random: draw_digit(digits[index], random), size_px, random)
+
+    def draw(index: int, random: np.random.Generator) -> Image.Image:
+        return draw_digit(digits[index], random, digit_px)
+
+    return draw_scene(parts, labels.tolist(), draw, size_px, random)
 
 
 def draw_odd_kinds(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +121,7 @@ def load_digit_scenes(
     seed: int = 0,
     *,
     num_objects: tuple[int, int] = (10, 60),
+    digit_px: tuple[int, int] = DIGIT_PX,
     cache_dir: str | Path | None = None,
 ) -> DenseData:
     """Handwritten digits on cluttered photographs, classes "0" to "9", every one with its mask.
@@ -119,15 +133,19 @@ def load_digit_scenes(
         num_train, num_validation, num_test: canvases.
         size_px: side of a canvas in pixels.
         num_objects: fewest and most digits on a canvas.
+        digit_px: shortest and longest of the digits' longer sides in pixels.
 
     Raises:
         ValueError: a count is below 1, or so many digits find no place.
     """
     if not 1 <= num_objects[0] <= num_objects[1]:
         raise ValueError(f"num_objects must be two counts from 1 on, the lower first, got {num_objects}.")
-    settings = SetSettings("digits", RECIPE, size_px, seed, (num_train, num_validation, num_test), num_objects)
+    if not 8 <= digit_px[0] <= digit_px[1]:
+        raise ValueError(f"digit_px must be two lengths from 8 on, the lower first, got {digit_px}.")
+    name = "digits" if digit_px == DIGIT_PX else f"digits-of-{digit_px[0]}-to-{digit_px[1]}px"
+    settings = SetSettings(name, RECIPE, size_px, seed, (num_train, num_validation, num_test), num_objects)
     names = [str(kind) for kind in range(NUM_CLASSES)]
-    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=num_objects)
+    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=num_objects, digit_px=digit_px)
     return load_drawn_set(settings, names, draw, cache_dir)
 
 

@@ -1,0 +1,158 @@
+"""Detectors of what is there once and what more often, with factorized blocks, softmax blocks, and none.
+
+All start from one detector of digits that has no blocks: blocks are put into it, which start as the identity, so that
+before training the kinds are one and the same function.
+"""
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..checks import check_positive
+from ..files import write_json
+from ..models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
+from ..options import OptionGroup, option
+
+KINDS = ("none", "factorized", "softmax")
+SCORES = ("box_ap", "box_ap50")
+RECEIPT = "receipt.json"
+"""File that is written into a run's folder last: its CPU seconds and the highest resident memory of its process."""
+
+
+@dataclass(frozen=True)
+class OddOneOutOptions(OptionGroup):
+    """The detector to start from, the kinds of blocks, and the training of each."""
+
+    kinds: tuple[str, ...] = option(KINDS, "none, factorized, softmax, or several", group="study", common=True)
+    seeds: tuple[int, ...] = option((0, 1), "seeds of weights and order, one run each", group="study", common=True)
+    attention_places: tuple[str, ...] = option(
+        ("fp3", "fp4", "fp5"), "where blocks are put, see FADenseConfig", group="study", common=True
+    )
+    attention_heads: int = option(1, "heads of each block", group="study", common=True)
+    key_channels: int | None = option(None, "see FADenseConfig", group="study", common=True)
+    num_canvases: int = option(800, "canvases to train on", group="study", common=True)
+    num_eval_canvases: int = option(100, "canvases of validation and of test each", group="study", common=True)
+    num_train_epochs: float = option(14.0, "passes over them", group="study", common=True)
+    learning_rate: float = option(1e-3, "peak rate", group="study", common=True)
+    extra: str = option("", "further flags of finetune_dense, in quotes", group="study")
+    output_dir: Path = option(
+        Path("outputs/odd_one_out"), "folder for the runs; those that are finished there are taken", group="study",
+        common=True,
+    )  # fmt: skip
+    results: Path | None = option(
+        None, "JSON file of a results page, into which the table is put", group="study", common=True
+    )
+
+    def check(self) -> None:
+        """Raise ValueError, naming the flag, for what can't be run."""
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise ValueError(f"--kinds {unknown[0]} is unknown; choose from {', '.join(KINDS)}.")
+        check_positive(
+            self, "num_canvases", "num_eval_canvases", "num_train_epochs", "learning_rate", "attention_heads",
+            "key_channels",
+        )  # fmt: skip
+
+
+def put_blocks(source: Path, kind: str, options: OddOneOutOptions, folder: Path) -> None:
+    """Write the detector of a folder with blocks of a kind put in, which change nothing until they are trained.
+
+    Raises:
+        FileNotFoundError: there is no such detector.
+        ValueError: it has blocks already.
+    """
+    if not (source / "config.json").is_file():
+        raise FileNotFoundError(f"{source}: there is no model folder of that name")
+    trained = FADenseForObjectDetection.from_pretrained(source)
+    if trained.config.places:
+        raise ValueError(f"{source} has attention blocks already: train one with finetune_dense --attention none.")
+    fields = trained.config.to_dict()
+    backbone = {name: value for name, value in fields.pop("backbone_config").items() if name not in BLOCK_FIELDS}
+    if kind != "none":
+        fields |= {"attention_kind": kind, "attention_places": list(options.attention_places)}
+        fields |= {"attention_heads": options.attention_heads, "key_channels": options.key_channels}
+    torch.manual_seed(0)
+    model = FADenseForObjectDetection(FADenseConfig(backbone, **fields))
+    missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
+    assert not unexpected and all("attention_blocks" in name for name in missing)
+    model.save_pretrained(folder)
+    FADenseImageProcessor.from_pretrained(source).save_pretrained(folder)
+
+
+BLOCK_FIELDS = ("attention_stages", "attention_kind", "key_channels", "attention_heads")
+"""Fields of a backbone that follow from those of the whole network."""
+
+
+def train(start: Path, seed: int, options: OddOneOutOptions, folder: Path) -> dict[str, Any]:
+    """Train a detector in a process of its own, unless an earlier run finished it; a run that was stopped goes on.
+
+    Returns:
+        The run's summary, with "cpu_seconds" and "peak_bytes" of its process, evaluation included.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    receipt = folder / RECEIPT
+    if not receipt.is_file():
+        flags: Sequence[object] = (
+            "--task", "object-detection", "--set", "odd_one_out", "--model_name_or_path", start, "--seed", seed,
+            "--num_canvases", options.num_canvases, "--num_eval_canvases", options.num_eval_canvases,
+            "--num_train_epochs", options.num_train_epochs, "--learning_rate", options.learning_rate,
+            "--num_threads", 1, "--report_to", "none", "--output_dir", folder, *shlex.split(options.extra),
+        )  # fmt: skip
+        command = [sys.executable, "-m", "fa_transformers.commands.finetune_dense", *map(str, flags)]
+        if any(folder.glob("checkpoint-*")):
+            command += ["--resume_from_checkpoint", "last"]
+        else:
+            command.append("--overwrite_output_dir")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{shlex.join(command)} ended with status {process.returncode}")
+        # Of a run that went on, the CPU seconds of the last process alone: `resumed` says so.
+        used = {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024}
+        write_json(receipt, used | {"resumed": "--resume_from_checkpoint" in command})
+    summary = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    return summary | json.loads(receipt.read_text(encoding="utf-8"))
+
+
+def run_study(source: Path, options: OddOneOutOptions) -> list[dict[str, Any]]:
+    """Train each kind with each seed, one after the other, and return a row for each kind, as `summarise` does."""
+    runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
+    with tqdm(total=len(options.kinds) * len(options.seeds), unit="run") as progress:
+        for seed in options.seeds:
+            for kind in options.kinds:
+                progress.set_description(f"{kind}, seed {seed}")
+                start = options.output_dir / f"start-{kind}"
+                if not (start / "config.json").is_file():
+                    put_blocks(source, kind, options, start)
+                runs[kind].append(train(start, seed, options, options.output_dir / f"{kind}-{seed}"))
+                progress.update()
+    return [summarise(kind, dict(zip(options.seeds, found, strict=True))) for kind, found in runs.items()]
+
+
+def summarise(kind: str, by_seed: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a kind from the summaries of its runs.
+
+    Returns:
+        "blocks", `SCORES` of each seed as "box_ap_0", "mean_ap", "cpu_seconds" (their mean), "peak_gb" (the largest).
+    """
+    runs = list(by_seed.values())
+    scores = {f"{name}_{seed}": run["model"][name] for name in SCORES for seed, run in by_seed.items()}
+    return {
+        "blocks": kind,
+        **scores,
+        "mean_ap": statistics.mean(run["model"]["box_ap"] for run in runs),
+        "cpu_seconds": statistics.mean(run["cpu_seconds"] for run in runs),
+        "peak_gb": max(run["peak_bytes"] for run in runs) / 1e9,
+    }

@@ -1,0 +1,69 @@
+"""Protects the study of odd one out: kinds of blocks that start as one function, runs that are taken or go on."""
+
+import json
+
+import pytest
+import torch
+
+from fa_transformers.models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
+from fa_transformers.studies.odd_one_out import KINDS, OddOneOutOptions, put_blocks, summarise, train
+
+SIZES = dict(hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
+
+
+def write_detector(folder, **fields) -> FADenseForObjectDetection:
+    torch.manual_seed(3)
+    backbone = {"model_type": "fa_resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"], **SIZES}
+    config = FADenseConfig(backbone, pyramid_channels=16, mask_channels=8, num_queries=10, num_labels=10, **fields)
+    model = FADenseForObjectDetection(config).eval()
+    model.save_pretrained(folder)
+    FADenseImageProcessor().save_pretrained(folder)
+    return model
+
+
+def test_all_kinds_start_as_the_detector_they_are_put_into(tmp_path):
+    source = write_detector(tmp_path / "digits", attention_places=[])
+    images = torch.rand(1, 3, 64, 96)
+    expected = source(images)
+    options = OddOneOutOptions(attention_places=("fp3", "fp5"), attention_heads=2)
+    for kind in KINDS:
+        put_blocks(tmp_path / "digits", kind, options, tmp_path / kind)
+        model = FADenseForObjectDetection.from_pretrained(tmp_path / kind).eval()
+        assert model.config.places == ([] if kind == "none" else ["fp3", "fp5"])
+        assert kind == "none" or model.config.attention_kind == kind
+        output = model(images)
+        assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_boxes, expected.pred_boxes)
+
+
+def test_a_detector_that_has_blocks_or_is_not_there_is_refused(tmp_path):
+    write_detector(tmp_path / "blocks", attention_places=["fp5"])
+    with pytest.raises(ValueError, match="has attention blocks already"):
+        put_blocks(tmp_path / "blocks", "none", OddOneOutOptions(), tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="there is no model folder"):
+        put_blocks(tmp_path / "none", "none", OddOneOutOptions(), tmp_path / "out")
+
+
+def test_a_finished_run_is_taken_and_a_kind_is_the_row_of_its_seeds(tmp_path):
+    runs = {}
+    for seed, ap in enumerate((0.25, 0.75)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "all_results.json").write_text(json.dumps({"model": {"box_ap": ap, "box_ap50": 0.9}}))
+        (folder / "receipt.json").write_text(json.dumps({"cpu_seconds": 60.0 * seed, "peak_bytes": 10**9 * (seed + 1)}))
+        runs[seed] = train(tmp_path / "start", seed, OddOneOutOptions(), folder)
+    row = summarise("softmax", runs)
+    assert row == {
+        "blocks": "softmax", "box_ap_0": 0.25, "box_ap_1": 0.75, "box_ap50_0": 0.9, "box_ap50_1": 0.9, "mean_ap": 0.5,
+        "cpu_seconds": 30.0, "peak_gb": 2.0,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_is_a_process_with_a_receipt(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    write_detector(tmp_path / "digits", attention_places=[])
+    options = OddOneOutOptions(num_canvases=4, num_eval_canvases=1, extra="--max_steps 2 --use_cpu")
+    put_blocks(tmp_path / "digits", "softmax", options, tmp_path / "start")
+    found = train(tmp_path / "start", 0, options, tmp_path / "run")
+    assert found["steps"] == 2 and found["cpu_seconds"] > 0 and found["peak_bytes"] > 10**8
+    assert found["per_class"][0]["label"] == "single" and not found["resumed"]
