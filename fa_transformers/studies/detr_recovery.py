@@ -74,7 +74,7 @@ class DetectorPlan(OptionGroup):
     num_test: int = option(300, "pictures that all rows are scored on", group="study")
     backbone_steps: int = option(200, "steps of the backbone alone, by what is seen at every place", group="study")
     encoder_steps: int = option(
-        600, "steps of backbone and encoder, by the class of every place", group="study", common=True
+        2000, "steps of the encoder on it, by the class of every place", group="study", common=True
     )
     steps: int = option(1500, "steps of the softmax detector", group="study", common=True)
     transfer_steps: int = option(100, "steps of attention transfer", group="study", common=True)
@@ -85,10 +85,15 @@ class DetectorPlan(OptionGroup):
     seed: int = option(0, "seed of pictures, weights and order", group="study", common=True)
     output_dir: Path = option(
         Path("outputs/detr_recovery"),
-        "folder for the models and results; a softmax detector that an earlier run left there is taken",
+        "folder for a folder of every detector and seed; a softmax detector that an earlier run left there is taken",
         group="study",
         common=True,
     )
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this detector and seed."""
+        return self.output_dir / f"{self.detector}_{self.seed}"
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a number that is not above zero."""
@@ -146,16 +151,27 @@ def train_detector(plan: DetectorPlan, folder: Path) -> None:
 def _train_encoder(
     plan: DetectorPlan, model: PreTrainedModel, pixel_values: Tensor, pictures: Sequence[ShapePicture]
 ) -> None:
-    """Teach the encoder to look up the class of the frame over every place, which a loss of boxes alone finds late."""
+    """Teach the encoder to look up the class of the frame over every place, which a loss of boxes alone finds late.
+
+    The backbone rests meanwhile, so that its maps are made once.
+    """
+    detector = model.model
     head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
-    maps = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
-    parts = (model.model.backbone, model.model.input_projection, model.model.encoder, head)
-    optimizer = torch.optim.AdamW(
-        [weight for part in parts for weight in part.parameters()], lr=plan.learning_rate, weight_decay=1e-4
-    )
+    with torch.no_grad():
+        maps = torch.cat([detector.backbone.model(part).feature_maps[0] for part in pixel_values.split(100)])
+    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
+    everywhere = torch.ones(BATCH, *maps.shape[2:], dtype=torch.bool)
+    shape = torch.Size((BATCH, *maps.shape[1:]))
+    positions = detector.position_embedding(shape=shape, device="cpu", dtype=maps.dtype, mask=everywhere)
+    positions = positions.flatten(2).transpose(1, 2)
+    weights = [weight for part in (detector.input_projection, detector.encoder, head) for weight in part.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=1e-4)
     for step, rows in _steps(optimizer, plan.encoder_steps, len(pictures), plan.seed + 1):
-        logits = head(model.model(pixel_values[rows]).encoder_last_hidden_state)
-        loss = F.cross_entropy(logits.flatten(0, 1), maps[rows].flatten())
+        projected = detector.input_projection(maps[rows]).flatten(2).transpose(1, 2)
+        encoded = detector.encoder(
+            inputs_embeds=projected, attention_mask=everywhere.flatten(1), spatial_position_embeddings=positions
+        ).last_hidden_state
+        loss = F.cross_entropy(head(encoded).flatten(0, 1), classes[rows].flatten())
         _update(optimizer, loss, model)
         _print_loss("encoder", step, loss)
 
@@ -260,15 +276,16 @@ def run_study(plan: DetectorPlan) -> dict[str, Any]:
     """Train a softmax detector, exchange its encoder's attention, recover it, and score each on the same pictures.
 
     Returns:
-        "rows": the detector, what was done to it, its AP, its `encoder_error` and the CPU seconds of its training;
+        "rows": the detector, the seed, the state of its encoder, its AP, `encoder_error` and CPU seconds of training;
         "plan": what was asked for.
     """
-    stock = plan.output_dir / plan.detector
+    stock = plan.folder / "softmax"
     test = plan.pictures("test")
     rows: list[dict[str, Any]] = []
 
     def add(state: str, model: PreTrainedModel, seconds: float) -> None:
-        row = {"detector": DETECTORS[plan.detector][0], "state": state} | score_detector(model, test)
+        row = {"detector": DETECTORS[plan.detector][0], "seed": plan.seed, "state": state}
+        row |= score_detector(model, test)
         rows.append(row | {"encoder_error": encoder_error(model, softmax, test), "cpu_seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
 
@@ -297,7 +314,7 @@ def _time_once(train: Callable[[], None], receipt: Path) -> float:
 
 def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
     """The softmax detector's student after `distill`, on pictures without labels."""
-    photos = plan.output_dir / "pictures"
+    photos = plan.folder / "pictures"
     write_pictures(plan.pictures("train"), photos)
     result = distill(
         task="object-detection",
@@ -305,7 +322,7 @@ def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
         model=ModelOptions(model_name_or_path=str(stock)),
         loop=LoopOptions(
             per_device_train_batch_size=BATCH, use_cpu=True, num_threads=1, mixed_precision="no", report_to="none",
-            seed=plan.seed, output_dir=plan.output_dir / "distilled", overwrite_output_dir=True,
+            seed=plan.seed, output_dir=plan.folder / "distilled", overwrite_output_dir=True,
         ),
         distillation=DistillationOptions(
             transfer_steps=plan.transfer_steps, end_to_end_steps=plan.end_to_end_steps

@@ -11,10 +11,8 @@ tables of the stereo.json that is there already are kept where they aren't measu
 """
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,9 @@ from tqdm import tqdm
 
 from fa_transformers.checks import check_positive
 from fa_transformers.commands.flags import describe_command, script_parser
-from fa_transformers.files import count_cores, write_json
 from fa_transformers.options import OptionGroup, option
 from fa_transformers.studies.aloe import draw_aloe, read_aloe, score_aloe
+from fa_transformers.studies.page_tables import make_table, update_tables
 from fa_transformers.studies.stereo_resolution import draw_chart, measure, read_run
 from fa_transformers.tables import format_table
 
@@ -99,13 +97,6 @@ def parse(argv: Sequence[str] | None = None) -> tuple[StereoTableOptions, str]:
     return parsed[StereoTableOptions], describe_command(PROGRAM, parsed.flags)
 
 
-def make_table(title: str, command: str, columns: dict[str, dict], rows: Sequence[dict], **more: Any) -> dict[str, Any]:
-    """Return a table as docs/tables.py reads it."""
-    machine = f"1 thread of {platform.machine()} with {count_cores()} CPU cores, float32"
-    table = {"title": title, "command": command, "machine": machine, "date": date.today().isoformat()} | more
-    return table | {"columns": list(columns.values()), "rows": [[row.get(key) for key in columns] for row in rows]}
-
-
 def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[str, Any]]:
     """Return the tables that the options ask for, by name, and draw their pictures."""
     tables = {}
@@ -138,10 +129,8 @@ def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options, command = parse(argv)
-    path = options.output_dir / "stereo.json"
-    kept = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.is_file() else {}
     tables = measure_tables(options, command)
-    write_json(path, {"about": ABOUT, "tables": kept | tables})
+    update_tables(options.output_dir / "stereo.json", ABOUT, tables)
     print(json.dumps({"tables": list(tables), "output_dir": str(options.output_dir)}))
     return tables
 
