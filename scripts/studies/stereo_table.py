@@ -2,10 +2,10 @@
 
 python scripts/studies/stereo_table.py --runs outputs/stereo0 outputs/stereo0_none outputs/stereo1 outputs/stereo1_none
 python scripts/studies/stereo_table.py --networks outputs/stereo0 outputs/stereo0_none      # 256 to 2,048 px
-python scripts/studies/stereo_table.py --networks outputs/stereo0 --widths --aloe_folder opencv-doc/examples/data
+python scripts/studies/stereo_table.py --networks outputs/stereo0 --widths --aloe_folder photos --max_disparities 112
 
 The folders are those of `fa-transformers finetune_stereo`, with `--attention_blocks` alone for one without blocks. The
-last command needs Debian's package opencv-doc, whose examples are in /usr/share/doc, and takes the rows of OpenCV from
+last command needs Debian's package opencv-doc, whose pictures are in /usr/share/doc, and takes the rows of OpenCV from
 opencv-python-headless where that is installed, else as they were recorded. Writes stereo.json, stereo.png and aloe.png;
 tables of the stereo.json that is there already are kept where they aren't measured anew.
 """
@@ -42,9 +42,10 @@ WIDTH_COLUMNS: dict[str, dict[str, Any]] = {
     "epe": {"name": "end-point error, px", "digits": 2}, "over_3px": SHARE,
 }  # fmt: skip
 ALOE_COLUMNS: dict[str, dict[str, Any]] = {
-    "method": {"name": "method"}, "scale": {"name": "images at", "digits": 3},
-    "pixels": {"name": "share of the valid pixels", "digits": 3}, "epe": {"name": "end-point error, px", "digits": 2},
-    "over_3px": SHARE, "cpu_seconds": {"name": "CPU seconds", "digits": 1},
+    "method": {"name": "method"}, "max_disparity": {"name": "looks for less than, px"},
+    "scale": {"name": "images at", "digits": 3}, "epe": {"name": "end-point error, px", "digits": 2},
+    "over_3px": SHARE, "epe_answered": {"name": "error where SGBM answers, px", "digits": 2},
+    "cpu_seconds": {"name": "CPU seconds", "digits": 1},
 }  # fmt: skip
 
 
@@ -67,8 +68,8 @@ class StereoTableOptions(OptionGroup):
     aloe_folder: Path | None = option(
         None, "folder with aloeL.jpg, aloeR.jpg and aloeGT.png; unset = no real pair", group="stereo", common=True
     )
-    scales: tuple[float, ...] = option(
-        (), "sizes of the real pair to try besides the one that fits, as shares", group="stereo", common=True
+    max_disparities: tuple[int, ...] = option(
+        (), "ranges to look for on the real pair besides the network's own, multiples of 4", group="stereo", common=True
     )
     output_dir: Path = option(Path("outputs/stereo_table"), "folder for the results", group="stereo", common=True)
 
@@ -77,8 +78,9 @@ class StereoTableOptions(OptionGroup):
         check_positive(self, "num_scenes")
         if any(width < 64 or width % 2 for width in self.widths):
             raise ValueError(f"--widths must be even and at least 64 px each, got {list(self.widths)}.")
-        if any(not 0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"--scales must be above 0 and at most 1 each, got {list(self.scales)}.")
+        if any(limit < 8 or limit % 4 for limit in self.max_disparities):
+            limits = list(self.max_disparities)
+            raise ValueError(f"--max_disparities must be multiples of 4 of at least 8, got {limits}.")
         if not self.runs and not self.networks:
             raise ValueError("give --runs, --networks or both: there is nothing to measure.")
         if self.aloe_folder and not self.networks:
@@ -118,7 +120,7 @@ def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[
         print(format_table(rows, list(WIDTH_COLUMNS)))
     if options.aloe_folder:
         sample = read_aloe(options.aloe_folder)
-        result = score_aloe(options.networks, sample, options.scales)
+        result = score_aloe(options.networks, sample, options.max_disparities)
         tables["aloe"] = make_table(
             "Errors on a real pair, Aloe, in pixels of the whole image", command, ALOE_COLUMNS, result.rows
         )

@@ -73,14 +73,21 @@ def test_methods_are_scored_over_the_valid_pixels_and_where_the_matching_answers
     matched = np.where(answers, SHIFT + 2.0, -1.0).astype(np.float32), answers
     monkeypatch.setattr(aloe, "match_blocks", lambda sample: matched)
     monkeypatch.setattr(aloe, "predict_disparity", lambda *given: np.full((HEIGHT, WIDTH), SHIFT - 5.0))
-    result = score_aloe([network], sample, scales=(0.25,))
-    ours, where, other, there, filled = result.rows
-    assert (ours["epe"], ours["pixels"], ours["scale"]) == (5.0, 1.0, 12 / 30) and other["scale"] == 0.25
-    assert where["epe"] == 5.0 and where["pixels"] == there["pixels"] == pytest.approx(46 / 91)
-    assert there["epe"] == filled["epe"] == 2.0 and filled["pixels"] == 1.0
-    assert list(result.maps) == [ours["method"], filled["method"]] and ours["method"].endswith("(small)")
+    result = score_aloe([network], sample, max_disparities=(24,))
+    ours, wider, sgbm = result.rows
+    assert (ours["epe"], ours["epe_answered"], ours["max_disparity"], ours["scale"]) == (5.0, 5.0, 16, 12 / 30)
+    assert (wider["max_disparity"], wider["scale"]) == (24, 20 / 30)
+    assert sgbm["epe"] == sgbm["epe_answered"] == 2.0, "holes are filled"
+    assert len(result.maps) == 3 and all("(small)" in name for name in list(result.maps)[:2])
+    errors = np.where(np.arange(WIDTH) < 50, SHIFT - 5.0, SHIFT) * np.ones((HEIGHT, 1))
+    monkeypatch.setattr(aloe, "predict_disparity", lambda *given: errors)
+    ours = score_aloe([network], sample).rows[0]
+    assert ours["epe_answered"] == 0.0 and ours["epe"] == pytest.approx(5 * 45 / 91)
     monkeypatch.setattr(aloe, "match_blocks", lambda sample: None)
-    assert score_aloe([network], sample).rows[1:] == list(aloe.RECORDED)
+    ours, recorded = score_aloe([network], sample).rows
+    assert recorded == aloe.RECORDED and "epe_answered" not in ours
+    with pytest.raises(ValueError, match="max_disparity"):
+        score_aloe([network], sample, max_disparities=(18,))
 
 
 def test_a_point_has_the_error_of_the_network_at_the_scenes_own_size(network, monkeypatch):
@@ -122,7 +129,8 @@ def test_the_tables_of_runs_keep_the_others_and_stand_on_a_page(network, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [([], "--runs, --networks"), (["--runs", "a", "--aloe_folder", "b"], "needs --networks"),
-     (["--networks", "a", "--widths", "63"], "--widths"), (["--networks", "a", "--scales", "2"], "--scales")],
+     (["--networks", "a", "--widths", "63"], "--widths"),
+     (["--networks", "a", "--max_disparities", "18"], "--max_disparities must be multiples of 4")],
 )  # fmt: skip
 def test_what_can_t_be_measured_is_told_at_once(flags, message, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -130,6 +138,7 @@ def test_what_can_t_be_measured_is_told_at_once(flags, message, capsys):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(tmp_path):
     disparity = np.linspace(1, 9, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
