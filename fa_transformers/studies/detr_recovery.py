@@ -8,7 +8,7 @@ then the whole with its own loss. The recovery is `distill(task="object-detectio
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,8 @@ DETECTORS: dict[str, tuple[str, type, type, type]] = {
     "detr": ("DETR", DetrConfig, DetrForObjectDetection, DetrImageProcessor),
 }  # fmt: skip
 """Name, configuration, model and image processor of the detectors, by model type."""
+TRAINING_FIELDS = ("detector", "num_train", "backbone_steps", "encoder_steps", "steps", "learning_rate", "seed")
+"""Fields of `DetectorPlan` that the softmax detector depends on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class DetectorPlan(OptionGroup):
     """The steps of the study, all of `BATCH` pictures."""
 
     detector: Literal["conditional_detr", "detr"] = option(
-        "conditional_detr", "which of transformers' detectors", group="study", common=True
+        "conditional_detr", "which of transformers' detectors", group="run"
     )
     num_train: int = option(3000, "pictures to train on; the recovery reads them without labels", group="study")
     num_test: int = option(300, "pictures that all rows are scored on", group="study")
@@ -82,13 +84,18 @@ class DetectorPlan(OptionGroup):
     learning_rate: float = option(
         1e-3, "peak rate of the softmax detector; its backbone's is a third of it", group="study"
     )
-    seed: int = option(0, "seed of pictures, weights and order", group="study", common=True)
+    seed: int = option(0, "seed of pictures, weights and order", group="run")
     output_dir: Path = option(
         Path("outputs/detr_recovery"),
-        "folder for a folder of every detector and seed; a softmax detector that an earlier run left there is taken",
+        "folder for a folder of every detector and seed; a softmax detector that is there already is taken",
         group="study",
         common=True,
     )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """All of it but the folder, for a result to tell what it is of."""
+        return {name: str(value) for name, value in vars(self).items() if name != "output_dir"}
 
     @property
     def folder(self) -> Path:
@@ -289,7 +296,7 @@ def run_study(plan: DetectorPlan) -> dict[str, Any]:
         rows.append(row | {"encoder_error": encoder_error(model, softmax, test), "cpu_seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
 
-    seconds = _time_once(lambda: train_detector(plan, stock), stock.with_suffix(".json"))
+    seconds = _train_once(plan, stock)
     softmax = DETECTORS[plan.detector][2].from_pretrained(stock)
     add("softmax, as trained", softmax, seconds)
     add("factorized encoder, untrained", convert_checkpoint(stock).model, 0.0)
@@ -300,16 +307,20 @@ def run_study(plan: DetectorPlan) -> dict[str, Any]:
         started = time.process_time()
         model = recover(plan, stock)
         add(state, model, time.process_time() - started)
-    return {"rows": rows, "plan": {name: str(value) for name, value in vars(plan).items() if name != "output_dir"}}
+    return {"rows": rows, "plan": plan.settings}
 
 
-def _time_once(train: Callable[[], None], receipt: Path) -> float:
-    """Train unless an earlier run did, of which its receipt tells; return the CPU seconds."""
-    if not receipt.is_file():  # written last
+def _train_once(plan: DetectorPlan, folder: Path) -> float:
+    """Train the softmax detector unless an earlier run with the same settings did; return the CPU seconds."""
+    receipt = folder.with_suffix(".json")
+    settings = {name: plan.settings[name] for name in TRAINING_FIELDS}
+    earlier = json.loads(receipt.read_text(encoding="utf-8")) if receipt.is_file() else {}
+    if earlier.get("plan") != settings:
         started = time.process_time()
-        train()
-        write_json(receipt, {"cpu_seconds": time.process_time() - started})
-    return json.loads(receipt.read_text(encoding="utf-8"))["cpu_seconds"]
+        train_detector(plan, folder)
+        earlier = {"plan": settings, "cpu_seconds": time.process_time() - started}
+        write_json(receipt, earlier)  # last: an interrupted run leaves none
+    return earlier["cpu_seconds"]
 
 
 def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:

@@ -114,11 +114,33 @@ def test_the_detectors_are_small_and_stock_and_read_pictures(kind):
 @pytest.mark.slow
 def test_a_whole_run_trains_swaps_recovers_and_writes_its_table(tmp_path):
     sizes = ["--num_train", "100", "--num_test", "8", "--backbone_steps", "2", "--steps", "2", "--encoder_steps", "2"]
-    steps = ["--transfer_steps", "2", "--end_to_end_steps", "2", "--detector", "detr", "--output_dir", str(tmp_path)]
-    result = load_script("detr_recovery").main(sizes + steps)
+    steps = ["--transfer_steps", "2", "--end_to_end_steps", "2", "--output_dir", str(tmp_path)]
+    script = load_script("detr_recovery")
+    result = script.main([*sizes, *steps, "--detectors", "detr", "--seeds", "0"])
     assert [row["detector"] for row in result["rows"]] == ["DETR"] * 4
     errors = [row["encoder_error"] for row in result["rows"]]
     assert errors[0] == 0.0 < errors[1]
     assert (tmp_path / "detr_0" / "distilled" / "recovery.json").is_file()
     table = json.loads((tmp_path / "detr.json").read_text())["tables"]["recovery"]
     assert [row[:3] for row in table["rows"]] == [["DETR", 0, row["state"]] for row in result["rows"]]
+
+
+def test_a_finished_run_is_taken_where_its_settings_are_the_same(tmp_path, monkeypatch, capsys):
+    script = load_script("detr_recovery")
+    ran = []
+
+    def run_study(plan):
+        ran.append((plan.detector, plan.seed, plan.steps))
+        return {"rows": [{"detector": plan.detector, "seed": plan.seed, "box_ap": 0.5}], "plan": plan.settings}
+
+    monkeypatch.setattr(script, "run_study", run_study)
+    script.main(["--detectors", "detr", "--seeds", "3", "--output_dir", str(tmp_path)])
+    script.main(["--detectors", "detr", "conditional_detr", "--seeds", "3", "--output_dir", str(tmp_path)])
+    assert ran == [("detr", 3, 1500), ("conditional_detr", 3, 1500)]
+    rows = json.loads((tmp_path / "detr.json").read_text())["tables"]["recovery"]["rows"]
+    assert [row[:2] for row in rows] == [["detr", 3], ["conditional_detr", 3]]
+    script.main(["--detectors", "detr", "--seeds", "3", "--steps", "7", "--output_dir", str(tmp_path)])
+    assert ran[2:] == [("detr", 3, 7)]
+    with pytest.raises(SystemExit):
+        script.parse(["--detectors", "yolo"])
+    assert "--detectors yolo is unknown" in capsys.readouterr().err
