@@ -56,6 +56,13 @@ class FADetrFields(FactorizedFields):
 class FADetrConfig(FADetrFields, DetrConfig):
     """Configuration of DETR whose encoder is factorized; reads stock DETR configurations too.
 
+    Without arguments it has the size of transformers' own, some 40 M parameters. A small one has a small backbone:
+
+        backbone = FAResNetConfig(out_features=["stage3"])  # its last map, at a stride of 16 pixels
+        config = FADetrConfig(backbone_config=backbone, d_model=64, encoder_layers=2, decoder_layers=2,
+                      encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
+                      num_queries=20)
+
     Args:
         backbone_config: of a backbone of transformers, or "fa_resnet" or "fa_vit". None is transformers' ResNet-50,
             without the package timm that stock DETR's own default needs.
@@ -81,6 +88,13 @@ class FADetrConfig(FADetrFields, DetrConfig):
 
 class FAConditionalDetrConfig(FADetrFields, ConditionalDetrConfig):
     """Configuration of Conditional DETR whose encoder is factorized; reads stock configurations too.
+
+    Without arguments it has the size of transformers' own, some 40 M parameters. A small one has a small backbone:
+
+        backbone = FAResNetConfig(out_features=["stage3"])  # its last map, at a stride of 16 pixels
+        config = FAConditionalDetrConfig(backbone_config=backbone, d_model=64, encoder_layers=2, decoder_layers=2,
+                      encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
+                      num_queries=20)
 
     Args:
         backbone_config: of a backbone of transformers, or "fa_resnet" or "fa_vit". None is transformers' ResNet-50,

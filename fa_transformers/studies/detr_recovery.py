@@ -1,17 +1,17 @@
 """A softmax detector, the same with a factorized encoder, and that one recovered without labels: their AP.
 
-The detector is transformers' own Conditional DETR, trained here on drawn shapes (`shapes`): first its backbone, by the
-class of every place, then the whole with its own loss. The recovery is `distill(task="object-detection")` on the
-pictures alone.
+The detector is transformers' own DETR or Conditional DETR, trained here on frames whose class stands elsewhere in the
+picture (`shapes`): first its backbone, by what is seen at every place, then its encoder, by the class of every place,
+then the whole with its own loss. The recovery is `distill(task="object-detection")` on the pictures alone.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from transformers import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
     ConditionalDetrImageProcessor,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
     PreTrainedModel,
     ResNetBackbone,
     ResNetConfig,
@@ -38,12 +41,12 @@ from ..options import DataOptions, DistillationOptions, LoopOptions, ModelOption
 from ..training.attention_transfer import AttentionTransfer, relative_error
 from .shapes import (
     CLASS_NAMES,
-    CONTEXT_NAMES,
+    NUM_APPEARANCES,
     SIDE_PX,
     ShapePicture,
+    appearance_map,
     class_map,
     detr_labels,
-    draw_context_pictures,
     draw_pictures,
 )
 
@@ -51,40 +54,63 @@ STRIDE = 8
 BATCH = 16
 CLIP_NORM = 0.5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DETECTORS: dict[str, tuple[str, type, type, type]] = {
+    "conditional_detr": (
+        "Conditional DETR", ConditionalDetrConfig, ConditionalDetrForObjectDetection, ConditionalDetrImageProcessor
+    ),
+    "detr": ("DETR", DetrConfig, DetrForObjectDetection, DetrImageProcessor),
+}  # fmt: skip
+"""Name, configuration, model and image processor of the detectors, by model type."""
+TRAINING_FIELDS = ("detector", "num_train", "backbone_steps", "encoder_steps", "steps", "learning_rate", "seed")
+"""Fields of `DetectorPlan` that the softmax detector depends on."""
 
 
 @dataclass(frozen=True)
 class DetectorPlan(OptionGroup):
     """The steps of the study, all of `BATCH` pictures."""
 
+    detector: Literal["conditional_detr", "detr"] = option(
+        "conditional_detr", "which of transformers' detectors", group="run"
+    )
     num_train: int = option(3000, "pictures to train on; the recovery reads them without labels", group="study")
     num_test: int = option(300, "pictures that all rows are scored on", group="study")
-    backbone_steps: int = option(200, "steps of the backbone alone, by the class of every place", group="study")
-    steps: int = option(2400, "steps of the softmax detector", group="study", common=True)
+    backbone_steps: int = option(200, "steps of the backbone alone, by what is seen at every place", group="study")
+    encoder_steps: int = option(
+        2000, "steps of the encoder on it, by the class of every place", group="study", common=True
+    )
+    steps: int = option(1500, "steps of the softmax detector", group="study", common=True)
     transfer_steps: int = option(100, "steps of attention transfer", group="study", common=True)
-    context_steps: int = option(600, "steps of the encoder alone that learns `CONTEXT_NAMES`", group="study")
-    context_detector_steps: int = option(400, "steps of the detector of these", group="study")
     end_to_end_steps: int = option(300, "steps of the recovery's second stage", group="study", common=True)
     learning_rate: float = option(
         1e-3, "peak rate of the softmax detector; its backbone's is a third of it", group="study"
     )
-    seed: int = option(0, "seed of pictures, weights and order", group="study", common=True)
+    seed: int = option(0, "seed of pictures, weights and order", group="run")
     output_dir: Path = option(
         Path("outputs/detr_recovery"),
-        "folder for the models and results; a softmax detector that an earlier run left there is taken",
+        "folder for a folder of every detector and seed; a softmax detector that is there already is taken",
         group="study",
         common=True,
     )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """All of it but the folder, for a result to tell what it is of."""
+        return {name: str(value) for name, value in vars(self).items() if name != "output_dir"}
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this detector and seed."""
+        return self.output_dir / f"{self.detector}_{self.seed}"
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a number that is not above zero."""
         steps = [part.name for part in fields(self) if part.name.endswith("steps")]
         check_positive(self, "num_train", "num_test", *steps, "learning_rate")
 
-    def pictures(self, split: str) -> list[ShapePicture]:
-        """Draw the pictures of "train" or "test", or of "context train" or "context test"."""
-        is_test, draw = split.endswith("test"), draw_context_pictures if "context" in split else draw_pictures
-        return draw(self.num_test if is_test else self.num_train, 2 * self.seed + is_test)
+    def pictures(self, split: Literal["train", "test"]) -> list[ShapePicture]:
+        """Draw the pictures of a split."""
+        is_test = split == "test"
+        return draw_pictures(self.num_test if is_test else self.num_train, 2 * self.seed + is_test)
 
 
 def as_pixel_values(pictures: Sequence[ShapePicture]) -> Tensor:
@@ -94,54 +120,67 @@ def as_pixel_values(pictures: Sequence[ShapePicture]) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
+def build_detector(kind: str) -> PreTrainedModel:
+    """Build a small softmax detector of 0.3 M weights, whose encoder sees a map at a stride of `STRIDE` pixels."""
+    _, config_class, model_class, _ = DETECTORS[kind]
+    config = config_class(
+        backbone_config=backbone_config(), d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, num_queries=8, dropout=0.0, init_std=0.125,
+        auxiliary_loss=True, id2label=dict(enumerate(CLASS_NAMES)),
+        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
+    )  # fmt: skip
+    return model_class(config)
+
+
+def backbone_config() -> ResNetConfig:
+    """Return the configuration of its backbone."""
+    return ResNetConfig(
+        embedding_size=16, hidden_sizes=[24, 48], depths=[1, 2], layer_type="basic", out_features=["stage2"]
+    )
+
+
 def train_detector(plan: DetectorPlan, folder: Path) -> None:
     """Train the softmax detector and save it with its image processor, as any stock checkpoint."""
     torch.manual_seed(plan.seed)
     pictures = plan.pictures("train")
     pixel_values = as_pixel_values(pictures)
-    backbone_config = ResNetConfig(
-        embedding_size=16, hidden_sizes=[24, 48], depths=[1, 2], layer_type="basic", out_features=["stage2"]
-    )
-    backbone = _train_backbone(plan, ResNetBackbone(backbone_config), pixel_values, pictures)
-    config = ConditionalDetrConfig(
-        backbone_config=backbone_config, d_model=64, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, num_queries=8, dropout=0.0,
-        auxiliary_loss=True, id2label=dict(enumerate(CLASS_NAMES)),
-        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
-    )  # fmt: skip
-    model = ConditionalDetrForObjectDetection(config)
+    backbone = _train_backbone(plan, ResNetBackbone(backbone_config()), pixel_values, pictures)
+    model = build_detector(plan.detector).train()
     # Its batch norms are frozen copies there; all other weights learn on.
     model.model.backbone.model.load_state_dict(backbone.state_dict(), strict=False)
     model.model.unfreeze_backbone()
-    _train_detection(model, pixel_values, pictures, plan.steps, plan.learning_rate, plan.seed + 1)
-    _save(model, folder)
+    _train_encoder(plan, model, pixel_values, pictures)
+    _train_detection(model, pixel_values, pictures, plan.steps, plan.learning_rate, plan.seed + 2)
+    model.save_pretrained(folder)
+    DETECTORS[plan.detector][3](do_resize=False, do_pad=False).save_pretrained(folder)
 
 
-def train_context_detector(plan: DetectorPlan, stock: Path, folder: Path) -> None:
-    """Teach a softmax detector of shapes to tell which of them occur once, and save it likewise.
+def _train_encoder(
+    plan: DetectorPlan, model: PreTrainedModel, pixel_values: Tensor, pictures: Sequence[ShapePicture]
+) -> None:
+    """Teach the encoder to look up the class of the frame over every place, which a loss of boxes alone finds late.
 
-    It keeps one decoder layer, whose queries can't compare what they found, so that the encoder has to. That learns
-    first by itself, from the label of every place.
+    The backbone rests meanwhile, so that its maps are made once.
     """
-    torch.manual_seed(plan.seed)
-    names = dict(enumerate(CONTEXT_NAMES))
-    model = ConditionalDetrForObjectDetection.from_pretrained(
-        stock, decoder_layers=1, num_labels=len(names), id2label=names, ignore_mismatched_sizes=True,
-        label2id={name: index for index, name in names.items()},
-    ).train()  # fmt: skip
-    model.model.unfreeze_backbone()
-    pictures = plan.pictures("context train")
-    pixel_values = as_pixel_values(pictures)
-    maps = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
-    head = nn.Linear(model.config.d_model, len(names))
-    weights = [*model.model.encoder.parameters(), *model.model.input_projection.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1.5 * plan.learning_rate, weight_decay=1e-4)
-    for _, rows in _steps(optimizer, plan.context_steps, len(pictures), plan.seed + 2):
-        logits = head(model.model(pixel_values[rows]).encoder_last_hidden_state)
-        _update(optimizer, F.cross_entropy(logits.flatten(0, 1), maps[rows].flatten()), model)
-    rate = plan.learning_rate / 2
-    _train_detection(model, pixel_values, pictures, plan.context_detector_steps, rate, plan.seed + 3)
-    _save(model, folder)
+    detector = model.model
+    head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
+    with torch.no_grad():
+        maps = torch.cat([detector.backbone.model(part).feature_maps[0] for part in pixel_values.split(100)])
+    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
+    everywhere = torch.ones(BATCH, *maps.shape[2:], dtype=torch.bool)
+    shape = torch.Size((BATCH, *maps.shape[1:]))
+    positions = detector.position_embedding(shape=shape, device="cpu", dtype=maps.dtype, mask=everywhere)
+    positions = positions.flatten(2).transpose(1, 2)
+    weights = [weight for part in (detector.input_projection, detector.encoder, head) for weight in part.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=1e-4)
+    for step, rows in _steps(optimizer, plan.encoder_steps, len(pictures), plan.seed + 1):
+        projected = detector.input_projection(maps[rows]).flatten(2).transpose(1, 2)
+        encoded = detector.encoder(
+            inputs_embeds=projected, attention_mask=everywhere.flatten(1), spatial_position_embeddings=positions
+        ).last_hidden_state
+        loss = F.cross_entropy(head(encoded).flatten(0, 1), classes[rows].flatten())
+        _update(optimizer, loss, model)
+        _print_loss("encoder", step, loss)
 
 
 def _train_detection(
@@ -163,26 +202,20 @@ def _train_detection(
     for step, rows in _steps(optimizer, steps, len(pictures), seed):
         loss = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()]).loss
         _update(optimizer, loss, model)
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.3f}", flush=True)
-
-
-def _save(model: PreTrainedModel, folder: Path) -> None:
-    model.save_pretrained(folder)
-    ConditionalDetrImageProcessor(do_resize=False, do_pad=False).save_pretrained(folder)
+        _print_loss("detector", step, loss)
 
 
 def _train_backbone(
     plan: DetectorPlan, backbone: ResNetBackbone, pixel_values: Tensor, pictures: Sequence[ShapePicture]
 ) -> ResNetBackbone:
-    """Teach a backbone the class of the box over every place, as detectors start from networks that know images."""
-    head = nn.Conv2d(backbone.channels[-1], len(CLASS_NAMES) + 1, kernel_size=1)
-    maps = torch.stack([class_map(picture, STRIDE) for picture in pictures])
-    maps = maps.where(maps >= 0, len(CLASS_NAMES))
+    """Teach a backbone what is seen at every place, as detectors start from networks that know images."""
+    head = nn.Conv2d(backbone.channels[-1], NUM_APPEARANCES + 1, kernel_size=1)
+    maps = torch.stack([appearance_map(picture, STRIDE) for picture in pictures])
     optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
-    for _, rows in _steps(optimizer, plan.backbone_steps, len(pictures), plan.seed):
+    for step, rows in _steps(optimizer, plan.backbone_steps, len(pictures), plan.seed):
         loss = F.cross_entropy(head(backbone(pixel_values[rows]).feature_maps[0]), maps[rows])
         _update(optimizer, loss, backbone)
+        _print_loss("backbone", step, loss)
     return backbone
 
 
@@ -204,19 +237,28 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -
     optimizer.step()
 
 
+def _print_loss(part: str, step: int, loss: Tensor) -> None:
+    if step % 100 == 0:
+        print(f"{part}, step {step}: loss {loss.item():.3f}", flush=True)
+
+
 def score_detector(model: PreTrainedModel, pictures: Sequence[ShapePicture]) -> dict[str, float]:
-    """Return COCO's `box_ap`, `box_ap50` and `box_ap75` of a Conditional DETR on pictures, from 0 to 1."""
+    """Return COCO's `box_ap`, `box_ap50` and `box_ap75` of a DETR or Conditional DETR on pictures, from 0 to 1."""
     found = []
+    names = list(model.config.id2label.values())
     with evaluating(model):
         for start in range(0, len(pictures), 50):
             batch = pictures[start : start + 50]
             output = model(as_pixel_values(batch))
-            scores, labels = output.logits.sigmoid().max(dim=-1)
+            # DETR has a last class, "no object"; Conditional DETR has a probability of each class.
+            has_none = output.logits.shape[-1] == len(names) + 1
+            shares = output.logits.softmax(dim=-1)[..., :-1] if has_none else output.logits.sigmoid()
+            scores, labels = shares.max(dim=-1)
             centres, sides = output.pred_boxes.split(2, dim=-1)
             boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1) * SIDE_PX
             rows = zip(batch, scores.numpy(), labels.numpy(), boxes.numpy(), strict=True)
             found += [Detections(picture.image_id, *values) for picture, *values in rows]
-    scored = detection_scores(found, pictures, list(model.config.id2label.values()))
+    scored = detection_scores(found, pictures, names)
     return {name: scored[name] for name in ("box_ap", "box_ap50", "box_ap75")}
 
 
@@ -238,61 +280,60 @@ def write_pictures(pictures: Sequence[ShapePicture], folder: Path) -> None:
 
 
 def run_study(plan: DetectorPlan) -> dict[str, Any]:
-    """Train two softmax detectors, exchange their attention, recover the second, and score each on the same pictures.
+    """Train a softmax detector, exchange its encoder's attention, recover it, and score each on the same pictures.
 
     Returns:
-        "rows": for each detector the task, its name, its AP, its `encoder_error` and the CPU seconds of its training;
+        "rows": the detector, the seed, the state of its encoder, its AP, `encoder_error` and CPU seconds of training;
         "plan": what was asked for.
     """
-    folder = plan.output_dir
+    stock = plan.folder / "softmax"
+    test = plan.pictures("test")
     rows: list[dict[str, Any]] = []
 
-    def add(task: str, name: str, model: PreTrainedModel, teacher: PreTrainedModel, seconds: float) -> None:
-        pictures = plan.pictures("test" if task == "shapes" else "context test")
-        row = {"classes": task, "detector": name} | score_detector(model, pictures)
-        rows.append(row | {"encoder_error": encoder_error(model, teacher, pictures), "cpu_seconds": round(seconds, 1)})
+    def add(state: str, model: PreTrainedModel, seconds: float) -> None:
+        row = {"detector": DETECTORS[plan.detector][0], "seed": plan.seed, "state": state}
+        row |= score_detector(model, test)
+        rows.append(row | {"encoder_error": encoder_error(model, softmax, test), "cpu_seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
 
-    shapes, context = folder / "shapes", folder / "context"
-    trainings = {
-        "shapes": lambda: train_detector(plan, shapes),
-        "single or repeated": lambda: train_context_detector(plan, shapes, context),
-    }
-    for task, stock in (("shapes", shapes), ("single or repeated", context)):
-        seconds = _time_once(trainings[task], stock.with_suffix(".json"))
-        softmax = ConditionalDetrForObjectDetection.from_pretrained(stock)
-        add(task, "softmax (stock Conditional DETR)", softmax, softmax, seconds)
-        add(task, "factorized encoder, untrained", convert_checkpoint(stock).model, softmax, 0.0)
-    for name, recover in (
+    seconds = _train_once(plan, stock)
+    softmax = DETECTORS[plan.detector][2].from_pretrained(stock)
+    add("softmax, as trained", softmax, seconds)
+    add("factorized encoder, untrained", convert_checkpoint(stock).model, 0.0)
+    for state, recover in (
         ("after distill.py, its encoder trained", _recover),
         ("after the same steps, all weights trained", _recover_all_weights),
     ):
         started = time.process_time()
-        model = recover(plan, context)
-        add("single or repeated", name, model, softmax, time.process_time() - started)
-    return {"rows": rows, "plan": {name: str(value) for name, value in vars(plan).items() if name != "output_dir"}}
+        model = recover(plan, stock)
+        add(state, model, time.process_time() - started)
+    return {"rows": rows, "plan": plan.settings}
 
 
-def _time_once(train: Callable[[], None], receipt: Path) -> float:
-    """Train unless an earlier run did, of which its receipt tells; return the CPU seconds."""
-    if not receipt.is_file():  # written last
+def _train_once(plan: DetectorPlan, folder: Path) -> float:
+    """Train the softmax detector unless an earlier run with the same settings did; return the CPU seconds."""
+    receipt = folder.with_suffix(".json")
+    settings = {name: plan.settings[name] for name in TRAINING_FIELDS}
+    earlier = json.loads(receipt.read_text(encoding="utf-8")) if receipt.is_file() else {}
+    if earlier.get("plan") != settings:
         started = time.process_time()
-        train()
-        write_json(receipt, {"cpu_seconds": time.process_time() - started})
-    return json.loads(receipt.read_text(encoding="utf-8"))["cpu_seconds"]
+        train_detector(plan, folder)
+        earlier = {"plan": settings, "cpu_seconds": time.process_time() - started}
+        write_json(receipt, earlier)  # last: an interrupted run leaves none
+    return earlier["cpu_seconds"]
 
 
 def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
     """The softmax detector's student after `distill`, on pictures without labels."""
-    photos = plan.output_dir / "pictures"
-    write_pictures(plan.pictures("context train"), photos)
+    photos = plan.folder / "pictures"
+    write_pictures(plan.pictures("train"), photos)
     result = distill(
         task="object-detection",
         data=DataOptions(image_folder=photos),
         model=ModelOptions(model_name_or_path=str(stock)),
         loop=LoopOptions(
             per_device_train_batch_size=BATCH, use_cpu=True, num_threads=1, mixed_precision="no", report_to="none",
-            seed=plan.seed, output_dir=plan.output_dir / "distilled", overwrite_output_dir=True,
+            seed=plan.seed, output_dir=plan.folder / "distilled", overwrite_output_dir=True,
         ),
         distillation=DistillationOptions(
             transfer_steps=plan.transfer_steps, end_to_end_steps=plan.end_to_end_steps
@@ -304,11 +345,11 @@ def _recover(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
 def _recover_all_weights(plan: DetectorPlan, stock: Path) -> PreTrainedModel:
     """The student after the same two stages at the same rates, where the second one trains decoder and backbone too."""
     torch.manual_seed(plan.seed)
-    teacher = convert_checkpoint(stock, softmax_layers=[0, 1, 2]).model.eval().requires_grad_(False)
+    teacher = convert_checkpoint(stock, softmax_layers=list(range(2))).model.eval().requires_grad_(False)
     width = teacher.config.hidden_size // teacher.config.num_attention_heads
     fields = STUDENT_FIELDS["object-detection"] | {"key_feature_size": 2 * width}
     student = convert_checkpoint(stock, **fields).model
-    pixel_values = as_pixel_values(plan.pictures("context train"))
+    pixel_values = as_pixel_values(plan.pictures("train"))
     pixel_mask = torch.ones(BATCH, SIDE_PX, SIDE_PX, dtype=torch.long)
     stages = (
         (lambda: AttentionTransfer(student, teacher), plan.transfer_steps, 1e-2),

@@ -1,10 +1,12 @@
-"""Pictures of coloured shapes with exact boxes, drawn in milliseconds: detectors learn them within minutes of a core.
+"""Pictures of coloured frames whose class stands elsewhere in the picture: a detector's encoder has to look it up.
 
-A picture has one to four discs, squares and triangles of 20 to 48 px that don't overlap, of random colours, on a smooth
-random ground with noise.
+A picture has two or three solid marks, a disc, a square or a triangle, each in a colour of its own, and hollow frames
+in these colours. The frames are the objects to find, and a frame's class is the kind of the mark in its colour: what
+lies around the frame says nothing of it. Marks and frames don't overlap and stand on a smooth grey ground with noise.
+They are drawn in milliseconds, and detectors learn them within minutes of a core.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,30 +14,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASS_NAMES = ("disc", "square", "triangle")
-CONTEXT_NAMES = ("single", "repeated")
-"""Classes of a shape by the others of its picture: none, or at least one, is of its kind."""
+"""Classes of a frame: the kinds of marks."""
+COLOURS = ((220, 50, 50), (50, 180, 60), (60, 80, 230), (230, 210, 50), (210, 60, 200), (50, 200, 210))
+FRAME_KIND = len(CLASS_NAMES)
+NUM_APPEARANCES = (len(CLASS_NAMES) + 1) * len(COLOURS)
+"""Appearances of an object: its kind, a frame's after those of the marks, and its colour."""
 SIDE_PX = 96
-OBJECT_PX = (20, 48)
-NUM_OBJECTS = (1, 4)
-TRIES = 20
-"""Draws of a shape's place, after which a full picture goes without it."""
+MARK_PX = (18, 26)
+FRAME_PX = (22, 36)
+FRAME_WIDTH_PX = 5
+FRAMES_OF_A_COLOUR = (1, 2)
+TRIES = 30
+"""Draws of an object's place, after which a full picture goes without it."""
 
 
 @dataclass(frozen=True)
 class ShapePicture:
-    """A picture and its n shapes, as `metrics.detection` takes them for truths.
+    """A picture and its n frames, as `metrics.detection` takes them for truths.
 
     Args:
         image_id: its number.
         pixels: uint8 [SIDE_PX, SIDE_PX, 3].
         labels: int64 [n], indices of `CLASS_NAMES`.
         boxes: float32 [n, 4] as (left, top, right, bottom) in pixel edges, tight.
+        appearances: int64 [SIDE_PX, SIDE_PX], the appearance of the object whose box lies over a pixel, from 0 to
+            `NUM_APPEARANCES` - 1, or `NUM_APPEARANCES` where there is none.
     """
 
     image_id: int
     pixels: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
+    appearances: np.ndarray
     rles: None = None
 
     @property
@@ -51,7 +61,7 @@ class ShapePicture:
 
     @property
     def is_crowd(self) -> np.ndarray:
-        """False for every shape, bool [n]."""
+        """False for every frame, bool [n]."""
         return np.zeros(len(self.labels), dtype=bool)
 
 
@@ -60,42 +70,66 @@ def draw_pictures(count: int, seed: int) -> list[ShapePicture]:
     return [_draw(number, np.random.default_rng([seed, number])) for number in range(count)]
 
 
-def draw_context_pictures(count: int, seed: int) -> list[ShapePicture]:
-    """Draw pictures of at least two shapes, whose labels are indices of `CONTEXT_NAMES`."""
-    drawn = [picture for picture in draw_pictures(2 * count, seed) if len(picture.labels) > 1][:count]
-    return [
-        replace(picture, image_id=index, labels=(np.bincount(picture.labels)[picture.labels] > 1).astype(np.int64))
-        for index, picture in enumerate(drawn)
-    ]
+class _Canvas:
+    """A ground on which objects are drawn where there is room."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random = random
+        self.rows, self.columns = np.mgrid[:SIDE_PX, :SIDE_PX]
+        coarse = random.uniform(70.0, 180.0, (1, 1, 4, 4)) + random.uniform(-20.0, 20.0, (1, 3, 4, 4))
+        ground = F.interpolate(torch.from_numpy(coarse), size=(SIDE_PX, SIDE_PX), mode="bicubic")[0]
+        self.pixels = ground.permute(1, 2, 0).numpy() + random.normal(0.0, 10.0, (SIDE_PX, SIDE_PX, 3))
+        self.appearances = np.full((SIDE_PX, SIDE_PX), NUM_APPEARANCES)
+
+    def add(self, kind: int, colour: int) -> tuple[int, int, int, int] | None:
+        """Draw an object of a kind and colour; returns its box (left, top, right, bottom), None without room."""
+        for _ in range(TRIES):
+            low, high = FRAME_PX if kind == FRAME_KIND else MARK_PX
+            width, height = (int(side) for side in self.random.integers(low, high + 1, 2))
+            left, top = (int(self.random.integers(SIDE_PX - side + 1)) for side in (width, height))
+            place = slice(top, top + height), slice(left, left + width)
+            if (self.appearances[place] == NUM_APPEARANCES).all():
+                break
+        else:
+            return None
+        inside = np.zeros((SIDE_PX, SIDE_PX), dtype=bool)
+        inside[place] = _outline(kind, height, width)
+        self.appearances[place] = kind * len(COLOURS) + colour
+        tint = np.array(COLOURS[colour]) + self.random.uniform(-20.0, 20.0, 3)
+        self.pixels[inside] = tint + self.random.normal(0.0, 8.0, (int(inside.sum()), 3))
+        return left, top, left + width, top + height
+
+
+def _outline(kind: int, height: int, width: int) -> np.ndarray:
+    """Return which pixels of a box an object of a kind fills; every side of the box has some."""
+    rows, columns = np.mgrid[:height, :width]
+    if kind == FRAME_KIND:
+        to_edge = np.minimum.reduce([rows, columns, height - 1 - rows, width - 1 - columns])
+        return to_edge < FRAME_WIDTH_PX
+    # From -1 to 1 over the shape's sides.
+    x, y = (columns + 0.5) / width * 2 - 1, (rows + 0.5) / height * 2 - 1
+    return (x**2 + y**2 <= 1, np.ones((height, width), dtype=bool), y >= 2 * np.abs(x) - 1)[kind]
 
 
 def _draw(number: int, random: np.random.Generator) -> ShapePicture:
-    rows, columns = np.mgrid[:SIDE_PX, :SIDE_PX] + 0.5
-    coarse = torch.from_numpy(random.uniform(60.0, 190.0, (1, 3, 4, 4)))
-    ground = F.interpolate(coarse, size=(SIDE_PX, SIDE_PX), mode="bicubic")[0].permute(1, 2, 0).numpy()
-    pixels = ground + random.normal(0.0, 12.0, ground.shape)
-    taken = np.zeros((SIDE_PX, SIDE_PX), dtype=bool)
+    canvas = _Canvas(random)
+    colours = random.permutation(len(COLOURS))[: random.integers(1, len(CLASS_NAMES) + 1)]
+    kinds = random.permutation(len(CLASS_NAMES))[: len(colours)]
+    # All marks before any frame: no frame is without its mark.
+    marked = [(int(kind), int(colour)) for kind, colour in zip(kinds, colours, strict=True) if canvas.add(kind, colour)]
     boxes, labels = [], []
-    for _ in range(random.integers(NUM_OBJECTS[0], NUM_OBJECTS[1] + 1)):
-        label = int(random.integers(len(CLASS_NAMES)))
-        for _ in range(TRIES):
-            width, height = random.uniform(*OBJECT_PX, size=2)
-            left, top = random.uniform(0.0, SIDE_PX - width), random.uniform(0.0, SIDE_PX - height)
-            # From -1 to 1 over the shape's sides.
-            x, y = (columns - left) / width * 2 - 1, (rows - top) / height * 2 - 1
-            square = (np.abs(x) <= 1) & (np.abs(y) <= 1)
-            if not (taken & square).any():
-                break
-        else:
-            continue
-        inside = (x**2 + y**2 <= 1, square, square & (y >= 2 * np.abs(x) - 1))[label]
-        taken |= square
-        pixels[inside] = random.uniform(0.0, 255.0, 3) + random.normal(0.0, 8.0, (inside.sum(), 3))
-        (found_rows, found_columns) = np.nonzero(inside)
-        boxes.append([found_columns.min(), found_rows.min(), found_columns.max() + 1, found_rows.max() + 1])
-        labels.append(label)
+    for kind, colour in marked:
+        for _ in range(random.integers(FRAMES_OF_A_COLOUR[0], FRAMES_OF_A_COLOUR[1] + 1)):
+            box = canvas.add(FRAME_KIND, colour)
+            if box is not None:
+                boxes.append(box)
+                labels.append(kind)
     return ShapePicture(
-        number, pixels.clip(0, 255).astype(np.uint8), np.array(labels), np.array(boxes, dtype=np.float32)
+        number,
+        canvas.pixels.clip(0, 255).astype(np.uint8),
+        np.array(labels, dtype=np.int64),
+        np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        canvas.appearances,
     )
 
 
@@ -106,8 +140,13 @@ def detr_labels(picture: ShapePicture) -> dict[str, Tensor]:
     return {"class_labels": torch.from_numpy(picture.labels), "boxes": boxes}
 
 
+def appearance_map(picture: ShapePicture, stride: int) -> Tensor:
+    """Return what is seen at the middle of each place of a map, int64 [rows, columns], as in `appearances`."""
+    return torch.from_numpy(picture.appearances[stride // 2 :: stride, stride // 2 :: stride])
+
+
 def class_map(picture: ShapePicture, stride: int) -> Tensor:
-    """Return the label of the box over each place of a map, int64 [rows, columns]; -100 is none."""
+    """Return the label of the frame over each place of a map, int64 [rows, columns]; -100 is none."""
     pixels = torch.full((SIDE_PX, SIDE_PX), -100)
     for (left, top, right, bottom), label in zip(picture.boxes.astype(int), picture.labels, strict=True):
         pixels[top:bottom, left:right] = int(label)

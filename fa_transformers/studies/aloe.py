@@ -1,0 +1,174 @@
+"""A real stereo pair that no network here was trained on, Aloe: errors of ours beside OpenCV's semi-global matching.
+
+The pair and its dense disparities lie in Debian's package opencv-doc: `apt-get install opencv-doc`. Its disparities
+reach 211 px, more than a small network looks for, so that this one reads the pair at a smaller size; its answer is
+brought back, and all errors are in pixels of the whole image.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..charts import chart_style, new_figure, save_figure
+from ..data.readers.stereo_folders import StereoPair, StereoSample, read_stereo_pair
+from ..data.readers.tables import DataError
+from ..metrics.stereo import score_disparity
+from ..models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
+from ..models.configuration_fa_stereo import STRIDE
+from ..training.stereo_pictures import predict_disparity
+
+FILES = {"left": "aloeL.jpg", "right": "aloeR.jpg", "disparity": "aloeGT.png"}
+PACKAGE = "Debian's package opencv-doc (apt-get install opencv-doc: /usr/share/doc/opencv-doc/examples/data)"
+SGBM_LEVELS, SGBM_BLOCK = 224, 3
+"""Disparities and side of the blocks of OpenCV's matching: the first multiple of 16 above 211, and its best block."""
+SGBM = "OpenCV SGBM, holes filled"
+RECORDED = {"method": f"{SGBM} (recorded)", "scale": 1.0, "epe": 3.03, "over_3px": 0.125, "epe_answered": 1.22}
+"""Row of opencv-python-headless 5.0.0.93, as `score_aloe` measured it: shown where OpenCV is not installed."""
+NO_BLOCKS = "no blocks"
+WORST_ERROR_PX = 20.0
+"""Error from which on the picture of errors is at its darkest."""
+
+
+@dataclass(frozen=True)
+class AloeResult:
+    """Rows of the table, and the disparities [H, W] that the picture shows, by method."""
+
+    rows: list[dict[str, Any]]
+    maps: dict[str, np.ndarray]
+
+
+def read_aloe(folder: Path) -> StereoSample:
+    """Read the pair and its true disparities; raises DataError, naming the package, where a file is missing."""
+    if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
+        raise DataError(f"{folder}: {', '.join(missing)} not found; the files come with {PACKAGE}")
+    return read_stereo_pair(StereoPair("Aloe", **{role: folder / name for role, name in FILES.items()}), png_scale=1.0)
+
+
+def fitting_scale(sample: StereoSample, max_disparity: int) -> float:
+    """Return the largest factor at which the largest true disparity is one that the network can tell.
+
+    Its levels lie `STRIDE` px apart, and a mean of them is at most the last one, `max_disparity` - `STRIDE`.
+    """
+    assert sample.disparity is not None
+    return min(1.0, (max_disparity - STRIDE) / float(sample.disparity.max()))
+
+
+def match_blocks(sample: StereoSample) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return disparities of OpenCV's matching (all 8 directions) and where it tells one; None without OpenCV."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    cv2.setNumThreads(1)
+    area = 3 * SGBM_BLOCK**2
+    matcher = cv2.StereoSGBM_create(
+        minDisparity=0, numDisparities=SGBM_LEVELS, blockSize=SGBM_BLOCK, P1=8 * area, P2=32 * area, disp12MaxDiff=1,
+        uniquenessRatio=10, speckleWindowSize=100, speckleRange=2, mode=cv2.STEREO_SGBM_MODE_HH,
+    )  # fmt: skip
+    # In sixteenths of a pixel; what is below zero has no match.
+    disparity = matcher.compute(sample.left, sample.right).astype(np.float32) / 16
+    return disparity, disparity > 0
+
+
+def fill_holes(disparity: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Give each unknown place the lesser one of the nearest known disparities of its row, as KITTI's evaluation does.
+
+    The lesser one is of what lies farther away, and what has no match is mostly hidden behind something. A row without
+    any takes those of the nearest row that has some.
+    """
+    filled = np.where(known, disparity, np.inf)
+    rows = np.flatnonzero(known.any(axis=1))
+    if not len(rows):
+        raise ValueError("no disparity is known: there is nothing to fill holes with")
+    columns = np.arange(disparity.shape[1])
+    for row in rows:
+        there = np.flatnonzero(known[row])
+        after = np.searchsorted(there, columns).clip(max=len(there) - 1)
+        before = (np.searchsorted(there, columns, side="right") - 1).clip(min=0)
+        nearest = np.minimum(disparity[row, there[before]], disparity[row, there[after]])
+        filled[row] = np.where(known[row], disparity[row], nearest)
+    closest = rows[np.abs(rows[:, None] - np.arange(len(disparity))).argmin(axis=0)]
+    return filled[closest].astype(np.float32)
+
+
+def score_aloe(folders: Sequence[Path], sample: StereoSample, max_disparities: Sequence[int] = ()) -> AloeResult:
+    """Score networks and OpenCV's matching on the pair.
+
+    Each network reads the pair at its `fitting_scale`. No weight depends on `max_disparity`, so that a network can look
+    for more than it was trained for, on larger images: `max_disparities` are tried besides its own.
+
+    Returns:
+        `rows` with the method, its `max_disparity`, the `scale` of the images, `epe` and `over_3px` over all valid
+        pixels, `epe_answered` over those of them where the matching tells a disparity (72 %), and CPU seconds.
+    """
+    assert sample.disparity is not None and sample.valid is not None
+    true, valid = sample.disparity, sample.valid
+    rows: list[dict[str, Any]] = []
+    maps: dict[str, np.ndarray] = {}
+    started = time.process_time()
+    matched = match_blocks(sample)
+    matched_seconds = time.process_time() - started
+    answered = None if matched is None else valid & matched[1]
+
+    def add(method: str, disparity: np.ndarray, **more: Any) -> None:
+        scores = score_disparity(disparity, true, valid).compute()
+        row = {"method": method} | {name: scores[name] for name in ("epe", "over_3px")} | more
+        if answered is not None:
+            row["epe_answered"] = score_disparity(disparity, true, answered).compute()["epe"]
+        rows.append(row)
+        maps[", ".join(str(row[key]) for key in ("method", "max_disparity") if key in row)] = disparity
+
+    for folder in folders:
+        model = FAStereoForDepthEstimation.from_pretrained(folder).eval()
+        for limit in dict.fromkeys([model.config.max_disparity, *max_disparities]):
+            model.config.max_disparity = limit
+            model.config.check_fields()
+            scale = fitting_scale(sample, limit)
+            processor = FAStereoImageProcessor.from_pretrained(folder, scale_factor=scale)
+            started = time.process_time()
+            disparity = predict_disparity(model, processor, sample.left, sample.right)
+            seconds = time.process_time() - started
+            name = describe_network(folder, model.config)
+            add(name, disparity, max_disparity=limit, scale=scale, cpu_seconds=seconds)
+    if matched is None:
+        rows.append(dict(RECORDED))
+    else:
+        filled = fill_holes(*matched)
+        add(SGBM, filled, max_disparity=SGBM_LEVELS, scale=1.0, cpu_seconds=matched_seconds)
+    return AloeResult(rows, maps)
+
+
+def describe_network(folder: Path, config: FAStereoConfig) -> str:
+    """Return where a network's attention blocks stand, and its folder's name, as tables and pictures say it."""
+    places = f"blocks on {', '.join(config.attention_blocks)}" if config.attention_blocks else NO_BLOCKS
+    return f"{places} ({folder.name})"
+
+
+def draw_aloe(sample: StereoSample, maps: dict[str, np.ndarray], path: Path) -> None:
+    """Write one picture to `path`: the left image and the truth, and below them each method's map and its errors."""
+    assert sample.disparity is not None and sample.valid is not None
+    known = np.where(sample.valid, sample.disparity, np.nan)
+    scale: dict[str, Any] = {"vmin": 0.0, "vmax": float(np.nanmax(known)), "cmap": "turbo"}
+    height, width = known.shape
+    with chart_style():
+        figure, axes = new_figure(1 + len(maps), 2, size=(10, (1 + len(maps)) * (5 * height / width + 0.3)))
+        panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+            ("left image", sample.left, {}),
+            ("true disparity", known, scale),
+        ]
+        for name, disparity in maps.items():
+            error = np.where(sample.valid, np.abs(disparity - sample.disparity), np.nan)
+            errors = {"vmin": 0.0, "vmax": WORST_ERROR_PX, "cmap": "Reds"}
+            panels += [(name, disparity, scale), (f"its errors: {np.nanmean(error):.2f} px in the mean", error, errors)]
+        for place, (title, values, options) in zip(axes.flat, panels, strict=True):
+            image = place.imshow(values, **options)
+            place.set_title(title, fontsize=9)
+            place.set_axis_off()
+            if options:
+                figure.colorbar(image, ax=place, shrink=0.8, label="px")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(figure, path)
