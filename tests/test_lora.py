@@ -161,7 +161,7 @@ def takes_allowlist() -> bool:
 def test_no_base_is_named_that_differs_from_the_model(fields, tmp_path, caplog):
     build(FABertConfig, FABertForSequenceClassification, num_labels=3).save_pretrained(tmp_path / "base")
     model = load_factorized(tmp_path / "base", "AutoModelForSequenceClassification", **fields)
-    assert adapter_of(model, tmp_path / "adapter")["base_model_name_or_path"] is None
+    assert adapter_of(model, tmp_path / "adapter")["base_model_name_or_path"] in (None, "")
     assert caplog.text.count("Convert and save the base first") == 1
 
 
@@ -173,7 +173,7 @@ def test_a_stock_checkpoint_is_never_named_whose_softmax_model_would_load(load, 
         model = load_factorized(tmp_path / "bert", "AutoModelForSequenceClassification")
     else:
         model = FABertForSequenceClassification.from_pretrained(tmp_path / "bert")
-    assert adapter_of(model, tmp_path / "adapter")["base_model_name_or_path"] is None
+    assert adapter_of(model, tmp_path / "adapter")["base_model_name_or_path"] in (None, "")
     assert str(tmp_path / "bert") not in (tmp_path / "adapter/README.md").read_text()
     assert caplog.text.count("Convert and save the base first") == 1
 

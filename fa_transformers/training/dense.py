@@ -1,5 +1,6 @@
 """Training of detectors and instance segmenters: pictures with objects in, a scored model in a folder out."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from ..checks import check_card, check_loop, check_positive
+from ..conversion.label_heads import label_difference, list_sizes
 from ..data.augment import AugmentOptions
 from ..data.dense_examples import DenseCollator, DenseExamples
 from ..data.facts import DataFacts
@@ -30,6 +32,7 @@ from ..models import (
     FAResNetConfig,
 )
 from ..models.configuration_fa_dense import STAGE_PLACES
+from ..models.fa_dense_layers import HeatmapOutput
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
 from ..tables import counted
@@ -45,6 +48,8 @@ from .network_card import NetworkRun, publish_network, user_data_facts
 from .report import draw_course, write_page_of
 from .report_page import network_page
 from .setup import make_accelerator, start_trackers
+
+logger = logging.getLogger(__name__)
 
 OPTIONS = {"data": DenseDataOptions, "model": DenseModelOptions, "loop": LoopOptions, "card": CardOptions}
 """Arguments of `finetune_dense` that are options objects, with their classes."""
@@ -196,6 +201,7 @@ def build_network(
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"--model_name_or_path {folder}: there is no model folder of that name")
         model = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, **labels)
+        _redraw_classes(model, folder)
         return model, FADenseImageProcessor.from_pretrained(folder, **size)
     config = FADenseConfig(**options.config_fields, **labels)
     if options.backbone_name_or_path is not None or options.backbone_fields:
@@ -215,6 +221,19 @@ def build_network(
 
 BLOCK_FIELDS = ("attention_stages", "attention_kind", "key_channels", "attention_heads")
 """Fields of a backbone that follow from those of the whole network."""
+
+
+def _redraw_classes(model: FADenseForObjectDetection, folder: Path) -> None:
+    """Draw the outputs for classes anew, with a warning, where the network in `folder` was trained on other classes."""
+    difference = label_difference(FADenseConfig.from_pretrained(folder), model.config)
+    if difference is None:
+        return
+    drawn = []
+    for name, part in model.named_modules():
+        if isinstance(part, HeatmapOutput):
+            part.reset_parameters()
+            drawn += [(f"{name}.{key}", tuple(weight.shape)) for key, weight in part.named_parameters()]
+    logger.warning("The head of %s starts fresh: %s. Drawn anew: %s.", folder, difference, list_sizes(drawn))
 
 
 def _run(job: DenseJob) -> FinetuneResult:

@@ -2,7 +2,9 @@
 resume; labels of another kind than the checkpoint's."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from repository import ROOT, SCRIPTS
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
@@ -127,6 +130,25 @@ def test_a_classifier_is_taken_on_to_a_number(home, monkeypatch, caplog):
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained("number/adapter")
     assert base_of("number/adapter") == "number/base" and answers(loaded).shape == (2, 1)
     torch.testing.assert_close(answers(loaded), answers(result.model), **MERGED)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_an_adapter_and_the_model_that_it_makes(home, monkeypatch):
+    monkeypatch.chdir(home)
+    rows = "".join(f"{text},{label}\n" for text, label in zip(TEXTS, COLOURS["label"], strict=True))
+    Path("train.csv").write_text(f"text,label\n{rows}")
+    flags = "--train_file train.csv --model_name_or_path mine --max_length 16 --lora_rank 4 --max_steps 3 --use_cpu"
+    flags += " --report_to none --num_threads 1 --per_device_train_batch_size 4 --output_dir shared"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*launcher, str(SCRIPTS / "finetune.py"), *flags.split()]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 processes" in ran.stdout and base_of("shared/adapter") == "mine"
+    adapted = peft.AutoPeftModelForSequenceClassification.from_pretrained("shared/adapter")
+    merged = AutoModelForSequenceClassification.from_pretrained("shared")
+    torch.testing.assert_close(answers(adapted), answers(merged), **MERGED)
+    assert not torch.equal(answers(merged), answers(AutoModelForSequenceClassification.from_pretrained("mine")))
 
 
 def test_an_adapter_names_the_folder_that_holds_its_base(home, monkeypatch, tmp_path):

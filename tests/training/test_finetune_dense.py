@@ -26,6 +26,7 @@ from fa_transformers.data.readers.coco import load_coco_folder
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.metrics.detection import detection_scores
 from fa_transformers.models import FADenseForObjectDetection, FADenseImageProcessor
+from fa_transformers.models.fa_dense_layers import HeatmapOutput
 from fa_transformers.options import LoopOptions, resolve
 from fa_transformers.training import network_card
 from fa_transformers.training.data_digests import digest_objects
@@ -100,6 +101,21 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert part.summary["steps"] == 4
     for name, value in whole.model.state_dict().items():
         assert torch.equal(part.model.state_dict()[name], value), name
+
+
+def test_classes_of_other_names_get_a_fresh_output_and_the_same_ones_keep_it(tmp_path, caplog):
+    model, processor = tiny(shortest_edge=40)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = resolve(DenseModelOptions(model_name_or_path=str(tmp_path)), recipe_of(None, is_pretrained=True))
+    names = list(model.config.id2label.values())
+    outputs = {}
+    for kind, asked in {"same": names, "other": [f"other {name}" for name in names]}.items():
+        network, _ = build_network("object-detection", options, asked)
+        outputs[kind] = next(part for part in network.modules() if isinstance(part, HeatmapOutput)).weight
+        assert caplog.text.count("starts fresh: its labels are") == (kind == "other")
+    before = next(part for part in model.modules() if isinstance(part, HeatmapOutput)).weight
+    assert torch.equal(outputs["same"], before) and not torch.equal(outputs["other"], before)
 
 
 def test_training_goes_on_from_a_folder_of_ours_with_other_classes(tmp_path):
