@@ -124,7 +124,6 @@ def draw(seed: int, index: int) -> Case:
             choose(EDGES) if chance.random() < 0.4 else chance.randint(1, 40) for _ in range(choose([1, 2, 3]))
         ],
         "padding": choose([0, 1, 6, 20]),
-        "holes": choose([0.0, 0.0, 0.1, 0.6]),
         "chunk_size": choose([1, 3, 7, 16, 33, 1000]),
         "saves": chance.random() < 0.15,
     }
@@ -135,7 +134,10 @@ def draw(seed: int, index: int) -> Case:
             "layerscale_value": choose([None, 0.5]),
             "qkv_bias": choose([True, False]),
             "image": [chance.randint(1, 90), chance.randint(1, 90)],
+            "holes": choose([0.0, 0.1, 0.6]),
         }
+    else:
+        case["holes"] = choose([0.0, 0.0, 0.1, 0.6])
     return {name: value for name, value in case.items() if value != DEFAULTS[name]}
 
 

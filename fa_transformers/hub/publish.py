@@ -361,7 +361,8 @@ def _make_self_test(model: PreTrainedModel, processor: Any, auto_class: str) -> 
     }
     if isinstance(processor, PreTrainedTokenizerBase):
         content["processor_class"] = "AutoTokenizer"
-        content["texts"] = SELF_TEST_TEXTS
+        # One text alone needs no padding, which a model that was trained on packed documents may have no token for.
+        content["texts"] = SELF_TEST_TEXTS if processor.pad_token is not None else SELF_TEST_TEXTS[:1]
         limits = [SELF_TEST_MAX_LENGTH, processor.model_max_length, model.config.max_position_embeddings]
         content["max_length"] = int(min(limits))
     else:

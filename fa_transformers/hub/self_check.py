@@ -52,7 +52,7 @@ def prepare_inputs(processor: Any, self_test: dict[str, Any]) -> dict[str, Tenso
         return dict(
             processor(
                 self_test["texts"],
-                padding=True,
+                padding=len(self_test["texts"]) > 1,
                 truncation=True,
                 max_length=self_test["max_length"],
                 return_tensors="pt",

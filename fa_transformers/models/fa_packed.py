@@ -99,9 +99,8 @@ class PackedDocuments:
     def count(self, marks: Tensor) -> tuple[Tensor, Tensor]:
         """Count marks up to each token in its document, and in each document: bool [T] -> int [T], int [documents]."""
         before = F.pad(marks.cumsum(dim=0), (1, 0))  # each token, of all documents
-        return before[1:] - before[self.starts[self.document_ids]], before[self.starts + self.lengths] - before[
-            self.starts
-        ]
+        at_starts = before[self.starts]
+        return before[1:] - at_starts[self.document_ids], before[self.starts + self.lengths] - at_starts
 
     def first_tokens(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return each document's first real hidden state: [1, T, C], mask bool [1, T] or None -> [documents, C].
@@ -210,8 +209,9 @@ def hide_masked(
     """
     hidden = ~mask[:, None, :, None]
     if normalization == "softmax":
-        # A quarter of the lowest number: a kernel that computes powers of two multiplies it by 1.44.
-        return key.masked_fill(hidden, torch.finfo(key.dtype).min / 4), value.masked_fill(hidden, 0.0)
+        # Not float32's lowest number: a kernel that computes powers of two multiplies it by 1.44.
+        lowest = max(torch.finfo(key.dtype).min, -(2.0**125))
+        return key.masked_fill(hidden, lowest), value.masked_fill(hidden, 0.0)
     if scale is None:
         lengths = documents.lengths.to(torch.promote_types(value.dtype, torch.float32))
         factor = lengths / documents.count(mask[0])[1].clamp(min=1)

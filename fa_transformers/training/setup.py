@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
-from ..cores import Threads, choose_threads
+from ..cores import choose_threads
 from ..models import ARCHITECTURES
 from ..models.fa_sequence_parallel import open_context, sequence_parallel
 from ..options import LoopOptions
@@ -85,16 +85,14 @@ def gather_model(accelerator: Accelerator, model: nn.Module) -> PreTrainedModel:
     return whole.eval()
 
 
-def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> Threads:
+def use_cpu_threads(accelerator: Accelerator, num_threads: int) -> None:
     """Let this process compute with `num_threads` CPU threads, or for 0 with as many as `choose_threads` finds."""
-    threads = choose_threads(num_threads, count_local_processes(accelerator))
-    torch.set_num_threads(threads.count)
-    return threads
+    torch.set_num_threads(choose_threads(num_threads, count_local_processes(accelerator)).count)
 
 
 def describe_processes(accelerator: Accelerator, num_threads: int) -> str:
     """Return processes, device and CPU threads of a run with `num_threads`, in words for a message."""
-    threads = use_cpu_threads(accelerator, num_threads)
+    threads = choose_threads(num_threads, count_local_processes(accelerator))
     each = " each" if accelerator.num_processes > 1 else ""
     processes = counted(accelerator.num_processes, "process")
     return f"{processes} on {accelerator.device} with {counted(threads.count, 'thread')}{each} ({threads.origin})"

@@ -179,7 +179,7 @@ def test_a_bad_object_is_named_or_left_out_and_counted(tmp_path, caplog, fields,
     assert data.num_dropped == {"train": 1}
     kept = {image.image_id: len(image.labels) for images in data.splits.values() for image in images}
     assert kept == {100: 1, 101: 2, 102: 2, 103: 2}
-    assert "1 bad objects or pictures are left out" in caplog.text
+    assert "left out 1 bad object or picture:" in caplog.text
 
 
 def test_ids_of_objects_may_repeat_but_no_object(tmp_path, caplog):

@@ -190,7 +190,7 @@ def test_an_answer_is_never_a_masked_token():
 # What numbers a mask may hold
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("config_class", "auto_class", "model_class"), HEADS, ids=[head[2].__name__ for head in HEADS])
 def test_floating_point_zeros_and_ones_are_taken_as_integers(config_class, auto_class, model_class, dtype):
     model = build(config_class, model_class, **ALL_OPTIONS)

@@ -229,8 +229,8 @@ def test_a_field_that_is_nearly_one_of_ours_is_a_warning_that_names_it(field, me
 
 def test_fields_of_stock_configurations_are_no_warning(caplog, monkeypatch):
     monkeypatch.setattr(configuration_fa.logger, "propagate", True)
-    fields = ("focal_windows", "feature_size", "last_kernel_size", "sliding_window", "classifier_dropout", "use_cache")
-    FABertConfig(**dict.fromkeys(fields, 1), **BertConfig().to_dict())
+    fields = ("focal_windows", "feature_size", "last_kernel_size", "sliding_window", "use_cache", "classifier_dropout")
+    FABertConfig(**{**BertConfig().to_dict(), **dict.fromkeys(fields, 0)})
     assert "did you mean" not in caplog.text
 
 

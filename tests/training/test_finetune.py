@@ -22,8 +22,10 @@ from repository import ROOT, SCRIPTS, read_json_line
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer, rewrite_config
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -215,7 +217,12 @@ def test_packed_evaluation_gives_the_scores_of_padded_evaluation(tmp_path, tiny_
     ]
     flags += ["--head_learning_rate", 1e-12, "--eval_steps", 10, "--no-load_best_model_at_end"]
     padded = run(*flags)
-    packed = run(*flags, "--packing", "--max_tokens_per_batch", 60, "--output_dir", tmp_path / "packed")
+    # Neither packing nor publishing asks for a padding token.
+    nameless = shutil.copytree(tiny_bert, tmp_path / "nameless")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(nameless)
+    flags += ["--model_name_or_path", nameless, "--packing", "--max_tokens_per_batch", 60]
+    packed = run(*flags, "--output_dir", tmp_path / "packed")
     assert packed["num_examples"] == 9
     for name, score in padded["model"].items():
         # Float32: the order of sums differs; the loss of a batch of 9 is the same mean as those of smaller ones.

@@ -143,14 +143,14 @@ class Faults(BadRows):
         Raises:
             DataError: there are faults that are not to be dropped; up to 20 are named.
         """
-        faulty = "1 object or picture" if self.count == 1 else f"{self.count} objects or pictures"
+        faulty = "object or picture" if self.count == 1 else "objects or pictures"
         if self.count and not self.drop:
             raise DataError(
-                f"{self.source}: {faulty} can't be used:{self._lines(SHOWN_ROWS)}\nMend them, "
+                f"{self.source}: {self.count} {faulty} can't be used:{self._lines(SHOWN_ROWS)}\nMend them, "
                 "or leave them out with --drop_bad_objects (drop_bad in Python)."
             )
         if self.count:
-            logger.warning("%s: %s that can't be used left out:%s", self.source, faulty, self._lines(SHOWN_ROWS))
+            logger.warning("%s: left out %d bad %s:%s", self.source, self.count, faulty, self._lines(SHOWN_ROWS))
 
 
 def open_picture(picture: Path | RowPicture, is_turned: bool) -> Image.Image:
