@@ -124,7 +124,7 @@ def curve_section(state: TrainingState) -> Section:
             f"{state.best_step:,} of {state.step:,}."
         )
     if state.stopped_early:
-        text.append("Training stopped early, as the score no longer rose.")
+        text.append("Training stopped early, as the score no longer improved.")
     return Section("Training", text if panels else ["No step was recorded."], panels=panels)
 
 
