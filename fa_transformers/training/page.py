@@ -71,7 +71,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a heading; what is empty is left out. Lines of `code` break at blanks if `is_wrapped`."""
+    """A part of the page under a heading; what is empty is left out. Lines of `code` break if `is_wrapped`."""
 
     title: str
     text: Sequence[str] = ()
