@@ -133,7 +133,10 @@ def draw_curve(curve: Curve, best_step: int | None, best_score: float | None, pa
     """Write the PNG of a run's course: its panels one below the other, the best checkpoint marked."""
     panels = panels_of(curve, best_step, best_score)
     with chart_style():
-        figure, rows = new_figure(len(panels), size=(7, 0.6 + 2.1 * len(panels)), squeeze=False, sharex=True)
+        height = 0.6 + 2.1 * len(panels)
+        # Places are given: to find them takes as long as all the rest.
+        figure, rows = new_figure(len(panels), size=(7, height), layout=None, squeeze=False, sharex=True)
+        figure.subplots_adjust(0.1, 0.5 / height, 0.98, 1 - 0.3 / height, hspace=0.25)
         for axes, panel in zip(rows[:, 0], panels, strict=True):
             _draw_panel(axes, panel)
         rows[-1, 0].set_xlabel("step")

@@ -71,7 +71,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a heading; what is empty is left out. Long lines of `code` break where `is_wrapped`."""
+    """A part of the page under a heading; what is empty is left out. Lines of `code` break if `is_wrapped`."""
 
     title: str
     text: Sequence[str] = ()
@@ -170,6 +170,12 @@ def _template() -> Any:
     import jinja2
     from markupsafe import Markup, escape
 
+    def code(text: str) -> Markup:
+        return Markup(escape("".join(c for c in text if c.isprintable())))
+
+    def words(text: str) -> Markup:  # lines break between flags alone, and not at the hyphens in them
+        return Markup(" ").join(Markup('<span class="word">{}</span>').format(code(word)) for word in text.split(" "))
+
     def finish(value: Any) -> Any:
         is_text = isinstance(value, str) and not isinstance(value, Markup)
         return one_line(value, LONGEST_TEXT) if is_text else value
@@ -180,7 +186,8 @@ def _template() -> Any:
         "show": show,
         "layout": layout,
         "name": one_line,
-        "code": lambda text: Markup(escape("".join(c for c in text if c.isprintable()))),
+        "code": code,
+        "words": words,
         "drawn": lambda points: Markup(" ".join(f"{x},{y}" for x, y in points)),
         "address": lambda uri: Markup(escape(uri)),  # longer than any text
     }

@@ -128,7 +128,7 @@ class Predictions:
         return self._kept()[0][:, 0] - np.asarray(self.labels, np.float64)
 
     def _kept(self) -> tuple[np.ndarray, ...]:
-        """What was kept, in the order of the data."""
+        """Return the scores, classes, numbers chosen and right answers that were kept, in the order of the data."""
         if self._ordered is None:
             places = np.empty(len(self.order), np.int64)
             places[self.order] = np.arange(len(self.order))

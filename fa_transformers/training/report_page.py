@@ -124,16 +124,15 @@ def curve_section(state: TrainingState) -> Section:
             f"{state.best_step:,} of {state.step:,}."
         )
     if state.stopped_early:
-        text.append("Training stopped early, as the score no longer rose.")
+        text.append("Training stopped early, as the score no longer improved.")
     return Section("Training", text if panels else ["No step was recorded."], panels=panels)
 
 
 def confusion_sections(scores: Mapping[str, Any], names: Sequence[str]) -> list[Section]:
     """Return the confusion matrix, or the pairs that are confused most where there are too many classes for one."""
-    title = "Confusions"
-    if len(names) == 1:
+    title, matrix = "Confusions", scores.get("confusion_matrix")
+    if matrix is not None and len(names) == 1:
         return [Section(title, ["There is one class, so that no answer can be wrong: the scores say nothing."])]
-    matrix = scores.get("confusion_matrix")
     if matrix is not None and len(names) <= MATRIX_MAX_CLASSES:
         text = "Rows are true classes, columns the predicted ones; the colour is the share of the row."
         return [Section(title, [text], matrix=Matrix(names, matrix))]

@@ -111,6 +111,7 @@ def test_of_many_classes_the_pairs_that_are_confused_most_are_listed():
     pairs = [{"true": "a", "predicted": "b", "count": 3}]
     (section,) = confusion_sections({"most_confused": pairs}, names * 20)
     assert section.table.rows == [["a", "b", 3]]
+    assert confusion_sections({}, ["one of several labels"]) == []
     (section,) = confusion_sections({"confusion_matrix": [[1] * 30] * 30}, names[:30])
     assert section.matrix.names == names[:30] and section.table is None
 
