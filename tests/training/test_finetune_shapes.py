@@ -35,7 +35,7 @@ def draw(path: Path, size: tuple[int, int]) -> Path:
 def test_images_of_many_shapes_are_trained_on_and_a_pipeline_sees_them_alike(tmp_path):
     flags = image_flags(tmp_path)
     folder = tmp_path / "images"
-    for index, size in enumerate([(20, 300), (90, 30), (1, 50), (30, 40)]):
+    for index, size in enumerate([(20, 300), (90, 30), (2, 50), (30, 40)]):
         draw(folder / ("dark", "light")[index % 2] / f"shape-{index}.png", size)
     results = run(*flags, "--max_steps", 6, "--random_crop")
     assert results["num_examples"] >= 2
