@@ -51,11 +51,9 @@ def said():
 
 def write(folder, task: str, kind: str):
     auto_class, model_class = TASKS[task]
-    tokenizer = make_tokenizer(WORDS, max_length=512)
+    tokenizer = make_tokenizer(WORDS, max_length=ROWS)
     fields = {"vocab_size": len(tokenizer), "max_position_embeddings": ROWS, "position_embedding_type": kind}
     model = build(FABertConfig, model_class, **fields)
-    if kind == "absolute":
-        tokenizer.model_max_length = ROWS
     publish(model, tokenizer, make_facts(pipeline_tag=task, auto_class=auto_class), folder)
     return model, tokenizer
 
@@ -118,4 +116,4 @@ def test_a_tokenizer_of_any_length_has_no_limit_and_no_code(tmp_path):
     _, tokenizer = write(tmp_path / "out", "text-classification", "periodic")
     saved = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert "auto_map" not in saved and saved["model_max_length"] > 10**20
-    assert tokenizer.model_max_length == 512, "the one in memory stays as it was given"
+    assert tokenizer.model_max_length == ROWS, "the one in memory stays as it was given"
