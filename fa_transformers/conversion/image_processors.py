@@ -61,7 +61,7 @@ def native_side(processor: BaseImageProcessor) -> int:
         sides = {size} if isinstance(size, int) else set(size)
     else:
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-        sides = {side for name in ("height", "width", "shortest_edge") if (side := getattr(size, name, None))}
+        sides = {side for name in ("height", "width", "shortest_edge") if (side := size.get(name))}
     if len(sides) != 1:
         raise ValueError(f"--image_size: the checkpoint's processor says {size}, no square; say which side to use.")
     return sides.pop()

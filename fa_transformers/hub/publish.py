@@ -112,7 +112,7 @@ def publish(
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         if cuts_texts(model, processor):
-            _let_tokenizer_cut(partial)
+            _let_tokenizer_cut(partial, processor)
         for name, content in (extra_files or {}).items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).write_bytes(content)
@@ -323,7 +323,7 @@ def _without_limit(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _let_tokenizer_cut(folder: Path) -> None:
+def _let_tokenizer_cut(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Name the code of `FABertTokenizerFast` in a saved tokenizer's file, and bring it.
 
     The class of the library stays named: without `trust_remote_code` the tokenizer loads as that one.
@@ -332,6 +332,7 @@ def _let_tokenizer_cut(folder: Path) -> None:
     if not (folder / TOKENIZER_FILE).is_file():  # not a fast one, which no other class could read
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["model_input_names"] = tokenizer.model_input_names  # which a class of the library knows without a file
     settings["auto_map"] = {"AutoTokenizer": [None, f"{code.stem}.{FABertTokenizerFast.__name__}"]}
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     shutil.copyfile(code, folder / code.name)

@@ -48,7 +48,7 @@ def test_folders_whose_rows_stand_in_the_old_field_load(tmp_path):
     ids = torch.arange(1, 41)[None] % 20
     with torch.no_grad():
         assert torch.equal(loaded(ids).last_hidden_state, model(ids).last_hidden_state)
-    assert loaded.config.max_position_embeddings == ANY_LENGTH
+    assert (loaded.config.max_position_embeddings, loaded.config.position_table_size) == (ANY_LENGTH, 16)
 
 
 def test_fields_that_contradict_each_other_are_refused():

@@ -66,7 +66,7 @@ def test_images_lie_upright_and_arrays_are_images():
     expected = processor(images=image)["pixel_values"]
     assert expected.shape == (1, 3, 16, 48)
     assert torch.equal(processor(images=turned)["pixel_values"], expected)
-    assert torch.equal(processor(images=np.asarray(image))["pixel_values"], expected)
+    assert torch.equal(processor(images=np.array(image))["pixel_values"], expected)
     assert processor(images=noise(20, 60, "L"))["pixel_values"].shape == expected.shape
     assert processor(images=noise(20, 60), grid=(1, 2))["pixel_values"].shape == (1, 3, 8, 16)
 

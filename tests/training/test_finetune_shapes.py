@@ -35,21 +35,27 @@ def draw(path: Path, size: tuple[int, int]) -> Path:
 def test_images_of_many_shapes_are_trained_on_and_a_pipeline_sees_them_alike(tmp_path):
     flags = image_flags(tmp_path)
     folder = tmp_path / "images"
-    for index, size in enumerate([(20, 300), (90, 30), (1, 50), (30, 40)]):
+    for index, size in enumerate([(20, 300), (90, 30), (2, 50), (30, 40)]):
         draw(folder / ("dark", "light")[index % 2] / f"shape-{index}.png", size)
-    results = run(*flags, "--max_steps", 6, "--random_crop")
+    results = run(*flags, "--max_steps", 3, "--random_crop")
     assert results["num_examples"] >= 2
     saved = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
     assert (saved["image_processor_type"], saved["image_size"], saved["patch_size"]) == ("FAViTImageProcessor", 32, 8)
     assert "in their own shape, at most as many as 32 x 32 px have" in (tmp_path / "out/README.md").read_text()
     check_pipeline(tmp_path / "out", folder / "dark" / "shape-0.png", (8, 8 * 15))
+
+
+@pytest.mark.slow
+def test_images_are_squashed_where_that_is_asked_for(tmp_path):
+    flags = image_flags(tmp_path)
+    run(*flags, "--max_steps", 1)
     squashing = [*flags, "--model_name_or_path", tmp_path / "out", "--max_steps", 1, "--square"]
     run(*squashing, "--output_dir", tmp_path / "squashed")
     saved = json.loads((tmp_path / "squashed/preprocessor_config.json").read_text())
     assert saved["image_processor_type"].startswith("ViTImageProcessor")
     assert saved["size"] == {"height": 32, "width": 32}
     assert "resized to 32 x 32 px, whatever their shape" in (tmp_path / "squashed/README.md").read_text()
-    check_pipeline(tmp_path / "squashed", folder / "dark" / "shape-0.png", (32, 32))
+    check_pipeline(tmp_path / "squashed", draw(tmp_path / "long.png", (20, 300)), (32, 32))
 
 
 @pytest.mark.slow
