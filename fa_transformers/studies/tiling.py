@@ -101,10 +101,12 @@ def load_pictures(options: TilingOptions) -> tuple[list[DenseImage], list[str]]:
     if options.coco_folder is not None:
         data = load_coco_folder(options.coco_folder, ObjectOptions(masks=options.masks))
     else:
-        counts = (1, 1, options.num_images)
-        pair = {name: (getattr(options, name)[0], getattr(options, name)[1]) for name in ("digit_px", "num_objects")}
         try:
-            data = load_digit_scenes(*counts, options.canvas_size, options.seed, **pair)
+            data = load_digit_scenes(
+                1, 1, options.num_images, options.canvas_size, options.seed,
+                num_objects=(options.num_objects[0], options.num_objects[1]),
+                digit_px=(options.digit_px[0], options.digit_px[1]),
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"--canvas_size {options.canvas_size}: {error}") from error
     images = list(data.splits["test"])[: options.num_images]
@@ -225,9 +227,10 @@ def tile_boxes(size: tuple[int, int], side: int, overlap: float) -> np.ndarray:
 def is_cut(boxes: np.ndarray, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tell which of boxes [n, 4] the border of a tile cuts, and which no tile of [T, 4] shows whole: bool [n] each."""
     low, high = np.maximum(boxes[:, None, :2], tiles[:, :2]), np.minimum(boxes[:, None, 2:], tiles[:, 2:])
-    is_seen = (low < high).all(axis=2)  # [n, T]
-    is_whole = ((boxes[:, None, :2] >= tiles[:, :2]) & (boxes[:, None, 2:] <= tiles[:, 2:])).all(axis=2)
-    return (is_seen & ~is_whole).any(axis=1), ~is_whole.any(axis=1)
+    is_seen = np.all(low < high, axis=2)  # [n, T]
+    starts_inside = np.all(boxes[:, None, :2] >= tiles[:, :2], axis=2)
+    is_whole = starts_inside & np.all(boxes[:, None, 2:] <= tiles[:, 2:], axis=2)
+    return np.any(is_seen & ~is_whole, axis=1), ~np.any(is_whole, axis=1)
 
 
 def score_part(
