@@ -59,7 +59,9 @@ class TilingOptions(OptionGroup):
     threshold: float = option(
         SAHI_THRESHOLD, "probability that an object must exceed, whichever way it was found", group="tiles", common=True
     )
-    masks: bool = option(False, "find masks too, which SAHI handles as polygons", group="tiles", common=True)
+    masks: bool = option(
+        False, "find masks too; SAHI makes polygons of them, and boxes of these", group="tiles", common=True
+    )
     output_dir: Path = option(Path("outputs/whole_or_tiles"), "folder for results.json", group="files", common=True)
     results: Path | None = option(
         None, "JSON file of a results page, into which the tables are put", group="files", common=True
