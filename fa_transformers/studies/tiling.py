@@ -87,7 +87,7 @@ class TilingOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class Picture:
-    """What `find_objects` has to know of a picture: its id and its (height, width)."""
+    """The id and the (height, width) of a picture, which is all that `find_objects` reads of one."""
 
     image_id: int | str
     size: tuple[int, int]
@@ -179,7 +179,7 @@ def tiled_method(
 
 
 def _slice_model(model: FADenseForObjectDetection, detect: Method, threshold: float) -> Any:
-    """What SAHI asks for the objects of a slice."""
+    """Return the model that SAHI asks for the objects of a slice."""
     from sahi.models.base import DetectionModel
     from sahi.prediction import ObjectPrediction
     from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
