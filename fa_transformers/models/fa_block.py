@@ -126,9 +126,13 @@ class FactorizedAttentionBlock(nn.Module):
             padding = ~mask[:, None]  # [B, 1, N]
             # Before the projections: NaN in padding would reach the weights' gradients as 0 · NaN.
             features = features.masked_fill(padding, 0.0)
-        # Without names: what the projections gave is not to stay in memory beside the reprojection.
-        projected = (self._split(layer(features)) for layer in (self.queries, self.keys, self.values))
-        mixed = self.attend(*projected, mask).transpose(-2, -1).flatten(1, 2)
+        # None of the three has a name here: they are not to stay in memory beside the reprojection.
+        attended = self.attend(
+            self._split(self.queries(features)), self._split(self.keys(features)), self._split(self.values(features)),
+            mask,
+        )  # fmt: skip
+        mixed = attended.transpose(-2, -1).flatten(1, 2)
+        del attended
         update = self.reprojection(mixed)  # [B, C, N]
         if mask is not None:
             update = update.masked_fill(padding, 0.0)

@@ -40,9 +40,9 @@ class OddOneOutOptions(OptionGroup):
     )
     attention_heads: int = option(1, "heads of each block", group="study", common=True)
     key_channels: int | None = option(None, "see FADenseConfig", group="study", common=True)
-    num_canvases: int = option(800, "canvases to train on", group="study", common=True)
+    num_canvases: int = option(1500, "canvases to train on", group="study", common=True)
     num_eval_canvases: int = option(100, "canvases of validation and of test each", group="study", common=True)
-    num_train_epochs: float = option(14.0, "passes over them", group="study", common=True)
+    num_train_epochs: float = option(2.0, "passes over them", group="study", common=True)
     learning_rate: float = option(1e-3, "peak rate", group="study", common=True)
     extra: str = option("", "further flags of finetune_dense, in quotes", group="study")
     output_dir: Path = option(

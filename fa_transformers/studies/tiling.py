@@ -59,7 +59,9 @@ class TilingOptions(OptionGroup):
     threshold: float = option(
         SAHI_THRESHOLD, "probability that an object must exceed, whichever way it was found", group="tiles", common=True
     )
-    masks: bool = option(False, "find masks too, which SAHI handles as polygons", group="tiles", common=True)
+    masks: bool = option(
+        False, "find masks too; SAHI makes polygons of them, and boxes of these", group="tiles", common=True
+    )
     output_dir: Path = option(Path("outputs/whole_or_tiles"), "folder for results.json", group="files", common=True)
     results: Path | None = option(
         None, "JSON file of a results page, into which the tables are put", group="files", common=True
@@ -85,7 +87,7 @@ class TilingOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class Picture:
-    """What `find_objects` has to know of a picture: its id and its (height, width)."""
+    """The id and the (height, width) of a picture, which is all that `find_objects` reads of one."""
 
     image_id: int | str
     size: tuple[int, int]
@@ -101,10 +103,12 @@ def load_pictures(options: TilingOptions) -> tuple[list[DenseImage], list[str]]:
     if options.coco_folder is not None:
         data = load_coco_folder(options.coco_folder, ObjectOptions(masks=options.masks))
     else:
-        counts = (1, 1, options.num_images)
-        pair = {name: (getattr(options, name)[0], getattr(options, name)[1]) for name in ("digit_px", "num_objects")}
         try:
-            data = load_digit_scenes(*counts, options.canvas_size, options.seed, **pair)
+            data = load_digit_scenes(
+                1, 1, options.num_images, options.canvas_size, options.seed,
+                num_objects=(options.num_objects[0], options.num_objects[1]),
+                digit_px=(options.digit_px[0], options.digit_px[1]),
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"--canvas_size {options.canvas_size}: {error}") from error
     images = list(data.splits["test"])[: options.num_images]
@@ -175,7 +179,7 @@ def tiled_method(
 
 
 def _slice_model(model: FADenseForObjectDetection, detect: Method, threshold: float) -> Any:
-    """What SAHI asks for the objects of a slice."""
+    """Return the model that SAHI asks for the objects of a slice."""
     from sahi.models.base import DetectionModel
     from sahi.prediction import ObjectPrediction
     from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
@@ -225,9 +229,10 @@ def tile_boxes(size: tuple[int, int], side: int, overlap: float) -> np.ndarray:
 def is_cut(boxes: np.ndarray, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tell which of boxes [n, 4] the border of a tile cuts, and which no tile of [T, 4] shows whole: bool [n] each."""
     low, high = np.maximum(boxes[:, None, :2], tiles[:, :2]), np.minimum(boxes[:, None, 2:], tiles[:, 2:])
-    is_seen = (low < high).all(axis=2)  # [n, T]
-    is_whole = ((boxes[:, None, :2] >= tiles[:, :2]) & (boxes[:, None, 2:] <= tiles[:, 2:])).all(axis=2)
-    return (is_seen & ~is_whole).any(axis=1), ~is_whole.any(axis=1)
+    is_seen = np.all(low < high, axis=2)  # [n, T]
+    starts_inside = np.all(boxes[:, None, :2] >= tiles[:, :2], axis=2)
+    is_whole = starts_inside & np.all(boxes[:, None, 2:] <= tiles[:, 2:], axis=2)
+    return np.any(is_seen & ~is_whole, axis=1), ~np.any(is_whole, axis=1)
 
 
 def score_part(

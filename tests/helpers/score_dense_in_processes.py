@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from coco_sets import NAMES
 
 from fa_transformers.data.dense_examples import DenseCollator, DenseExamples
@@ -26,6 +27,7 @@ def score(folder: Path) -> tuple[dict, int]:
     recipe = recipe_of(None, is_pretrained=False)
     model, processor = build_network("instance-segmentation", resolve(DenseModelOptions(**TINY), recipe), list(NAMES))
     images = load_coco_folder(folder).splits["train"]
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of an earlier call
     accelerator = Accelerator(cpu=True)
     parts = {"train": DenseExamples(images), "test": DenseExamples(images)}
     loop = resolve(LoopOptions(packing=False, per_device_eval_batch_size=2), recipe)

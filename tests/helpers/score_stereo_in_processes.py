@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from stereo_sets import SMALL
 
 from fa_transformers.data.readers.stereo_folders import find_stereo_pairs
@@ -24,6 +25,7 @@ def score(folder: Path, batch_size: int = 2) -> tuple[dict, int]:
     recipe = recipe_of(is_demo=False, is_pretrained=False)
     model = FAStereoForDepthEstimation(FAStereoConfig(**SMALL))
     samples = FolderSamples(find_stereo_pairs(folder))
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of an earlier call
     accelerator = Accelerator(cpu=True)
     parts = {"train": StereoExamples(samples), "test": StereoExamples(samples)}
     loop = resolve(LoopOptions(packing=False, per_device_eval_batch_size=batch_size), recipe)

@@ -38,7 +38,10 @@ def test_what_softmax_needs_follows_from_the_places_and_is_not_started_without(m
     assert started[-1] == ("time_here", ["none", "factorized"]) and ("memory_here", "softmax") not in started
 
 
-@pytest.mark.parametrize(("part", "mode"), [("blocks", "forward"), ("blocks", "training"), ("detr", "training")])
+TRAINED = pytest.param("blocks", "training", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("part", "mode"), [("blocks", "forward"), TRAINED, ("detr", "training")])
 def test_every_kind_runs_and_leaves_nothing_for_the_next_pass(part, mode):
     for kind in KINDS[part]:
         run = build_pass(Contest(part, mode, 64), kind)
