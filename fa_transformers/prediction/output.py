@@ -39,8 +39,8 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """What of a run is written: rows of the input, bytes of the table and of the decisions, the digest of the rows'
-    content, and what was counted in them.
+    """Part of a run that is written: rows of the input, bytes of the table and of the decisions, the digest of the
+    rows' content, and what was counted in them.
     """
 
     rows: int = 0

@@ -62,7 +62,7 @@ class Counts:
 
 @dataclass
 class PredictionRun:
-    """What a run over a file or folder ended with.
+    """Result of a run over a file or folder.
 
     Args:
         output: the table that was written.

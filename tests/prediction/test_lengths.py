@@ -10,6 +10,7 @@ from tiny_predictors import NUMBER, SEVERAL, SINGLE, make_texts, write_image_mod
 import fa_transformers as fa
 from fa_transformers.metrics import RunningScores, decide
 from fa_transformers.prediction.decisions import DecisionRecords
+from fa_transformers.prediction.lengths import decisions_at
 
 
 def make_predictor(folder: Path, **options) -> fa.Predictor:
@@ -48,6 +49,16 @@ def test_a_score_is_that_of_documents_cut_by_the_tokenizer(problem_type, tmp_pat
         )
     num_read = sum(len(batch["input_ids"]) for batch in read)
     assert num_read == len(texts) + sum(length > 5 for length in whole) + sum(length > 9 for length in whole)
+
+
+def test_a_document_that_was_read_whole_is_not_read_again(tmp_path, monkeypatch):
+    predictor = make_predictor(tmp_path)
+    prepared = predictor.inputs.prepare(["sea", "law ship red", "ship " * 9])
+    whole = predictor.answer(prepared).decided
+    read, answer = [], predictor.answer
+    monkeypatch.setattr(predictor, "answer", lambda examples: read.append(len(examples)) or answer(examples))
+    at_five, at_twenty = decisions_at(predictor, prepared, [5, 20], whole)
+    assert read == [1] and at_five[:2].tolist() == whole[:2].tolist() and at_twenty.tolist() == whole.tolist()
 
 
 def test_a_length_beyond_the_table_of_positions_stands_for_the_table(tmp_path, caplog):

@@ -260,7 +260,7 @@ def test_tokens_of_the_hub_are_in_no_output(models, here, monkeypatch):
 
 
 def test_bad_input_and_output_are_told_in_one_line_before_anything_is_written(models, here):
-    table = write_table(here / "in.csv", ["sea"])
+    table = write_table(here / "in.csv", ["sea"], pages=[7])
     write_table(here / "empty.csv", [])
     (here / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(here / "photos" / "a.png")
