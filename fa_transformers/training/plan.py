@@ -138,6 +138,16 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def mean_size(sampler: LengthGroupedBatchSampler, num_batches: int) -> float:
+    """Return the mean padded tokens of a process's first `num_batches` batches, the short epochs among them."""
+    full = _sizes(sampler, sampler.short_epochs).mean()
+    if not sampler.short_epochs:
+        return float(full)
+    short = _sizes(sampler, 0)
+    share = min(1.0, sampler.short_epochs * (len(short) // sampler.num_processes) / num_batches)
+    return float(share * short.mean() + (1 - share) * full)
+
+
 def _estimate_seconds(
     loop: LoopOptions,
     model: nn.Module,
@@ -154,7 +164,7 @@ def _estimate_seconds(
     num_batches = steps * loop.gradient_accumulation_steps
     if isinstance(sampler, LengthGroupedBatchSampler):
         batches: Iterator[tuple[int, Callable[[], Any]]] = _batches_to_time(train, collate, sampler, accelerator)
-        size = _mean_size(sampler, num_batches)
+        size = mean_size(sampler, num_batches)
     else:
         stream = itertools.islice(sampler.epoch_batches(loader, 0), 1 + TIMED_BATCHES)
         batches, size = ((1, lambda batch=batch: batch) for batch in stream), 1.0
@@ -198,13 +208,3 @@ def _sizes(sampler: LengthGroupedBatchSampler, epoch: int) -> np.ndarray:
         for batch in sampler.batches(epoch)
     ]
     return np.asarray(sizes)
-
-
-def _mean_size(sampler: LengthGroupedBatchSampler, num_batches: int) -> float:
-    """Return the mean padded tokens of a process's first `num_batches` batches, the short epochs among them."""
-    full = _sizes(sampler, sampler.short_epochs).mean()
-    if not sampler.short_epochs:
-        return float(full)
-    short = _sizes(sampler, 0)
-    share = min(1.0, sampler.short_epochs * (len(short) // sampler.num_processes) / num_batches)
-    return float(share * short.mean() + (1 - share) * full)
