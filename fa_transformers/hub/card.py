@@ -418,11 +418,8 @@ def _data_line(data: DataFacts) -> str:
     line = f"- **{_plain(data.name, LONGEST_NAME)}**{where}, licence "
     if data.attribution != NOT_STATED:
         return f"{line}{license}. {_plain(data.attribution)}"
-    return (
-        f"{line}and whom to credit not stated."
-        if license == NOT_STATED
-        else f"{line}{license}; whom to credit not stated."
-    )
+    both = f"{license}; whom to credit {NOT_STATED}"
+    return f"{line}{f'and whom to credit {NOT_STATED}' if license == NOT_STATED else both}."
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -62,9 +62,8 @@ def test_no_stamp_and_no_photograph_is_in_two_splits():
 
 def test_missing_sources_are_named(tmp_path, sources):
     (tmp_path / "photographs" / "board.jpg").unlink()
-    with pytest.raises(
-        stamps.DataError, match=r"board.jpg: there is no such file; install opencv-doc or give --photographs"
-    ):
+    missing = r"board.jpg: there is no such file; install opencv-doc or give --photographs"
+    with pytest.raises(stamps.DataError, match=missing):
         stamps.main([*sources, "--output_dir", str(tmp_path / "set")])
     with pytest.raises(stamps.DataError, match="there is no stamp; install tuxpaint-stamps-default or give --stamps"):
         stamps.read_stamps(tmp_path)
