@@ -433,7 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         write_text(options.card, render_card(ModelFacts.load(options.facts)))
     except (FactError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

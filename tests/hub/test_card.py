@@ -312,7 +312,7 @@ def test_the_generator_writes_the_card_and_leaves_the_old_one_when_a_fact_is_mis
     facts_file.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
         main([str(facts_file), str(card_file)])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert f"{facts_file}: fact 'hardware' is missing" in capsys.readouterr().err
     assert card_file.read_text(encoding="utf-8") == card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "facts.json"]
