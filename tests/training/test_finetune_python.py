@@ -107,12 +107,12 @@ def test_a_dry_run_tells_the_plan_and_trains_and_writes_nothing(tiny_bert):
 def test_the_time_of_a_plan_is_that_of_all_padded_tokens(short_epochs, packing):
     lengths = np.random.default_rng(0).integers(3, 60, 203)
     sampler = LengthGroupedBatchSampler(
-        lengths, 8, max_tokens=100, packing=packing, short_epochs=short_epochs, short_length=9
+        lengths, 16, max_tokens=400, packing=packing, short_epochs=short_epochs, short_length=5
     )
     num_batches = sum(len(sampler.batches(epoch)) for epoch in range(3))
     sizes = []
     for epoch in range(3):
-        short = np.minimum(lengths, 9) if epoch < short_epochs else lengths
+        short = np.minimum(lengths, 5) if epoch < short_epochs else lengths
         for batch in sampler.batches(epoch):
             sizes.append(short[batch].sum() if packing else len(batch) * short[batch].max())
     # Batches differ a little from one epoch to the next, as neighbours in length are drawn.
