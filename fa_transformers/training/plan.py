@@ -28,7 +28,7 @@ LONGEST_TIMING_S = 60.0
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do, found out without training; `print` shows it.
+    """The course of a run, found out without training; `print` shows it.
 
     Args:
         data: a table of the splits, with the rows of each class where labels are classes.
