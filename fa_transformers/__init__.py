@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from .training.dense_recipe import DenseDataOptions, DenseModelOptions
     from .training.finetune import finetune
     from .training.job import FinetuneResult
+    from .training.plan import RunPlan
     from .training.stereo import finetune_stereo
     from .training.stereo_recipe import StereoDataOptions, StereoModelOptions
 
@@ -86,6 +87,7 @@ __all__ = [
     # Train: data in, a scored model in a folder out.
     "finetune",
     "FinetuneResult",
+    "RunPlan",
     "finetune_dense",
     "DenseDataOptions",
     "DenseModelOptions",
@@ -215,6 +217,7 @@ _HOMES = {
     ".training.dense_recipe": ("DenseDataOptions", "DenseModelOptions"),
     ".training.finetune": ("finetune",),
     ".training.job": ("FinetuneResult",),
+    ".training.plan": ("RunPlan",),
     ".training.stereo": ("finetune_stereo",),
     ".training.stereo_recipe": ("StereoDataOptions", "StereoModelOptions"),
 }  # fmt: skip

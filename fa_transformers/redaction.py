@@ -25,9 +25,9 @@ _QUOTED_PATH = re.compile(r"""(?P<open>['"](?:-[\w-]+=)?)(?P<path>~?/[^'"\n]+)(?
 _BARE_PATH = re.compile(r"""(?<![\w.:/~*?\]<-])(?P<path>~?/[^\s'"`,;()\[\]{}<>|]+)""")
 # Of Windows, from a drive or a share on, likewise.
 _QUOTED_WINDOWS_PATH = re.compile(
-    r"""(?P<open>['"](?:-[\w-]+=)?)(?:[A-Za-z]:[\\/]|\\\\)[^'"\n]*?(?P<last>[^'"\n\\/]*)(?P<close>['"])"""
+    r"""(?P<open>['"](?:-[\w-]+=)?)(?:[A-Za-z]:[\\/]|\\{2,4}[\w.-]+\\)[^'"\n]*?(?P<last>[^'"\n\\/]*)(?P<close>['"])"""
 )
-_BARE_WINDOWS_PATH = re.compile(r"""(?<![\w\\/])(?:[A-Za-z]:[\\/]|\\\\)(?:[^\s'"\\/]*[\\/]+)*""")
+_BARE_WINDOWS_PATH = re.compile(r"""(?<![\w\\/])(?:[A-Za-z]:[\\/]|\\{2,4}[\w.-]+\\)(?:[^\s'"\\/]*[\\/]+)*""")
 
 _given: set[str] = set()
 Content = TypeVar("Content")

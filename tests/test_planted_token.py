@@ -34,6 +34,7 @@ def commands(checkpoint: str, flag: list[str]) -> dict[str, list[str]]:
     common += ["--model_name_or_path", checkpoint]
     named = ["--data_name", f"mine {TOKEN}"]
     finetune = ["--train_file", "train.csv", "--max_steps", "1", "--output_dir", "out/finetune", "--push_to_hub"]
+    finetune += ["--license", "mit"]
     distill = ["--train_file", "texts.jsonl", "--teacher_name_or_path", checkpoint, "--output_dir", "out/distill"]
     distill += ["--transfer_steps", "1", "--end_to_end_steps", "1", "--long_steps", "0"]
     return {

@@ -148,11 +148,11 @@ def test_local_paths_become_relative_or_names_and_other_text_stays(tmp_path):
 def test_paths_of_windows_become_names():
     shown = without_local_paths(
         r"finetune --train_file 'C:\Users\me\my data\a.csv' --output_dir=D:/runs/out '--probe_file=E:\b c\d.csv' "
-        r"--image_folder \\server\me\photos DataOptions(train_file='C:\\me\\a.csv') https://hf.co/a/b 'x' a:b"
+        r"--image_folder \\server\me\photos DataOptions(train_file='C:\\me\\a.csv') https://hf.co/a/b 'x' '\\|' a:b"
     )
     assert shown == (
         "finetune --train_file 'a.csv' --output_dir=out '--probe_file=d.csv' --image_folder photos "
-        "DataOptions(train_file='a.csv') https://hf.co/a/b 'x' a:b"
+        r"DataOptions(train_file='a.csv') https://hf.co/a/b 'x' '\\|' a:b"
     )
 
 

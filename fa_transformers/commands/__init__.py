@@ -41,4 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         guess = get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {guess[0]}?" if guess else f"it is one of {', '.join(COMMANDS)}"
-        sys.exit(f"fa-transformers: error: unknown command {name!r}: {hint}")
+        from .flags import CommandFailed
+
+        message = f"error: unknown command {name!r}: {hint}"
+        print(message, file=sys.stderr)
+        raise CommandFailed(message)

@@ -414,11 +414,12 @@ def _data_line(data: DataFacts) -> str:
         is_id = _HUB_ID.fullmatch(data.hub_id)
         link = f"[{data.hub_id}](https://huggingface.co/datasets/{data.hub_id})"
         where = f" ({link if is_id else _plain(data.hub_id, LONGEST_NAME)})"
-    told = [
-        "licence not stated" if data.license == UNKNOWN_LICENSE else f"licence {_plain(data.license, LONGEST_NAME)}",
-        "nobody to credit was stated" if data.attribution == NOT_STATED else _plain(data.attribution),
-    ]
-    return f"- **{_plain(data.name, LONGEST_NAME)}**{where}: {'; '.join(told).rstrip('.')}."
+    license = NOT_STATED if data.license == UNKNOWN_LICENSE else _plain(data.license, LONGEST_NAME)
+    line = f"- **{_plain(data.name, LONGEST_NAME)}**{where}, licence "
+    if data.attribution != NOT_STATED:
+        return f"{line}{license}. {_plain(data.attribution)}"
+    both = f"{license}; whom to credit {NOT_STATED}"
+    return f"{line}{f'and whom to credit {NOT_STATED}' if license == NOT_STATED else both}."
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -432,7 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         write_text(options.card, render_card(ModelFacts.load(options.facts)))
     except (FactError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

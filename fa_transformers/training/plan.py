@@ -27,7 +27,7 @@ LONGEST_TIMING_S = 60.0
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do, found out without training; `print` shows it.
+    """The course of a run, found out without training; `print` shows it.
 
     Args:
         data: a table of the splits, with the rows of each class where labels are classes.
@@ -137,6 +137,16 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def mean_size(sampler: LengthGroupedBatchSampler, num_batches: int) -> float:
+    """Return the mean padded tokens of a process's first `num_batches` batches, the short epochs among them."""
+    full = _sizes(sampler, sampler.short_epochs).mean()
+    if not sampler.short_epochs:
+        return float(full)
+    short = _sizes(sampler, 0)
+    share = min(1.0, sampler.short_epochs * (len(short) // sampler.num_processes) / num_batches)
+    return float(share * short.mean() + (1 - share) * full)
+
+
 def _estimate_seconds(
     loop: LoopOptions,
     model: nn.Module,
@@ -148,45 +158,45 @@ def _estimate_seconds(
     steps: int,
 ) -> tuple[float | None, int]:
     """Estimate the seconds of all forward and backward passes of a process, and the number of batches it rests on."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which runs no model without its optimiser
+    # DeepSpeed runs no model without its optimiser, and shared sequences need the context of the training loop.
+    if accelerator.distributed_type == DistributedType.DEEPSPEED or loop.sequence_parallel_size > 1:
         return None, 0
     num_batches = steps * loop.gradient_accumulation_steps
+    batches: Iterator[tuple[int, Any]]
     if isinstance(sampler, LengthGroupedBatchSampler):
-        batches: Iterator[tuple[int, Callable[[], Any]]] = _batches_to_time(train, collate, sampler, accelerator)
-        size = _mean_size(sampler, num_batches)
-    else:
-        stream = itertools.islice(sampler.epoch_batches(loader, 0), 1 + TIMED_BATCHES)
-        batches, size = ((1, lambda batch=batch: batch) for batch in stream), 1.0
+        batches = _batches_to_time(train, collate, sampler, accelerator)
+        size = mean_size(sampler, num_batches)
+    else:  # whose batches are of one size, near enough
+        stream = sampler.epoch_batches(loader, 0)
+        batches, size = zip(itertools.repeat(1, 1 + TIMED_BATCHES), stream, strict=False), 1.0
     trained = accelerator.prepare(model).train()
-    started, rates = time.perf_counter(), []
-    for number, (batch_size, load) in enumerate(batches):
-        begun = time.perf_counter()
-        accelerator.backward(trained(**load()).loss)
+    rates: list[float] = []
+    started = begun = time.perf_counter()
+    for number, (batch_size, batch) in enumerate(batches):
+        accelerator.backward(trained(**batch).loss)
         trained.zero_grad(set_to_none=True)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize(accelerator.device)
+        now = time.perf_counter()
         if number:  # the first one warms up
-            rates.append((time.perf_counter() - begun) / batch_size)
-        if rates and time.perf_counter() - started > LONGEST_TIMING_S:
+            rates.append((now - begun) / batch_size)
+        begun = now
+        if rates and now - started > LONGEST_TIMING_S:
             break
     return (num_batches * size * float(np.mean(rates)) if rates else None), len(rates)
 
 
 def _batches_to_time(
     train: Any, collate: Callable, sampler: LengthGroupedBatchSampler, accelerator: Accelerator
-) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """Yield sizes in padded tokens of batches of a full epoch and what loads them, the smallest first, as a warm-up."""
+) -> Iterator[tuple[int, Any]]:
+    """Yield batches of a full epoch with their size in padded tokens, the smallest first, as a warm-up."""
     epoch = sampler.short_epochs
     sizes = _sizes(sampler, epoch)
     order = np.argsort(sizes)
     middle = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, TIMED_BATCHES + 2)[1:-1]]
     for index in [order[0], *middle]:
-        indices = sampler.batches(epoch)[index]
-
-        def load(indices: list[int] = indices) -> Any:
-            return send_to_device(collate([train[each] for each in indices]), accelerator.device)
-
-        yield int(sizes[index]), load
+        examples = [train[each] for each in sampler.batches(epoch)[index]]
+        yield int(sizes[index]), send_to_device(collate(examples), accelerator.device)
 
 
 def _sizes(sampler: LengthGroupedBatchSampler, epoch: int) -> np.ndarray:
@@ -197,13 +207,3 @@ def _sizes(sampler: LengthGroupedBatchSampler, epoch: int) -> np.ndarray:
         for batch in sampler.batches(epoch)
     ]
     return np.asarray(sizes)
-
-
-def _mean_size(sampler: LengthGroupedBatchSampler, num_batches: int) -> float:
-    """Return the mean padded tokens of a process's first `num_batches` batches, the short epochs among them."""
-    full = _sizes(sampler, sampler.short_epochs).mean()
-    if not sampler.short_epochs:
-        return float(full)
-    short = _sizes(sampler, 0)
-    share = min(1.0, sampler.short_epochs * (len(short) // sampler.num_processes) / num_batches)
-    return float(share * short.mean() + (1 - share) * full)

@@ -53,7 +53,7 @@ class ProbeOptions(OptionGroup):
     num_threads: int = option(
         0, "CPU threads; 0 = OMP_NUM_THREADS, or else the usable cores", group="probe", common=True
     )
-    output: Path = option(Path("outputs/linear_probe.json"), "file for the results", group="probe", common=True)
+    output_dir: Path = option(Path("outputs/linear_probe"), "folder for results.json", group="probe", common=True)
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for what no run can use."""
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "rows": rows, "num_images": len(labelled.labels), "classes": labelled.label_names,
         "majority": labelled.majority, "seed": options.seed, "repeats": options.repeats,
     }  # fmt: skip
-    write_json(options.output, result)
+    write_json(options.output_dir / "results.json", result)
     print(format_table(rows, list(rows[0])))
     print(json.dumps(result))
     return result

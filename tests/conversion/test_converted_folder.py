@@ -235,6 +235,7 @@ def test_the_script_prints_every_tensor_and_one_line_of_json(small_sentence_mode
         "2",
         "--license",
         "mit",
+        "--verbose",
     ]
     monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, flags)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -245,7 +246,7 @@ def test_the_script_prints_every_tensor_and_one_line_of_json(small_sentence_mode
     assert sum(line.startswith("new") and line.endswith("learned part of factorized attention") for line in lines) == 2
     facts = ModelFacts.load(tmp_path / "out" / "model_facts.json")
     assert facts.license == "mit" and facts.command.startswith("python scripts/convert_checkpoint.py")
-    with pytest.raises(SystemExit, match="error: .* is not empty"):
+    with pytest.raises(SystemExit, match="error: OUTPUT_DIR .* is not empty; .* --overwrite_output_dir$"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

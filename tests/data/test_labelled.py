@@ -11,7 +11,7 @@ from transformers import ViTImageProcessor
 
 from fa_transformers.data.collators import ImageCollator, TextCollator
 from fa_transformers.data.examples import ImageExamples, TextExamples, build_examples
-from fa_transformers.data.labelled import load_data
+from fa_transformers.data.labelled import describe_user_data, load_data
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.options import CardOptions, DataOptions, LoopOptions, ModelOptions
 
@@ -270,3 +270,12 @@ def test_collators_without_data_leave_labels_out():
     images = [{"pixel_values": torch.full((3, 2, 2), float(number)), "label": 0} for number in range(2)]
     batch = ImageCollator()(images)
     assert batch.keys() == {"pixel_values"} and batch["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 1.0]
+
+
+def test_a_card_names_a_local_data_set_by_its_last_part_and_no_hub_id(tmp_path):
+    facts = describe_user_data(DataOptions(dataset_name=str(tmp_path)), CardOptions())
+    assert facts.name == tmp_path.name and facts.hub_id is None
+    (tmp_path / "a.csv").touch()
+    for data in (DataOptions(train_file=tmp_path / "a.csv"), DataOptions(image_folder=tmp_path)):
+        assert "/" not in describe_user_data(data, CardOptions()).name
+    assert describe_user_data(DataOptions(dataset_name="owner/name"), CardOptions()).hub_id == "owner/name"

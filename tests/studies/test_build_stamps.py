@@ -47,7 +47,7 @@ def test_the_set_is_a_coco_folder_of_masked_objects(tmp_path, sources, capsys):
             assert mask.sum() == area
             assert 0.6 < area / (np.ptp(rows) + 1) / (np.ptp(columns) + 1) < 0.95
     assert Image.open(tmp_path / "set" / "sheet.png").size == (512, 768)
-    with pytest.raises(SystemExit, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         stamps.main([*sources, *flags, "--output_dir", str(tmp_path / "set")])
 
 
@@ -62,7 +62,8 @@ def test_no_stamp_and_no_photograph_is_in_two_splits():
 
 def test_missing_sources_are_named(tmp_path, sources):
     (tmp_path / "photographs" / "board.jpg").unlink()
-    with pytest.raises(SystemExit, match=r"board.jpg: there is no such file; install opencv-doc or give --photographs"):
+    missing = r"board.jpg: there is no such file; install opencv-doc or give --photographs"
+    with pytest.raises(stamps.DataError, match=missing):
         stamps.main([*sources, "--output_dir", str(tmp_path / "set")])
     with pytest.raises(stamps.DataError, match="there is no stamp; install tuxpaint-stamps-default or give --stamps"):
         stamps.read_stamps(tmp_path)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 import fa_transformers as fa
+from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.training.calls import describe_call, fill_options
+from fa_transformers.training.plan import mean_size
 
 WORDS = ["red", "blue", "green", "one", "two", "three"]
 
@@ -84,6 +87,45 @@ def test_rows_may_be_columns_a_dataset_or_splits(kind, tiny_bert):
     rows = {"mapping": columns(30), "dataset": part, "splits": datasets.DatasetDict(train=part, test=part)}[kind]
     result = fa.finetune(rows, **options(tiny_bert))
     assert result.summary["split"] == "test" and result.summary["num_examples"] == (30 if kind == "splits" else 3)
+
+
+def test_a_dry_run_tells_the_plan_and_trains_and_writes_nothing(tiny_bert):
+    rows = columns(29)
+    rows["text"].append(" ".join(["red"] * 40))
+    rows["label"].append("red")
+    asked = options(tiny_bert, dry_run=True, max_steps=-1, num_train_epochs=2.0, per_device_train_batch_size=5)
+    result = fa.finetune(rows, **asked)
+    plan, told = result.plan, str(result.plan)
+    assert not Path("mine").exists() and (result.scores, result.summary) == ({}, {})
+    stock = load_file(tiny_bert / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(result.model.state_dict()[name], stock[name])
+    assert plan.num_parameters == result.model.num_parameters() and plan.steps == 2 * -(-24 // 5)
+    assert (plan.lengths[0.0], plan.lengths[0.5], plan.lengths[1.0]) == (5, 5, 16)
+    assert plan.share_at_limit == 1 / 24 and plan.largest_batch[1] == 16 and plan.memory.total > 0
+    assert 0 < plan.seconds < 600 and plan.timed_batches == 3 and plan.refusal is None
+    assert "red" in told and "(rows)  24" in told and "4.2% fill the limit" in told
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("of mine")
+    assert "--overwrite_output_dir" in fa.finetune(rows, **asked).plan.refusal
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("short_epochs", [0, 1, 2])
+def test_the_time_of_a_plan_is_that_of_all_padded_tokens(short_epochs, packing):
+    lengths = np.random.default_rng(0).integers(3, 60, 203)
+    sampler = LengthGroupedBatchSampler(
+        lengths, 16, max_tokens=400, packing=packing, short_epochs=short_epochs, short_length=5
+    )
+    num_batches = sum(len(sampler.batches(epoch)) for epoch in range(3))
+    sizes = []
+    for epoch in range(3):
+        short = np.minimum(lengths, 5) if epoch < short_epochs else lengths
+        for batch in sampler.batches(epoch):
+            sizes.append(short[batch].sum() if packing else len(batch) * short[batch].max())
+    # Batches differ a little from one epoch to the next, as neighbours in length are drawn.
+    assert num_batches * mean_size(sampler, num_batches) == pytest.approx(sum(sizes), rel=0.02)
 
 
 def test_options_that_no_run_can_use_are_named(tiny_bert):
