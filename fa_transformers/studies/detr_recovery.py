@@ -54,7 +54,7 @@ STRIDE = 8
 BATCH = 16
 CLIP_NORM = 0.5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DETECTORS: dict[str, tuple[str, type, type, type]] = {
+DETECTORS: dict[str, tuple[str, Any, Any, Any]] = {
     "conditional_detr": (
         "Conditional DETR", ConditionalDetrConfig, ConditionalDetrForObjectDetection, ConditionalDetrImageProcessor
     ),
@@ -129,7 +129,10 @@ def build_detector(kind: str) -> PreTrainedModel:
         auxiliary_loss=True, id2label=dict(enumerate(CLASS_NAMES)),
         label2id={name: index for index, name in enumerate(CLASS_NAMES)},
     )  # fmt: skip
-    return model_class(config)
+    model = model_class(config)
+    # As in DETR's own code: queries that start alike take long to part.
+    nn.init.normal_(model.model.query_position_embeddings.weight)
+    return model
 
 
 def backbone_config() -> ResNetConfig:

@@ -43,8 +43,9 @@ WIDTH_COLUMNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ALOE_COLUMNS: dict[str, dict[str, Any]] = {
     "method": {"name": "method"}, "max_disparity": {"name": "looks for less than, px"},
-    "scale": {"name": "images at", "digits": 3}, "epe": {"name": "end-point error, px", "digits": 2},
-    "over_3px": SHARE, "epe_answered": {"name": "error where SGBM answers, px", "digits": 2},
+    "scale": {"name": "images at", "digits": 3}, "answered": {"name": "answers", "digits": 3},
+    "epe_answered": {"name": "end-point error there, px", "digits": 2},
+    "epe": {"name": "end-point error, holes filled, px", "digits": 2}, "over_3px": SHARE,
     "cpu_seconds": {"name": "CPU seconds", "digits": 1},
 }  # fmt: skip
 
