@@ -40,7 +40,7 @@ WORST_ERROR_PX = 20.0
 
 @dataclass(frozen=True)
 class AloeResult:
-    """Rows of the table, and the disparities [H, W] that the picture shows, by method."""
+    """Rows of the table, and the disparities [H, W] that the picture shows, by method, a network's last ones."""
 
     rows: list[dict[str, Any]]
     maps: dict[str, np.ndarray]
@@ -152,7 +152,7 @@ def score_aloe(folders: Sequence[Path], sample: StereoSample, max_disparities: S
         share = float(answered[valid].mean())
         rows.append({"method": method} | more | {"answered": share, "epe_answered": there, "epe": scores["epe"]})
         rows[-1] |= {"over_3px": scores["over_3px"], "cpu_seconds": seconds}
-        maps[f"{method}, below {more['max_disparity']} px"] = filled
+        maps[method] = filled
 
     for folder in folders:
         model = FAStereoForDepthEstimation.from_pretrained(folder).eval()
@@ -160,7 +160,8 @@ def score_aloe(folders: Sequence[Path], sample: StereoSample, max_disparities: S
             model.config.max_disparity = limit
             model.config.check_fields()
             scale = fitting_scale(sample, limit)
-            processor = FAStereoImageProcessor.from_pretrained(folder, scale_factor=scale)
+            processor = FAStereoImageProcessor.from_pretrained(folder)
+            processor.scale_factor = scale
             name = describe_network(folder, model.config)
             started = time.process_time()
             disparity = predict_disparity(model, processor, sample.left, sample.right)
@@ -190,7 +191,7 @@ def draw_aloe(sample: StereoSample, maps: dict[str, np.ndarray], path: Path) -> 
     scale: dict[str, Any] = {"vmin": 0.0, "vmax": float(np.nanmax(known)), "cmap": "turbo"}
     height, width = known.shape
     with chart_style():
-        figure, axes = new_figure(1 + len(maps), 2, size=(10, (1 + len(maps)) * (5 * height / width + 0.3)))
+        figure, axes = new_figure(1 + len(maps), 2, size=(10, (1 + len(maps)) * (4.3 * height / width + 0.3)))
         panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
             ("left image", sample.left, {}),
             ("true disparity", known, scale),

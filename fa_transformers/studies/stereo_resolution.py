@@ -42,7 +42,8 @@ def measure_here(folder: str, width: int, num_scenes: int, seed: int) -> dict[st
     return_freed_memory()
     torch.set_num_threads(1)
     model = FAStereoForDepthEstimation.from_pretrained(folder).eval()
-    processor = FAStereoImageProcessor.from_pretrained(folder, scale_factor=1.0)
+    processor = FAStereoImageProcessor.from_pretrained(folder)
+    processor.scale_factor = 1.0
     size = (width // 2, width, model.config.max_disparity)
     seconds, scores, peak = [], [], 0
     for index in range(-1, num_scenes):
