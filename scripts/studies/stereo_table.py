@@ -105,10 +105,7 @@ def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[
     tables = {}
     if options.runs:
         rows = [read_run(folder) for folder in options.runs]
-        note = (
-            f"The errors are those of {rows[0]['scenes']} held-out scenes, occluded pixels too. Trained by: "
-            + "; ".join(f"`{row['command']}`" for row in rows)
-        )
+        note = f"The errors are those of {rows[0]['scenes']} held-out scenes, occluded pixels too."
         title = "Stereo networks with and without attention blocks"
         tables["runs"] = make_table(title, command, RUN_COLUMNS, rows, note=note)
         print(format_table(rows, list(RUN_COLUMNS)))
