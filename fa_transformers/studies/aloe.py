@@ -109,10 +109,10 @@ def find_agreeing(from_left: np.ndarray, from_right: np.ndarray, limit: float) -
         from_left, from_right: disparities [H, W] of the left and of the right image.
         limit: pixels that the two may differ by.
     """
-    rows, columns = np.indices(from_left.shape)
-    there = np.rint(columns - from_left).astype(int)
-    agreeing = np.abs(from_right[rows, there.clip(0, columns[0, -1])] - from_left) <= limit
-    return agreeing & (there >= 0) & (there <= columns[0, -1])
+    width = from_left.shape[1]
+    there = np.rint(np.arange(width) - from_left).astype(int)
+    from_there = np.take_along_axis(from_right, there.clip(0, width - 1), axis=1)
+    return (np.abs(from_there - from_left) <= limit) & (there >= 0) & (there < width)
 
 
 def predict_both(

@@ -152,31 +152,31 @@ def train_detector(plan: DetectorPlan, folder: Path) -> None:
     # Its batch norms are frozen copies there; all other weights learn on.
     model.model.backbone.model.load_state_dict(backbone.state_dict(), strict=False)
     model.model.unfreeze_backbone()
-    _train_encoder(plan, model, pixel_values, pictures)
-    _train_detection(model, pixel_values, pictures, plan.steps, plan.learning_rate, plan.seed + 2)
+    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
+    head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
+    _train_encoder(plan, model, head, pixel_values, classes)
+    _train_detection(plan, model, head, pixel_values, classes, pictures)
     model.save_pretrained(folder)
     DETECTORS[plan.detector][3](do_resize=False, do_pad=False).save_pretrained(folder)
 
 
 def _train_encoder(
-    plan: DetectorPlan, model: PreTrainedModel, pixel_values: Tensor, pictures: Sequence[ShapePicture]
+    plan: DetectorPlan, model: PreTrainedModel, head: nn.Module, pixel_values: Tensor, classes: Tensor
 ) -> None:
     """Teach the encoder to look up the class of the frame over every place, which a loss of boxes alone finds late.
 
     The backbone rests meanwhile, so that its maps are made once.
     """
     detector = model.model
-    head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
     with torch.no_grad():
         maps = torch.cat([detector.backbone.model(part).feature_maps[0] for part in pixel_values.split(100)])
-    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
     everywhere = torch.ones(BATCH, *maps.shape[2:], dtype=torch.bool)
     shape = torch.Size((BATCH, *maps.shape[1:]))
     positions = detector.position_embedding(shape=shape, device="cpu", dtype=maps.dtype, mask=everywhere)
     positions = positions.flatten(2).transpose(1, 2)
     weights = [weight for part in (detector.input_projection, detector.encoder, head) for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=1e-4)
-    for step, rows in _steps(optimizer, plan.encoder_steps, len(pictures), plan.seed + 1):
+    for step, rows in _steps(optimizer, plan.encoder_steps, len(maps), plan.seed + 1):
         projected = detector.input_projection(maps[rows]).flatten(2).transpose(1, 2)
         encoded = detector.encoder(
             inputs_embeds=projected, attention_mask=everywhere.flatten(1), spatial_position_embeddings=positions
@@ -187,23 +187,28 @@ def _train_encoder(
 
 
 def _train_detection(
+    plan: DetectorPlan,
     model: PreTrainedModel,
+    head: nn.Module,
     pixel_values: Tensor,
+    classes: Tensor,
     pictures: Sequence[ShapePicture],
-    steps: int,
-    learning_rate: float,
-    seed: int,
 ) -> None:
-    """Train a detector by its own loss, its backbone at a third of the rate."""
+    """Train a detector by its own loss, its backbone at a third of the rate.
+
+    The encoder's own loss goes on beside it: without it the look-up was lost before the decoder had found the frames.
+    """
     groups = [
         {"params": [weight for name, weight in model.named_parameters() if ("backbone" in name) == is_backbone]}
-        | {"lr": learning_rate * (1 / 3 if is_backbone else 1)}
+        | {"lr": plan.learning_rate * (1 / 3 if is_backbone else 1)}
         for is_backbone in (False, True)
     ]
     labels = [detr_labels(picture) for picture in pictures]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    for step, rows in _steps(optimizer, steps, len(pictures), seed):
-        loss = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()]).loss
+    for step, rows in _steps(optimizer, plan.steps, len(pictures), plan.seed + 2):
+        output = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()])
+        looked_up = head(output.encoder_last_hidden_state)
+        loss = output.loss + F.cross_entropy(looked_up.flatten(0, 1), classes[rows].flatten())
         _update(optimizer, loss, model)
         _print_loss("detector", step, loss)
 
