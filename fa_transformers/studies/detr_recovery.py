@@ -78,7 +78,7 @@ class DetectorPlan(OptionGroup):
     encoder_steps: int = option(
         2000, "steps of the encoder on it, by the class of every place", group="study", common=True
     )
-    steps: int = option(1500, "steps of the softmax detector", group="study", common=True)
+    steps: int = option(2500, "steps of the softmax detector", group="study", common=True)
     transfer_steps: int = option(100, "steps of attention transfer", group="study", common=True)
     end_to_end_steps: int = option(300, "steps of the recovery's second stage", group="study", common=True)
     learning_rate: float = option(

@@ -144,7 +144,7 @@ def test_a_finished_run_is_taken_where_its_settings_are_the_same(tmp_path, monke
     monkeypatch.setattr(script, "run_study", run_study)
     script.main(["--detectors", "detr", "--seeds", "3", "--output_dir", str(tmp_path)])
     script.main(["--detectors", "detr", "conditional_detr", "--seeds", "3", "--output_dir", str(tmp_path)])
-    assert ran == [("detr", 3, 1500), ("conditional_detr", 3, 1500)]
+    assert ran == [("detr", 3, 2500), ("conditional_detr", 3, 2500)]
     rows = json.loads((tmp_path / "detr.json").read_text())["tables"]["recovery"]["rows"]
     assert [row[:2] for row in rows] == [["detr", 3], ["conditional_detr", 3]]
     script.main(["--detectors", "detr", "--seeds", "3", "--steps", "7", "--output_dir", str(tmp_path)])
