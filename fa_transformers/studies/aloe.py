@@ -25,9 +25,14 @@ FILES = {"left": "aloeL.jpg", "right": "aloeR.jpg", "disparity": "aloeGT.png"}
 PACKAGE = "Debian's package opencv-doc (apt-get install opencv-doc: /usr/share/doc/opencv-doc/examples/data)"
 SGBM_LEVELS, SGBM_BLOCK = 224, 3
 """Disparities and side of the blocks of OpenCV's matching: the first multiple of 16 above 211, and its best block."""
-SGBM = "OpenCV SGBM, holes filled"
-RECORDED = {"method": f"{SGBM} (recorded)", "scale": 1.0, "epe": 3.03, "over_3px": 0.125, "epe_answered": 1.22}
+SGBM = "OpenCV SGBM"
+RECORDED = {
+    "method": f"{SGBM} (recorded)", "max_disparity": SGBM_LEVELS, "scale": 1.0, "answered": 0.723, "epe_answered": 1.22,
+    "epe": 3.03, "over_3px": 0.125,
+}  # fmt: skip
 """Row of opencv-python-headless 5.0.0.93, as `score_aloe` measured it: shown where OpenCV is not installed."""
+AGREEMENT_PX = 2.0
+"""Difference of the disparities from either view, in pixels of what the network reads, up to which they agree."""
 NO_BLOCKS = "no blocks"
 WORST_ERROR_PX = 20.0
 """Error from which on the picture of errors is at its darkest."""
@@ -35,7 +40,7 @@ WORST_ERROR_PX = 20.0
 
 @dataclass(frozen=True)
 class AloeResult:
-    """Rows of the table, and the disparities [H, W] that the picture shows, by method."""
+    """Rows of the table, and the disparities [H, W] that the picture shows, by method, a network's last ones."""
 
     rows: list[dict[str, Any]]
     maps: dict[str, np.ndarray]
@@ -95,32 +100,59 @@ def fill_holes(disparity: np.ndarray, known: np.ndarray) -> np.ndarray:
     return filled[closest].astype(np.float32)
 
 
+def find_agreeing(from_left: np.ndarray, from_right: np.ndarray, limit: float) -> np.ndarray:
+    """Return bool [H, W], True where a left pixel's disparity is that of the right pixel that it points at.
+
+    Elsewhere it points outside, is hidden in the right view, or is wrong: both views seldom err alike.
+
+    Args:
+        from_left, from_right: disparities [H, W] of the left and of the right image.
+        limit: pixels that the two may differ by.
+    """
+    width = from_left.shape[1]
+    there = np.rint(np.arange(width) - from_left).astype(int)
+    from_there = np.take_along_axis(from_right, there.clip(0, width - 1), axis=1)
+    return (np.abs(from_there - from_left) <= limit) & (there >= 0) & (there < width)
+
+
+def predict_both(
+    model: FAStereoForDepthEstimation, processor: FAStereoImageProcessor, sample: StereoSample
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the left image's disparities [H, W] and where the right image's `find_agreeing`.
+
+    Seen in a mirror, the right camera is the left one.
+    """
+    left, right = (np.ascontiguousarray(image[:, ::-1]) for image in (sample.left, sample.right))
+    from_left = predict_disparity(model, processor, sample.left, sample.right)
+    from_right = predict_disparity(model, processor, right, left)[:, ::-1]
+    return from_left, find_agreeing(from_left, from_right, AGREEMENT_PX / processor.scale_factor)
+
+
 def score_aloe(folders: Sequence[Path], sample: StereoSample, max_disparities: Sequence[int] = ()) -> AloeResult:
     """Score networks and OpenCV's matching on the pair.
 
     Each network reads the pair at its `fitting_scale`. No weight depends on `max_disparity`, so that a network can look
-    for more than it was trained for, on larger images: `max_disparities` are tried besides its own.
+    for more than it was trained for, on larger images: `max_disparities` are tried besides its own. A network has two
+    rows: as it answers, and with what the right view contradicts filled as holes, as OpenCV's matching is.
 
     Returns:
-        `rows` with the method, its `max_disparity`, the `scale` of the images, `epe` and `over_3px` over all valid
-        pixels, `epe_answered` over those of them where the matching tells a disparity (72 %), and CPU seconds.
+        `rows` with the method, its `max_disparity`, the `scale` of the images, the share of the valid pixels that are
+        `answered` and the end-point error there, `epe` and `over_3px` over all valid pixels, and CPU seconds.
     """
     assert sample.disparity is not None and sample.valid is not None
     true, valid = sample.disparity, sample.valid
     rows: list[dict[str, Any]] = []
     maps: dict[str, np.ndarray] = {}
-    started = time.process_time()
-    matched = match_blocks(sample)
-    matched_seconds = time.process_time() - started
-    answered = None if matched is None else valid & matched[1]
 
-    def add(method: str, disparity: np.ndarray, **more: Any) -> None:
-        scores = score_disparity(disparity, true, valid).compute()
-        row = {"method": method} | {name: scores[name] for name in ("epe", "over_3px")} | more
-        if answered is not None:
-            row["epe_answered"] = score_disparity(disparity, true, answered).compute()["epe"]
-        rows.append(row)
-        maps[", ".join(str(row[key]) for key in ("method", "max_disparity") if key in row)] = disparity
+    def add(method: str, disparity: np.ndarray, answered: np.ndarray, started: float, **more: Any) -> None:
+        seconds = time.process_time() - started
+        there = score_disparity(disparity, true, valid & answered).compute()["epe"]
+        filled = fill_holes(disparity, answered)
+        scores = score_disparity(filled, true, valid).compute()
+        share = float(answered[valid].mean())
+        rows.append({"method": method} | more | {"answered": share, "epe_answered": there, "epe": scores["epe"]})
+        rows[-1] |= {"over_3px": scores["over_3px"], "cpu_seconds": seconds}
+        maps[method] = filled
 
     for folder in folders:
         model = FAStereoForDepthEstimation.from_pretrained(folder).eval()
@@ -128,17 +160,21 @@ def score_aloe(folders: Sequence[Path], sample: StereoSample, max_disparities: S
             model.config.max_disparity = limit
             model.config.check_fields()
             scale = fitting_scale(sample, limit)
-            processor = FAStereoImageProcessor.from_pretrained(folder, scale_factor=scale)
+            processor = FAStereoImageProcessor.from_pretrained(folder)
+            processor.scale_factor = scale
+            name = describe_network(folder, model.config)
             started = time.process_time()
             disparity = predict_disparity(model, processor, sample.left, sample.right)
-            seconds = time.process_time() - started
-            name = describe_network(folder, model.config)
-            add(name, disparity, max_disparity=limit, scale=scale, cpu_seconds=seconds)
+            add(name, disparity, np.ones_like(valid), started, max_disparity=limit, scale=scale)
+            started = time.process_time()
+            checked = predict_both(model, processor, sample)
+            add(f"{name}, both views", *checked, started, max_disparity=limit, scale=scale)
+    started = time.process_time()
+    matched = match_blocks(sample)
     if matched is None:
         rows.append(dict(RECORDED))
     else:
-        filled = fill_holes(*matched)
-        add(SGBM, filled, max_disparity=SGBM_LEVELS, scale=1.0, cpu_seconds=matched_seconds)
+        add(SGBM, *matched, started, max_disparity=SGBM_LEVELS, scale=1.0)
     return AloeResult(rows, maps)
 
 
@@ -155,7 +191,7 @@ def draw_aloe(sample: StereoSample, maps: dict[str, np.ndarray], path: Path) -> 
     scale: dict[str, Any] = {"vmin": 0.0, "vmax": float(np.nanmax(known)), "cmap": "turbo"}
     height, width = known.shape
     with chart_style():
-        figure, axes = new_figure(1 + len(maps), 2, size=(10, (1 + len(maps)) * (5 * height / width + 0.3)))
+        figure, axes = new_figure(1 + len(maps), 2, size=(10, (1 + len(maps)) * (4.3 * height / width + 0.3)))
         panels: list[tuple[str, np.ndarray, dict[str, Any]]] = [
             ("left image", sample.left, {}),
             ("true disparity", known, scale),

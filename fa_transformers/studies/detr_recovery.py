@@ -54,7 +54,7 @@ STRIDE = 8
 BATCH = 16
 CLIP_NORM = 0.5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DETECTORS: dict[str, tuple[str, type, type, type]] = {
+DETECTORS: dict[str, tuple[str, Any, Any, Any]] = {
     "conditional_detr": (
         "Conditional DETR", ConditionalDetrConfig, ConditionalDetrForObjectDetection, ConditionalDetrImageProcessor
     ),
@@ -78,7 +78,7 @@ class DetectorPlan(OptionGroup):
     encoder_steps: int = option(
         2000, "steps of the encoder on it, by the class of every place", group="study", common=True
     )
-    steps: int = option(1500, "steps of the softmax detector", group="study", common=True)
+    steps: int = option(2500, "steps of the softmax detector", group="study", common=True)
     transfer_steps: int = option(100, "steps of attention transfer", group="study", common=True)
     end_to_end_steps: int = option(300, "steps of the recovery's second stage", group="study", common=True)
     learning_rate: float = option(
@@ -129,7 +129,10 @@ def build_detector(kind: str) -> PreTrainedModel:
         auxiliary_loss=True, id2label=dict(enumerate(CLASS_NAMES)),
         label2id={name: index for index, name in enumerate(CLASS_NAMES)},
     )  # fmt: skip
-    return model_class(config)
+    model = model_class(config)
+    # As in DETR's own code: queries that start alike take long to part.
+    nn.init.normal_(model.model.query_position_embeddings.weight)
+    return model
 
 
 def backbone_config() -> ResNetConfig:
@@ -149,31 +152,31 @@ def train_detector(plan: DetectorPlan, folder: Path) -> None:
     # Its batch norms are frozen copies there; all other weights learn on.
     model.model.backbone.model.load_state_dict(backbone.state_dict(), strict=False)
     model.model.unfreeze_backbone()
-    _train_encoder(plan, model, pixel_values, pictures)
-    _train_detection(model, pixel_values, pictures, plan.steps, plan.learning_rate, plan.seed + 2)
+    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
+    head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
+    _train_encoder(plan, model, head, pixel_values, classes)
+    _train_detection(plan, model, head, pixel_values, classes, pictures)
     model.save_pretrained(folder)
     DETECTORS[plan.detector][3](do_resize=False, do_pad=False).save_pretrained(folder)
 
 
 def _train_encoder(
-    plan: DetectorPlan, model: PreTrainedModel, pixel_values: Tensor, pictures: Sequence[ShapePicture]
+    plan: DetectorPlan, model: PreTrainedModel, head: nn.Module, pixel_values: Tensor, classes: Tensor
 ) -> None:
     """Teach the encoder to look up the class of the frame over every place, which a loss of boxes alone finds late.
 
     The backbone rests meanwhile, so that its maps are made once.
     """
     detector = model.model
-    head = nn.Linear(model.config.d_model, len(CLASS_NAMES))
     with torch.no_grad():
         maps = torch.cat([detector.backbone.model(part).feature_maps[0] for part in pixel_values.split(100)])
-    classes = torch.stack([class_map(picture, STRIDE) for picture in pictures]).flatten(1)
     everywhere = torch.ones(BATCH, *maps.shape[2:], dtype=torch.bool)
     shape = torch.Size((BATCH, *maps.shape[1:]))
     positions = detector.position_embedding(shape=shape, device="cpu", dtype=maps.dtype, mask=everywhere)
     positions = positions.flatten(2).transpose(1, 2)
     weights = [weight for part in (detector.input_projection, detector.encoder, head) for weight in part.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=1e-4)
-    for step, rows in _steps(optimizer, plan.encoder_steps, len(pictures), plan.seed + 1):
+    for step, rows in _steps(optimizer, plan.encoder_steps, len(maps), plan.seed + 1):
         projected = detector.input_projection(maps[rows]).flatten(2).transpose(1, 2)
         encoded = detector.encoder(
             inputs_embeds=projected, attention_mask=everywhere.flatten(1), spatial_position_embeddings=positions
@@ -184,23 +187,28 @@ def _train_encoder(
 
 
 def _train_detection(
+    plan: DetectorPlan,
     model: PreTrainedModel,
+    head: nn.Module,
     pixel_values: Tensor,
+    classes: Tensor,
     pictures: Sequence[ShapePicture],
-    steps: int,
-    learning_rate: float,
-    seed: int,
 ) -> None:
-    """Train a detector by its own loss, its backbone at a third of the rate."""
+    """Train a detector by its own loss, its backbone at a third of the rate.
+
+    The encoder's own loss goes on beside it: without it the look-up was lost before the decoder had found the frames.
+    """
     groups = [
         {"params": [weight for name, weight in model.named_parameters() if ("backbone" in name) == is_backbone]}
-        | {"lr": learning_rate * (1 / 3 if is_backbone else 1)}
+        | {"lr": plan.learning_rate * (1 / 3 if is_backbone else 1)}
         for is_backbone in (False, True)
     ]
     labels = [detr_labels(picture) for picture in pictures]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-    for step, rows in _steps(optimizer, steps, len(pictures), seed):
-        loss = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()]).loss
+    for step, rows in _steps(optimizer, plan.steps, len(pictures), plan.seed + 2):
+        output = model(pixel_values=pixel_values[rows], labels=[labels[row] for row in rows.tolist()])
+        looked_up = head(output.encoder_last_hidden_state)
+        loss = output.loss + F.cross_entropy(looked_up.flatten(0, 1), classes[rows].flatten())
         _update(optimizer, loss, model)
         _print_loss("detector", step, loss)
 

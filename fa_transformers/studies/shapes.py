@@ -20,8 +20,8 @@ FRAME_KIND = len(CLASS_NAMES)
 NUM_APPEARANCES = (len(CLASS_NAMES) + 1) * len(COLOURS)
 """Appearances of an object: its kind, a frame's after those of the marks, and its colour."""
 SIDE_PX = 96
-MARK_PX = (18, 26)
-FRAME_PX = (22, 36)
+MARK_PX = (16, 22)
+FRAME_PX = (28, 38)
 FRAME_WIDTH_PX = 5
 FRAMES_OF_A_COLOUR = (1, 2)
 TRIES = 30

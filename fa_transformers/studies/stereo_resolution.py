@@ -42,7 +42,8 @@ def measure_here(folder: str, width: int, num_scenes: int, seed: int) -> dict[st
     return_freed_memory()
     torch.set_num_threads(1)
     model = FAStereoForDepthEstimation.from_pretrained(folder).eval()
-    processor = FAStereoImageProcessor.from_pretrained(folder, scale_factor=1.0)
+    processor = FAStereoImageProcessor.from_pretrained(folder)
+    processor.scale_factor = 1.0
     size = (width // 2, width, model.config.max_disparity)
     seconds, scores, peak = [], [], 0
     for index in range(-1, num_scenes):
@@ -102,7 +103,6 @@ def read_run(folder: Path) -> dict[str, Any]:
         **{name: scores[name] for name in ("epe", "over_1px", "over_3px", "d1")},
         "constant_epe": results["baselines"]["constant"]["epe"],
         "scenes": results["num_examples"],
-        "command": results["command"],
     }
 
 
@@ -116,8 +116,10 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
     networks = list(dict.fromkeys(row["network"] for row in rows))
     widths = sorted({row["width"] for row in rows})
     colours = [MUTED["ViT"] if name.startswith(NO_BLOCKS) else HIGHLIGHT for name in networks]
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     with chart_style():
-        figure, axes = new_figure(1, len(panels), size=(11, 3.4))
+        figure, axes = new_figure(1, len(panels), size=(11, 3.6))
         for place, (key, (title, scale)) in zip(axes, panels.items(), strict=True):
             for name, colour in zip(networks, colours, strict=True):
                 own = sorted((row["width"], row[key]) for row in rows if row["network"] == name)
@@ -125,11 +127,15 @@ def draw_chart(rows: Sequence[dict[str, Any]], path: Path) -> None:
             place.set_yscale(scale)
             if scale == "linear":
                 place.set_ylim(bottom=0)
+            else:
+                place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                place.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+                place.yaxis.set_minor_formatter(NullFormatter())
             scale_by_size(place, widths)
             clear_frame(place)
             place.set_title(title, loc="left", fontsize=9)
             place.set_xlabel("width of the images, px (height: half)")
-        axes[-1].legend(frameon=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, path)
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.studies.dense_benchmark import DenseBenchmarkOptions, measure, plan_contests
 from fa_transformers.studies.dense_benchmark_report import ABOUT, compute_floors, make_tables, plot_picture
 from fa_transformers.studies.page_tables import update_tables
@@ -62,7 +62,5 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json
 from fa_transformers.studies.dense_benchmark_report import ABOUT
 from fa_transformers.studies.odd_one_out import OddOneOutOptions, run_study
@@ -55,7 +55,5 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fa_transformers.checks import check_positive
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.options import OptionGroup, option
 from fa_transformers.studies.aloe import draw_aloe, read_aloe, score_aloe
 from fa_transformers.studies.page_tables import make_table, update_tables
@@ -43,8 +43,9 @@ WIDTH_COLUMNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ALOE_COLUMNS: dict[str, dict[str, Any]] = {
     "method": {"name": "method"}, "max_disparity": {"name": "looks for less than, px"},
-    "scale": {"name": "images at", "digits": 3}, "epe": {"name": "end-point error, px", "digits": 2},
-    "over_3px": SHARE, "epe_answered": {"name": "error where SGBM answers, px", "digits": 2},
+    "scale": {"name": "images at", "digits": 3}, "answered": {"name": "answers", "digits": 3},
+    "epe_answered": {"name": "end-point error there, px", "digits": 2},
+    "epe": {"name": "end-point error, holes filled, px", "digits": 2}, "over_3px": SHARE,
     "cpu_seconds": {"name": "CPU seconds", "digits": 1},
 }  # fmt: skip
 
@@ -104,10 +105,7 @@ def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[
     tables = {}
     if options.runs:
         rows = [read_run(folder) for folder in options.runs]
-        note = (
-            f"The errors are those of {rows[0]['scenes']} held-out scenes, occluded pixels too. Trained by: "
-            + "; ".join(f"`{row['command']}`" for row in rows)
-        )
+        note = f"The errors are those of {rows[0]['scenes']} held-out scenes, occluded pixels too."
         title = "Stereo networks with and without attention blocks"
         tables["runs"] = make_table(title, command, RUN_COLUMNS, rows, note=note)
         print(format_table(rows, list(RUN_COLUMNS)))
@@ -138,7 +136,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

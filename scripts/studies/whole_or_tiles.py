@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fa_transformers.commands.flags import describe_command, script_parser
+from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json
 from fa_transformers.studies.dense_benchmark_report import ABOUT
 from fa_transformers.studies.page_tables import make_table, update_tables
@@ -76,7 +76,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with mistakes_in_one_line():
         main()
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -176,6 +176,16 @@ def test_the_loss_sums_all_disparity_maps_with_their_weights():
         assert loss == pytest.approx(sum(w * s for w, s in zip(weights, single, strict=True)), rel=1e-12)
 
 
+def test_a_trained_network_looks_for_larger_disparities_with_the_same_weights(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    wider, info = FAStereoForDepthEstimation.from_pretrained(tmp_path, max_disparity=32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"] and wider.config.max_disparity == 32
+    pairs = make_pairs(8, 48, batch=1)
+    costs = [one.compute_costs(pairs)[1][0] for one in (model, wider.double().eval())]
+    assert costs[1].shape[1] == 8 and torch.equal(costs[1][:, :4], costs[0]), "plain correlations of the first levels"
+
+
 def test_inputs_of_another_shape_are_refused():
     for shape in ((2, 3, 12, 16), (2, 1, 3, 12, 16), (1, 2, 1, 12, 16)):
         with pytest.raises(ValueError, match="`pixel_values` must be"):

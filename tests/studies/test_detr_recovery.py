@@ -1,6 +1,7 @@
 """Protects the study of recovered detectors: its pictures' boxes, its scores, and that a whole run goes through."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,14 @@ import torch
 from repository import load_script
 from torch import nn
 
-from fa_transformers.studies.detr_recovery import DETECTORS, as_pixel_values, build_detector, score_detector
+from fa_transformers.studies import detr_recovery
+from fa_transformers.studies.detr_recovery import (
+    DETECTORS,
+    DetectorPlan,
+    as_pixel_values,
+    build_detector,
+    score_detector,
+)
 from fa_transformers.studies.shapes import (
     CLASS_NAMES,
     COLOURS,
@@ -136,7 +144,7 @@ def test_a_finished_run_is_taken_where_its_settings_are_the_same(tmp_path, monke
     monkeypatch.setattr(script, "run_study", run_study)
     script.main(["--detectors", "detr", "--seeds", "3", "--output_dir", str(tmp_path)])
     script.main(["--detectors", "detr", "conditional_detr", "--seeds", "3", "--output_dir", str(tmp_path)])
-    assert ran == [("detr", 3, 1500), ("conditional_detr", 3, 1500)]
+    assert ran == [("detr", 3, 2500), ("conditional_detr", 3, 2500)]
     rows = json.loads((tmp_path / "detr.json").read_text())["tables"]["recovery"]["rows"]
     assert [row[:2] for row in rows] == [["detr", 3], ["conditional_detr", 3]]
     script.main(["--detectors", "detr", "--seeds", "3", "--steps", "7", "--output_dir", str(tmp_path)])
@@ -144,3 +152,12 @@ def test_a_finished_run_is_taken_where_its_settings_are_the_same(tmp_path, monke
     with pytest.raises(SystemExit):
         script.parse(["--detectors", "yolo"])
     assert "--detectors yolo is unknown" in capsys.readouterr().err
+
+
+def test_a_softmax_detector_is_taken_where_its_training_had_the_same_settings(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(detr_recovery, "train_detector", lambda plan, folder: trained.append(plan.steps))
+    plan = DetectorPlan(steps=7, output_dir=tmp_path)
+    for one in (plan, replace(plan, end_to_end_steps=9), replace(plan, steps=8), replace(plan, steps=8, seed=1)):
+        detr_recovery._train_once(one, tmp_path / "softmax")
+    assert trained == [7, 8, 8], "the recovery's steps are no part of it"

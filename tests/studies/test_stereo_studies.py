@@ -13,7 +13,7 @@ from fa_transformers.data.readers.stereo_folders import StereoSample
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from fa_transformers.studies import aloe, stereo_resolution
-from fa_transformers.studies.aloe import fill_holes, fitting_scale, read_aloe, score_aloe
+from fa_transformers.studies.aloe import fill_holes, find_agreeing, fitting_scale, read_aloe, score_aloe
 from fa_transformers.studies.stereo_resolution import measure_here, read_run
 
 HEIGHT, WIDTH, SHIFT = 24, 96, 30
@@ -66,40 +66,61 @@ def test_holes_take_the_lesser_neighbour_of_their_row_and_known_places_stay():
         fill_holes(disparity, np.zeros_like(known))
 
 
-def test_methods_are_scored_over_the_valid_pixels_and_where_the_matching_answers(pair, network, monkeypatch):
+def test_disparities_agree_where_the_right_view_says_the_same():
+    # A wall of disparity 2, and before it in columns 6 to 8 something of disparity 4, which hides the wall's 4 and 5.
+    from_left = np.array([[2, 2, 2, 2, 2, 2, 4, 4, 4, 2]], dtype=np.float32)
+    from_right = np.array([[2, 2, 4, 4, 4, 2, 2, 2, 2, 2]], dtype=np.float32)
+    agreeing = find_agreeing(from_left, from_right, 1.0)
+    assert agreeing.tolist() == [[False, False, True, True, False, False, True, True, True, True]]
+    assert (
+        find_agreeing(from_left, from_right, 2.0)[0, 2:].all() and not find_agreeing(from_left, from_right, 2.0)[0, 0]
+    )
+
+
+def test_the_right_view_is_the_left_one_in_a_mirror(pair, monkeypatch):
+    sample, seen = read_aloe(pair), []
+
+    def predict(model, processor, left, right):
+        seen.append((left, right))
+        return np.full((HEIGHT, WIDTH), SHIFT, np.float32)
+
+    monkeypatch.setattr(aloe, "predict_disparity", predict)
+    disparity, agreeing = aloe.predict_both(None, FAStereoImageProcessor(), sample)
+    assert (disparity == SHIFT).all() and agreeing[:, SHIFT:].all() and not agreeing[:, :SHIFT].any()
+    assert np.array_equal(seen[1][0], sample.right[:, ::-1]) and np.array_equal(seen[1][1], sample.left[:, ::-1])
+
+
+def test_methods_are_scored_where_they_answer_and_with_their_holes_filled(pair, network, monkeypatch):
     sample = read_aloe(pair)
     answers = np.zeros((HEIGHT, WIDTH), dtype=bool)
     answers[:, 50:] = True
     matched = np.where(answers, SHIFT + 2.0, -1.0).astype(np.float32), answers
-    monkeypatch.setattr(aloe, "match_blocks", lambda sample: matched)
-    monkeypatch.setattr(aloe, "predict_disparity", lambda *given: np.full((HEIGHT, WIDTH), SHIFT - 5.0))
-    result = score_aloe([network], sample, max_disparities=(24,))
-    ours, wider, sgbm = result.rows
-    assert (ours["epe"], ours["epe_answered"], ours["max_disparity"], ours["scale"]) == (5.0, 5.0, 16, 12 / 30)
-    assert (wider["max_disparity"], wider["scale"]) == (24, 20 / 30)
-    assert sgbm["epe"] == sgbm["epe_answered"] == 2.0, "holes are filled"
-    assert len(result.maps) == 3 and all("(small)" in name for name in list(result.maps)[:2])
     errors = np.where(np.arange(WIDTH) < 50, SHIFT - 5.0, SHIFT) * np.ones((HEIGHT, 1))
+    monkeypatch.setattr(aloe, "match_blocks", lambda sample: matched)
     monkeypatch.setattr(aloe, "predict_disparity", lambda *given: errors)
-    ours = score_aloe([network], sample).rows[0]
-    assert ours["epe_answered"] == 0.0 and ours["epe"] == pytest.approx(5 * 45 / 91)
+    monkeypatch.setattr(aloe, "predict_both", lambda *given: (errors, answers))
+    result = score_aloe([network], sample, max_disparities=(24,))
+    alone, checked, *wider, sgbm = result.rows
+    assert (alone["answered"], alone["max_disparity"], alone["scale"]) == (1.0, 16, 12 / 30)
+    assert alone["epe"] == alone["epe_answered"] == pytest.approx(5 * 45 / 91)
+    assert checked["answered"] == sgbm["answered"] == pytest.approx(46 / 91)
+    assert checked["epe_answered"] == checked["epe"] == 0.0 and sgbm["epe_answered"] == sgbm["epe"] == 2.0
+    assert [(row["max_disparity"], row["scale"]) for row in wider] == [(24, 20 / 30)] * 2
+    assert len(result.maps) == 3 and all("(small)" in name for name in list(result.maps)[:2])
     monkeypatch.setattr(aloe, "match_blocks", lambda sample: None)
-    ours, recorded = score_aloe([network], sample).rows
-    assert recorded == aloe.RECORDED and "epe_answered" not in ours
+    assert score_aloe([network], sample).rows[2:] == [aloe.RECORDED]
     with pytest.raises(ValueError, match="max_disparity"):
         score_aloe([network], sample, max_disparities=(18,))
 
 
 def test_a_point_has_the_error_of_the_network_at_the_scenes_own_size(network, monkeypatch):
-    for name in ("set_num_threads",):
-        monkeypatch.setattr(torch, name, lambda number: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(stereo_resolution, "return_freed_memory", lambda: None)
-    row = measure_here(str(network), 64, 2, 0)
+    row = measure_here(str(network), 64, 1, 0)
     assert (row["width"], row["height"]) == (64, 32) and row["network"].startswith("blocks on features")
-    # At half of the size, which the folder's processor would take, an answer has half of the height.
+    # At half of the size, which the folder's processor would take, the map would have another shape than the truth.
     assert row["epe"] > 0 and row["cpu_seconds"] > 0
     assert row["peak_mib"] > 4 * 8 * 4 * 8 * 16 / 2**20, "a cost volume has 4 levels, 8 x 16 places, 8 channels"
-    assert measure_here(str(network), 64, 2, 0)["epe"] == row["epe"]
 
 
 def test_the_tables_of_runs_keep_the_others_and_stand_on_a_page(network, tmp_path, capsys):
