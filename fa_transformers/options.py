@@ -66,8 +66,7 @@ class DataOptions(OptionGroup):
 
     train_file: Path | None = option(
         None,
-        "csv, tsv, json, jsonl, parquet or xlsx file with a text column and, to fine-tune, a label column; "
-        "distillation reads txt too",
+        "csv, tsv, json, jsonl, parquet, xlsx or, for distillation, txt file with the columns text and label",
         group="text",
         common=True,
     )
@@ -106,8 +105,7 @@ class DataOptions(OptionGroup):
     )
     label_names: tuple[str, ...] | None = option(
         None,
-        "names of the classes in their order: of the entries of rows of zeros and ones, or of the integers from 0 on; "
-        "unset = as the data says",
+        "names of the classes in their order: of the entries of rows of zeros and ones, or of integers from 0 on",
         group="labels",
     )
     group_column: str | None = option(
@@ -247,10 +245,7 @@ class LoopOptions(OptionGroup):
     gradient_accumulation_steps: int = option(UNSET, "batches per optimiser step", group="batches")
     num_train_epochs: float = option(UNSET, "passes over the training data", group="epochs", common=True)
     recovery_steps: int | None = option(
-        None,
-        "text: steps in which the layers that replace a checkpoint's softmax attention learn what it gave, before "
-        "fine-tuning; 0 = none, unset = as is best",
-        group="recovery",
+        None, "text: steps in which new layers first learn what a checkpoint's softmax gave; 0 = none", group="recovery"
     )
     short_epochs: int = option(
         UNSET, "cut documents to --short_length in this many first epochs; 0 = none", group="short epochs"

@@ -7,7 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..files import count_cores, write_json
+from ..cores import count_cores
+from ..files import write_json
 
 
 def make_table(

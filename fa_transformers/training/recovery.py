@@ -137,16 +137,14 @@ def recover(
     def evaluate(objective: nn.Module) -> dict:
         return evaluate_objective(objective, loaders["validation"], accelerator)
 
-    def log(values: dict, step: int) -> None:
-        accelerator.log({f"recovery/{name}": value for name, value in values.items()}, step=step)
-
     before = evaluate(objective.to(accelerator.device))
     (folder / FOLDER).mkdir(exist_ok=True)
     steps = plan_steps(loop, sampler, folder / FOLDER)
     groups = group_by_rates(objective, lambda name, parameter: (loop.learning_rate, 0.0))
     trained, state, _ = run_training(
         loop, objective, *build_optimizer(groups, loop, steps), loaders["train"], sampler, accelerator,
-        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder / FOLDER, log=log,
+        evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder / FOLDER,
+        log=lambda values, step: accelerator.log({f"recovery/{name}": value for name, value in values.items()}, step),
         data_digests=digest_once(accelerator, lambda: digest_data(data)), resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)

@@ -69,3 +69,41 @@ def test_the_task_follows_from_the_source_of_the_data_unless_it_is_typed():
     assert command.parse(["--image_folder", "a", "--task", "text-classification"]).task == "text-classification"
     images = command.parse(["--image_folder", "photos"])
     assert images.loop == command.parse(["--image_folder", "photos", "--task", "image-classification"]).loop
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate", "0"], "--learning_rate must be above 0"),
+        (["--max_steps", "0"], "--max_steps must be at least 1"),
+        (["--warmup_ratio", "1"], "--warmup_ratio must be at least 0 and below 1"),
+        (["--seed", "-1"], "--seed must not be negative"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers must not be negative"),
+        (["--preprocessing_num_workers", "0"], "--preprocessing_num_workers must be above 0"),
+        (["--train_file", "a.csv", "--dataset_name", "b"], "two sources of data"),
+        (["--test_file", "a.csv"], "go with --train_file"),
+        (
+            ["--image_folder", "a", "--task", "text-classification"],
+            "--image_folder is for images, and the task is text: give --task image-classification",
+        ),
+        (
+            ["--task", "image-classification", "--train_file", "a.csv"],
+            "--train_file is for text, and the task is images: leave --task out",
+        ),
+        (["--packing", "--max_tokens_per_batch", "0"], "--packing is for text and needs a --max_tokens_per_batch"),
+        (["--packing", "--task", "image-classification"], "--packing is for text"),
+        (["--square"], "--square is for images; leave it out"),
+        (["--streaming"], "--streaming is for text from --train_file or --dataset_name"),
+        (["--streaming", "--train_file", "a.csv"], "--streaming needs a --validation_file"),
+        (["--streaming", "--dataset_name", "a"], "--streaming needs --max_steps"),
+        (["--streaming", "--dataset_name", "a", "--max_steps", "2"], "--streaming needs --save_steps"),
+        (
+            ["--streaming", "--dataset_name", "a", "--max_steps", "2", "--save_steps", "2", "--short_epochs", "1"],
+            "--short_epochs is not for --streaming",
+        ),
+        (["--resume_from_checkpoint", "last", "--overwrite_output_dir"], "contradict each other"),
+    ],
+)
+def test_flags_that_no_run_can_use_are_named(flags, message):
+    with pytest.raises(ValueError, match=message):
+        command.main(flags)
