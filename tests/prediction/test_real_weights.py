@@ -10,7 +10,7 @@ import fa_transformers as fa
 from fa_transformers.prediction.inputs import batches, windows
 
 pytestmark = pytest.mark.slow
-LEAST_SHARE = 0.75  # 0.98 to 1.01 were measured; a machine that is busy with other things moves either time
+LEAST_SHARE = 0.75  # 1.07 and 1.16 were measured: a machine that is busy with other things moves either time
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def predictor(minilm) -> fa.Predictor:
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Two dozen texts of about 10 to 600 tokens."""
+    """Twelve texts of about 10 to 600 tokens."""
     sentences = ("The tenant pays the rent. ", "Whales dive under the ice. ", "The court heard both parties. ")
-    return ["".join(sentences[(number + part) % 3] for part in range(1 + 13 * number % 97)) for number in range(24)]
+    return ["".join(sentences[(number + part) % 3] for part in range(1 + 13 * number % 97)) for number in range(12)]
 
 
 def test_a_document_longer_than_a_batch_gets_the_answer_of_reading_it_at_once(predictor, texts):
