@@ -1,6 +1,5 @@
 """A trained classifier or regressor from its folder, or one line that says why a folder can't answer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from transformers import PreTrainedModel
 
 from ..conversion.json_file import SourceError
 from ..conversion.source import load_processor, locate_checkpoint, read_source
+from ..lora import describe_adapter
 from ..models.configuration_fa import FactorizedConfig
 
-ADAPTER_FILE = "adapter_config.json"
 HEADS = {"ForSequenceClassification": "input_ids", "ForImageClassification": "pixel_values"}
 """Ends of the names of classes that answer for a whole text or image, and what these take."""
 
@@ -70,16 +69,8 @@ def load_classifier(
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    adapter = folder / ADAPTER_FILE
-    if adapter.is_file() and not (folder / "config.json").is_file():
-        try:
-            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (ValueError, AttributeError):
-            base = None
-        raise SourceError(
-            f"{name} is an adapter of {base or 'a model that it does not name'}, and no model: merge it first (load it "
-            "with peft, merge_and_unload), and save what comes out with its tokenizer"
-        )
+    if (told := describe_adapter(folder, name)) is not None:
+        raise SourceError(told)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise SourceError(f"{name} is no model folder: it has no config.json")
 

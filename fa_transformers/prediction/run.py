@@ -1,10 +1,8 @@
 """Predictions for a file or a folder: read, answered and written a window at a time, scored where there are labels."""
 
 import hashlib
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,7 +31,6 @@ TEXT_START = 200
 """Characters of a text that stand in the output."""
 OPTIONS_OF_READING = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size")
 """Fields of `PredictOptions` that are arguments of `Predictor`; the digits of an answer depend on all of them."""
-_ARGUMENT = re.compile(rf"`({'|'.join(OPTIONS_OF_READING)})(?:=([^`]*))?`")
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,7 @@ def predict_file(
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     reading = {name: getattr(options, name) for name in OPTIONS_OF_READING}
-    with _naming_flags():
-        predictor = Predictor.from_pretrained(model, device=options.device, dtype=options.dtype, **reading)
+    predictor = Predictor.from_pretrained(model, device=options.device, dtype=options.dtype, **reading)
     source = open_source(
         path, predictor, text_column=columns.text, label_column=columns.label,
         id_column=options.id_column_name, delimiter=columns.delimiter,
@@ -124,19 +120,8 @@ def predict_file(
     identity |= {"device": predictor.model.device.type}
     table = table_columns(predictor, source)
     output = Output(options.output, table, identity, resume=options.resume)
-    with released(output.folder), _naming_flags():
+    with released(output.folder):
         return _Run(predictor, source, output, lengths, columns.label_separator).complete()
-
-
-@contextmanager
-def _naming_flags() -> Iterator[None]:
-    """Put flags in the place of the arguments of `Predictor` that a message names."""
-    try:
-        yield
-    except ValueError as error:
-        if len(error.args) == 1:
-            error.args = (_ARGUMENT.sub(lambda found: f"--{found[1]} {found[2] or ''}".rstrip(), str(error)),)
-        raise
 
 
 class _Run:

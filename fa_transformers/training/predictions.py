@@ -13,16 +13,12 @@ from torch.utils.data import DataLoader
 from ..data.batching import LengthGroupedBatchSampler
 from ..data.labelled import LabelledData
 from ..files import written_by_rename
-from ..metrics import decide
+from ..prediction.answers import AnswerRules, Answers
 from ..redaction import redact
 from ..tables import harmless_cell, one_line
 
 PREDICTIONS_FILE = "predictions.csv"
 UNLABELLED_FILE = "unlabelled_predictions.csv"
-WRITTEN_CLASSES = 50
-"""Classes up to which each has a column, and beyond them the most classes of a row that are named."""
-NUM_BEST = 5
-"""Best classes of a row that are written with their scores where there are more than `WRITTEN_CLASSES`."""
 TEXT_START = 200
 """Characters of a document that stand in the table."""
 _READ_START = 10 * TEXT_START  # blanks become one, and a token of the Hub that is cut would no longer be seen
@@ -30,9 +26,7 @@ _BLOCK_ROWS = 500
 
 
 class Predictions:
-    """A model's answers to examples, kept small: all scores up to `WRITTEN_CLASSES` classes, beyond them the best.
-
-    A score is a probability (softmax, or of several labels the sigmoid), and in regression the number itself.
+    """A model's answers to examples, kept small as `AnswerRules` has them.
 
     Args:
         data: says what the labels are.
@@ -51,39 +45,26 @@ class Predictions:
         source_rows: Sequence[int] | None = None,
         labels: Sequence[Any] | None = None,
     ):
-        self.problem_type, self.names = data.problem_type, data.label_names
+        self.rules = AnswerRules(data.problem_type, data.label_names)
         sampler = find_sampler(loader)
         self.order, self.lengths = example_order(loader), sampler.lengths
         self.rows, self.source_rows, self.labels = rows, source_rows, labels
-        self._shown_names = redact(list(data.label_names or []))
-        self.has_several = data.problem_type == "multi_label_classification"
-        self._is_short = data.num_labels > WRITTEN_CLASSES
         self._batches: list[tuple[np.ndarray, ...]] = []
         self._ordered: tuple[np.ndarray, ...] | None = None
 
-    def shorten(self, logits: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return what is kept of logits [B, C]: scores [B, kept], their classes, and the number of classes chosen [B].
+    @property
+    def names(self) -> list[str] | None:
+        """Names of the classes as they may be shown; None in regression."""
+        return self.rules.names
 
-        Raises:
-            ValueError: a logit is not finite.
-        """
-        decided = decide(logits, self.problem_type)
-        chosen = decided.sum(axis=1) if self.has_several else np.ones(len(logits), np.int64)
-        if self.problem_type == "regression":
-            return logits, np.zeros(logits.shape, np.int32), chosen
-        if self.has_several:
-            sigmoid = (1 / (1 + np.exp(-np.clip(logits, -80, 80)))).astype(np.float32)
-            above_half = np.nextafter(np.float32(0.5), np.float32(1))  # where a small logit's sigmoid rounds to 0.5
-            scores = np.where(decided > 0, np.maximum(sigmoid, above_half), sigmoid)
-        else:
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            scores = powers / powers.sum(axis=1, keepdims=True)
-        if not self._is_short:
-            return scores, np.broadcast_to(np.arange(scores.shape[1], dtype=np.int32), scores.shape), chosen
-        kept = WRITTEN_CLASSES if self.has_several else NUM_BEST
-        best = np.argpartition(-logits, kept - 1, axis=1)[:, :kept]
-        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(logits, best, 1), axis=1, kind="stable"), 1)
-        return np.take_along_axis(scores, best, 1), best.astype(np.int32), chosen
+    @property
+    def has_several(self) -> bool:
+        """True where an example may have any number of labels."""
+        return self.rules.is_several
+
+    def shorten(self, logits: np.ndarray) -> Answers:
+        """Return what is kept of logits [B, C]; ValueError where one is not finite."""
+        return self.rules.shorten(logits)
 
     def add(self, answers: Sequence[np.ndarray], is_right: np.ndarray) -> None:
         """Keep what `shorten` returned of the next examples in the loader's order, and which answers are right [B]."""
@@ -95,7 +76,7 @@ class Predictions:
         Its columns are `row` (from 1), `text` (its first `TEXT_START` characters on one line) or `image` (the file),
         `true` where labels are known, `predicted`, `score` and `correct`, or of numbers `error`, and the scores: "score
         of NAME" for each class, or the best as "best 1", "score 1" and on. Labels of several are a JSON list of names,
-        and `score` is that of the least sure one, that it is as predicted; of more than `WRITTEN_CLASSES` classes the
+        and `score` is that of the least sure one, that it is as predicted; of more than 50 classes the
         best are named, and `num_predicted` counts all. A cell that a spreadsheet would take for a formula has an
         apostrophe before it.
         """
@@ -177,13 +158,7 @@ class Predictions:
         return header
 
     def _header(self) -> list[str]:
-        header = self._first_columns()
-        if self.names is None:
-            return header
-        if not self._is_short:
-            return header + [f"score of {name}" for name in self._shown_names]
-        best = [f"{noun} {place}" for place in range(1, NUM_BEST + 1) for noun in ("best", "score")]
-        return header + (["num_predicted"] if self.has_several else []) + best
+        return self._first_columns() + self.rules.score_columns()
 
     def _blocks(self, indices: np.ndarray) -> Iterator[list[list]]:
         """The rows of the table for these examples, some hundreds at a time."""
@@ -208,34 +183,24 @@ class Predictions:
             if self.labels is None:
                 return [*row, self._show(number)]
             return [*row, self._show(self.labels[index]), self._show(number), f"{number - self.labels[index]:.6g}"]
-        score = np.maximum(scores, 1 - scores).min() if self.has_several else scores.max()
-        predicted, *rest = self._answer(scores, classes, int(chosen))
-        if self.labels is None:
-            return [*row, predicted, f"{score:.6g}", *rest]
-        return [*row, self._show(self.labels[index]), predicted, f"{score:.6g}", bool(is_right), *rest]
-
-    def _answer(self, scores: np.ndarray, classes: np.ndarray, chosen: int) -> list:
-        shown = [f"{score:.6g}" for score in scores.tolist()]
-        if self.has_several:
-            predicted = self._show([int(number) for number, score in zip(classes, scores, strict=True) if score > 0.5])
-        else:
-            predicted = self._show(int(classes[scores.argmax()]))
-        if not self._is_short:
-            return [predicted, *shown]
-        best = [
-            cell
-            for number, score in zip(classes[:NUM_BEST].tolist(), shown, strict=False)
-            for cell in (self._show(number), score)
+        label, values = self.rules.label_of(scores, classes), self.rules.score_values(scores, classes, int(chosen))
+        predicted = json.dumps(label, ensure_ascii=False) if isinstance(label, list) else harmless_cell(str(label))
+        score = f"{self.rules.score_of(scores):.6g}"
+        rest = [
+            f"{value:.6g}" if isinstance(value, float) else harmless_cell(value) if isinstance(value, str) else value
+            for value in values
         ]
-        return [predicted, *([chosen] if self.has_several else []), *best]
+        if self.labels is None:
+            return [*row, predicted, score, *rest]
+        return [*row, self._show(self.labels[index]), predicted, score, bool(is_right), *rest]
 
     def _show(self, label: Any) -> Any:
         """A cell of a label: a number, a name, or a list of names."""
         if self.names is None:
             return f"{label:.6g}"
         if isinstance(label, list):
-            return json.dumps([self._shown_names[number] for number in label], ensure_ascii=False)
-        return harmless_cell(self._shown_names[label])
+            return json.dumps([self.names[number] for number in label], ensure_ascii=False)
+        return harmless_cell(self.names[label])
 
 
 def find_sampler(loader: DataLoader) -> LengthGroupedBatchSampler:
