@@ -216,7 +216,7 @@ def test_a_model_that_cannot_answer_is_refused_in_one_line_that_says_what_to_do(
         "cut": "the weights can't be loaded",
         "grown": "the tokenizer has 12 tokens, the model's table 11",
         "odd": "config.json is no JSON file",
-        "adapter": "is an adapter of my/base, and no model: merge it first",
+        "adapter": "is a PEFT adapter of my/base: merge it first",
         "empty": "is no model folder: it has no config.json",
     }.items():
         with pytest.raises(ValueError, match=message) as refused:

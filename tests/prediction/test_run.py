@@ -289,8 +289,8 @@ def test_bad_input_and_output_are_told_in_one_line_before_anything_is_written(mo
         ),
         ("text", "in.csv", {"output": "in.csv", "overwrite": True}, {}, "--output in.csv is the file to predict for"),
         ("text", "in.csv", {"overwrite": True, "resume": True}, {}, "--overwrite and --resume contradict each other"),
-        ("absolute", "in.csv", {"max_length": 64}, {}, "--max_length 64 is more than the model reads"),
-        ("images", "photos", {"max_length": 64}, {}, "--max_length is for texts"),
+        ("absolute", "in.csv", {"max_length": 64}, {}, "`max_length=64` is more than the model reads"),
+        ("images", "photos", {"max_length": 64}, {}, "`max_length` is for texts"),
         ("missing", "in.csv", {}, {}, "is no folder here"),
     ]:
         given = {name: Path(value) if name == "output" else value for name, value in options.items()}
