@@ -1,0 +1,74 @@
+"""Protects the comparison of recipes: sets whose splits share no file, equal time, and runs that are taken again."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from fa_transformers.data.sets import python_docs
+from fa_transformers.studies import recipe_choice
+from fa_transformers.studies.recipe_choice import RECIPES, RecipeOptions, run_recipes, summarise_recipes
+
+
+def documents(kind: str):
+    for label in python_docs.PROJECTS:
+        for file in range(20):
+            yield label, f"{label}/{file}.py", [f"{label} file {file} text {number} of numpy" for number in range(3)]
+
+
+def test_names_are_masked_and_a_file_is_in_one_split(monkeypatch):
+    monkeypatch.setattr(python_docs, "_documents", documents)
+    splits = python_docs.load_python_docs("docstrings")
+    files = {name: {(row["label"], row["text"].split()[2]) for row in part} for name, part in splits.items()}
+    assert all(len(part) for part in splits.values())
+    assert not files["train"] & files["test"] and not files["train"] & files["validation"]
+    texts = [text for part in splits.values() for text in part["text"]]
+    assert len(texts) == 3 * 20 * len(python_docs.PROJECTS)
+    assert all(text.startswith("NAME file") and text.endswith("of NAME") for text in texts)
+
+
+def fake_finetune(calls: list):
+    def run(rows, *, model, loop, card):
+        calls.append((model, loop))
+        steps = loop.max_steps
+        summary = {
+            "train_seconds": 2.0 * steps,
+            "train_tokens": 100 * steps,
+            "model": {"accuracy": 0.5, "macro_f1": 0.4},
+        }
+        if loop.recovery_steps:
+            summary["recovery"] = {"seconds": 0.5 * loop.recovery_steps}
+        return SimpleNamespace(summary=summary, baselines={"TF-IDF + logistic regression": {"accuracy": 0.6}})
+
+    return run
+
+
+def test_every_recipe_gets_the_same_time_and_finished_runs_are_taken_again(tmp_path, monkeypatch):
+    calls: list = []
+    monkeypatch.setattr(recipe_choice, "finetune", fake_finetune(calls))
+    monkeypatch.setattr(recipe_choice, "load_set", lambda name: {})
+    options = RecipeOptions(sets=("licences",), seeds=(0, 1), seconds=200.0, output_dir=tmp_path)
+    rows = run_recipes(options)
+    assert all(abs(row["seconds"] - 200.0) <= 1.0 for row in rows), "half a step"
+    assert {row["steps"] for row in rows if "transfer" in row["recipe"]} == {62}, "75 of 200 seconds are the transfer's"
+    assert len(calls) == 2 * len(rows) == 4 * len(RECIPES)
+    again = run_recipes(options)
+    assert again == rows and len(calls) == 2 * len(rows)
+    run_recipes(replace(options, seconds=100.0))
+    assert len(calls) == 4 * len(rows), "of another budget"
+    table = summarise_recipes(rows)
+    assert [row["runs"] for row in table] == [2] * len(RECIPES) and table[0]["mean"] == table[0]["licences"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sets": ("letters",)}, "--sets 'letters' is unknown"),
+        ({"recipes": ()}, "--recipes names none"),
+        ({"seconds": 0.0}, "--seconds must be above 0"),
+        ({"seeds": ()}, "--seeds needs a number"),
+    ],
+)
+def test_options_that_no_run_can_use_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RecipeOptions(**wrong).check()
