@@ -244,8 +244,8 @@ class LoopOptions(OptionGroup):
     )
     gradient_accumulation_steps: int = option(UNSET, "batches per optimiser step", group="batches")
     num_train_epochs: float = option(UNSET, "passes over the training data", group="epochs", common=True)
-    recovery_steps: int | None = option(
-        None, "text: steps in which new layers first learn what a checkpoint's softmax gave; 0 = none", group="recovery"
+    recovery_steps: int = option(
+        0, "text: steps in which new layers first learn what a checkpoint's softmax gave; 0 = none", group="recovery"
     )
     short_epochs: int = option(
         UNSET, "cut documents to --short_length in this many first epochs; 0 = none", group="short epochs"

@@ -30,8 +30,6 @@ FOLDER, FIGURES_FILE = "recovery", "figures.json"
 MAX_VALIDATION_PIECES = 64
 SHORTEST_PIECE, LONGEST_PIECE = 3, 512
 """Tokens of a piece, special ones included; a checkpoint may read fewer than the longest."""
-RECOVERY_STEPS = 300
-"""Steps of the transfer where none were asked for."""
 TRANSFER: dict[str, Any] = dict(
     learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
     per_device_train_batch_size=64, per_device_eval_batch_size=32, max_tokens_per_batch=2048, short_epochs=0,
@@ -59,20 +57,22 @@ class Recovery:
 def plan_recovery(
     job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data: LabelledData, folder: Path
 ) -> Recovery:
-    """Return the attention transfer that a run begins with; of 0 steps where there is nothing to recover.
+    """Return the attention transfer that a run begins with.
 
     Args:
-        job: the run; `recovery_steps` None leaves the transfer out where it has no use.
+        job: the run.
         model: the model with the replaced layers.
         is_stock: the checkpoint had softmax attention in them.
         data: the data to fine-tune on.
         folder: the run's output folder.
 
     Raises:
-        ValueError: steps were asked for, and the checkpoint is no softmax one, the layers have nothing of their own to
-            train, or the documents are read while training.
+        ValueError: the checkpoint is no softmax one, the layers have nothing of their own to train, or the documents
+            are read while training.
     """
-    asked = job.loop.recovery_steps
+    steps = job.loop.recovery_steps
+    if not steps:
+        return Recovery(0)
     has_parameters = any(
         True for module in model.modules() if isinstance(module, FactorizedMixer) for _ in module.parameters()
     )
@@ -83,12 +83,11 @@ def plan_recovery(
         "--learned_temperatures": not has_parameters,
         "needs documents that are there before training; leave out --streaming": data.stream is not None,
     }
-    against = next((reason for reason, holds in reasons.items() if holds), None)
-    if asked and against:
-        raise ValueError(f"--recovery_steps {asked} {against}.")
-    steps = 0 if against else RECOVERY_STEPS if asked is None else asked
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"--recovery_steps {steps} {reason}.")
     resume = job.loop.resume_from_checkpoint
-    if not steps or resume is None:
+    if resume is None:
         return Recovery(steps)
     if resume in ("last", "auto") and not list_checkpoints(folder):
         has_begun = bool(list_checkpoints(folder / FOLDER))

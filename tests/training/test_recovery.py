@@ -71,7 +71,7 @@ def test_a_transfer_that_has_no_use_is_refused_where_it_was_asked_for(more, mess
     assert not list_checkpoints(tmp_path / "out")
 
 
-def test_it_is_left_out_where_nothing_was_asked_and_there_is_nothing_to_learn_from(tmp_path, tiny_bert):
+def test_a_model_keeps_what_its_config_says_of_a_transfer_and_has_none_to_learn_from_again(tmp_path, tiny_bert):
     first = recovered_flags(tmp_path, tiny_bert, "--max_steps", 1)
     run(*first)
     flags = [*text_flags(tmp_path, tmp_path / "out")[:-2], "--local_kernel_size", 3, "--max_steps", 1]
