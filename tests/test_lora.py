@@ -203,7 +203,8 @@ def test_a_pooler_that_was_drawn_anew_trains_and_is_saved(tmp_path):
     assert torch.equal(outputs_of(loaded, inputs)["logits"], expected)
 
 
-def test_a_folder_of_an_adapter_is_none_of_a_model(tmp_path):
+def test_a_folder_of_an_adapter_is_none_of_a_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("fa_transformers.hub.push.check_login", lambda repo_id, token: "me")
     model = build(FABertConfig, FABertForSequenceClassification)
     set_location(model, "outputs/base")
     adapter_of(model, tmp_path)

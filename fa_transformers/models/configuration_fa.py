@@ -79,7 +79,8 @@ class CheckedConfig:
 
     @property
     def _attn_implementation(self):
-        return super()._attn_implementation  # type: ignore[misc]
+        # As the base class has it, whose property torch.compile can't reach through `super()`.
+        return self._attn_implementation_internal
 
     @_attn_implementation.setter
     def _attn_implementation(self, value):

@@ -71,7 +71,7 @@ def build_facts(job: FinetuneJob, data: LabelledData, fitted: Fitted, baselines:
 
 
 def _describe_transfer(run: dict) -> str:
-    """What came before fine-tuning, of a run's figures."""
+    """Return the beginning of a sentence on what came before fine-tuning, from a run's figures."""
     if not (recovery := run.get("recovery")):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Which recipe of fine-tuning is best at equal time: rows of options, three sets of real text, three seeds.
+"""Recipes of fine-tuning at equal time, each on three sets of real text with three seeds.
 
 python scripts/studies/choose_recipe.py
 python scripts/studies/choose_recipe.py --sets licences --seeds 0 --seconds 120 --recipes window "window, transfer"

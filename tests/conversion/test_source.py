@@ -72,5 +72,5 @@ def test_the_weights_of_a_source_are_read_only_when_they_are_needed(tmp_path, mo
 @pytest.mark.parametrize("name", ["outputs/mistyped", "no/such/folder"])
 def test_a_name_that_is_nowhere_is_in_the_error(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match=f"'{name}' is no folder here, and the Hub gave no such repository"):
+    with pytest.raises(FileNotFoundError, match=f"'{name}' is no folder here, and "):
         read_source(name)

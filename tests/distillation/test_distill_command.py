@@ -18,7 +18,8 @@ LEFT_OUT = (
     "test_file", "streaming", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
     "strict_length", "freeze_layers", "gradient_checkpointing", "packing", "sequence_parallel_size", "short_epochs",
     "short_length", "max_steps", "dry_run", "num_train_epochs", "head_learning_rate", "metric_for_best_model",
-    "push_to_hub", "hub_token", "hub_private", "label_names", "group_column",
+    "push_to_hub", "hub_token", "hub_private", "label_names", "group_column", "recovery_steps", "report_lengths",
+    "lora_rank", "lora_alpha",
 )  # fmt: skip
 
 

@@ -16,15 +16,8 @@ from fa_transformers import (
     FAViTForImageClassification,
     FAViTModel,
 )
-from fa_transformers.distillation.objectives import (
-    AttentionTransfer,
-    EndToEndDistillation,
-    _hidden_states,
-    evaluate_objective,
-    head_loss,
-    mixers,
-    relative_error,
-)
+from fa_transformers.distillation.objectives import EndToEndDistillation, _hidden_states, head_loss
+from fa_transformers.training.attention_transfer import AttentionTransfer, evaluate_objective, mixers, relative_error
 
 ARCHITECTURES = [(FABertConfig, FABertModel, text_inputs), (FAViTConfig, FAViTModel, image_inputs)]
 

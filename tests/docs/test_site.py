@@ -107,7 +107,7 @@ def test_links_to_click_on_are_no_requests():
 def test_the_page_of_flags_has_every_field_and_its_help(site):
     page = (site / "reference" / "flags.html").read_text(encoding="utf-8")
     groups = [group for name, group in vars(options).items() if name.endswith("Options") and not name.startswith("_")]
-    assert len(groups) == 6
+    assert len(groups) == 7
     for group in groups:
         assert f'id="{group.__name__.lower()}"' in page
         for name in group.__dataclass_fields__:

@@ -313,6 +313,7 @@ def find_rows(monkeypatch, find) -> None:
 @pytest.mark.usefixtures("in_this_process")
 def test_push_refuses_what_fails_now_before_anything_is_sent(folder, monkeypatch):
     monkeypatch.setattr("fa_transformers.hub.push.HfApi", None)
+    monkeypatch.setattr("fa_transformers.hub.push.check_login", lambda repo_id, token: "tester")
     read_padding(monkeypatch)
     with pytest.raises(SelfTestError, match="padding on 3 documents.*batch.*packed"):
         push(folder, "tester/model")
@@ -321,6 +322,7 @@ def test_push_refuses_what_fails_now_before_anything_is_sent(folder, monkeypatch
 @pytest.mark.usefixtures("as_published")
 def test_push_refuses_a_folder_without_a_certificate_and_says_how_to_make_one(bare, monkeypatch):
     monkeypatch.setattr("fa_transformers.hub.push.HfApi", None)
+    monkeypatch.setattr("fa_transformers.hub.push.check_login", lambda repo_id, token: "tester")
     with pytest.raises(SelfTestError, match=r"has no certificate.json; run `fa-transformers check .*model --write`"):
         push(bare, "tester/model")
 
@@ -328,6 +330,7 @@ def test_push_refuses_a_folder_without_a_certificate_and_says_how_to_make_one(ba
 @pytest.mark.usefixtures("as_published")
 def test_push_refuses_a_card_that_says_other_than_the_certificate(folder, monkeypatch):
     monkeypatch.setattr("fa_transformers.hub.push.HfApi", None)
+    monkeypatch.setattr("fa_transformers.hub.push.check_login", lambda repo_id, token: "tester")
     facts = ModelFacts.load(folder / "model_facts.json")
     facts = dataclasses.replace(facts, certificate=facts.certificate[:-1])
     facts.save(folder / "model_facts.json")

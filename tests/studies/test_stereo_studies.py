@@ -14,7 +14,7 @@ from fa_transformers.data.readers.tables import DataError
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from fa_transformers.studies import aloe, stereo_resolution
 from fa_transformers.studies.aloe import fill_holes, find_agreeing, fitting_scale, read_aloe, score_aloe
-from fa_transformers.studies.stereo_resolution import measure_here, read_run
+from fa_transformers.studies.stereo_resolution import measure, measure_here, read_run
 
 HEIGHT, WIDTH, SHIFT = 24, 96, 30
 
@@ -120,6 +120,11 @@ def test_a_point_has_the_error_of_the_network_at_the_scenes_own_size(network, mo
     assert (row["width"], row["height"]) == (64, 32) and row["network"].startswith("blocks on features")
     # At half of the size, which the folder's processor would take, the map would have another shape than the truth.
     assert row["epe"] > 0 and row["cpu_seconds"] > 0
+
+
+@pytest.mark.slow  # a process of its own: other tests have made this one large
+def test_a_points_memory_is_that_of_its_cost_volume_at_least(network):
+    row = measure(network, 64, 1, 0)
     assert row["peak_mib"] > 4 * 8 * 4 * 8 * 16 / 2**20, "a cost volume has 4 levels, 8 x 16 places, 8 channels"
 
 

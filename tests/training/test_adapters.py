@@ -92,7 +92,7 @@ def test_a_run_ends_with_a_merged_model_and_an_adapter_that_loads(home, monkeypa
     torch.testing.assert_close(answers(adapted), answers(merged), **MERGED)
     # The base has the checkpoint's weights and says that they were not trained since.
     base = AutoModelForSequenceClassification.from_pretrained("mine/base")
-    assert base.config.recovery == "pending" and merged.config.recovery is None
+    assert base.config.recovery == "pending" and merged.config.recovery == "fine_tuned"
     stock = load_file("stock/model.safetensors")
     assert all(
         torch.equal(tensor, stock[name]) for name, tensor in base.state_dict().items() if name in stock.keys() - HEAD
@@ -202,7 +202,7 @@ def test_missing_peft_and_sharded_weights_are_named_before_data_is_read(monkeypa
     options = {"rows": {"text": []}, "model": fa.ModelOptions(lora_rank=2)}
     sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, num_processes=1)
     monkeypatch.setattr(sys.modules["fa_transformers.training.finetune"], "make_accelerator", lambda _: sharding)
-    with pytest.raises(ValueError, match="--lora_rank needs whole weights"):
+    with pytest.raises(ValueError, match="`lora_rank` needs whole weights"):
         fa.finetune(**options)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match="--lora_rank needs peft"):
