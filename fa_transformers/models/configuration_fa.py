@@ -80,7 +80,7 @@ class CheckedConfig:
     @property
     def _attn_implementation(self):
         # As the base class has it, whose property torch.compile can't reach through `super()`.
-        return self._attn_implementation_internal
+        return self._attn_implementation_internal  # type: ignore[attr-defined]
 
     @_attn_implementation.setter
     def _attn_implementation(self, value):
