@@ -126,8 +126,8 @@ def describe_adapter(folder: Path, name: str | None = None) -> str | None:
 def _is_stock(model: PreTrainedModel) -> bool:
     """Whether the configuration at a model's location is of another type, as after loading a stock checkpoint."""
     name = model.name_or_path
-    path: Any = Path(name, "config.json") if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
     try:
+        path: Any = Path(name, "config.json") if Path(name).is_dir() else try_to_load_from_cache(name, "config.json")
         return json.loads(Path(path).read_text(encoding="utf-8")).get("model_type") != model.config.model_type
     except (OSError, ValueError, TypeError):  # it is gone since, or came from elsewhere
         return False

@@ -91,7 +91,10 @@ class FlagParser:
 
     def parse(self, argv: Sequence[str] | None = None) -> "Parsed":
         """Parse a command line; --help, --help-all and mistakes end the process as argparse does."""
-        flags = list(sys.argv[1:] if argv is None else argv)
+        try:
+            flags = read_flag_files(sys.argv[1:] if argv is None else argv)
+        except ValueError as error:
+            self._parser.error(str(error))
         _flags_of_command.clear()
         _flags_of_command.update(self._parser.typed_names | self._aliases)
         wanted = [flag for flag in flags if flag in ("-h", "--help", "--help-all")]
@@ -106,6 +109,27 @@ class FlagParser:
             for options_class, names in self._groups
         }
         return Parsed(options, given, flags, self._parser.error)
+
+
+def read_flag_files(flags: Sequence[str]) -> list[str]:
+    """Return the flags with the words of FILE in the place of each @FILE that there is; # begins a comment.
+
+    Any other text that begins with @ stays as it is.
+
+    Raises:
+        ValueError: a file has a quote that doesn't end, or is no text.
+    """
+    words = []
+    for flag in flags:
+        path = Path(flag[1:])
+        if not flag.startswith("@") or not path.is_file():
+            words.append(flag)
+            continue
+        try:
+            words += shlex.split(path.read_text(encoding="utf-8"), comments=True)
+        except ValueError as error:
+            raise ValueError(f"{flag}, a file of flags: {error}") from error
+    return words
 
 
 class Parsed:
@@ -133,17 +157,12 @@ class _Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            fromfile_prefix_chars="@",
         )
         self._common: dict[str, bool] = {}
         self._field_defaults: dict[str, Any] = {}
         help_flags = self.add_argument_group("help")
         help_flags.add_argument("-h", "--help", action="store_true", help="show the flags that most people need")
         help_flags.add_argument("--help-all", action="store_true", help="show every flag")
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """Return the words of a line of a file of flags, which stands as @FILE among them; # begins a comment."""
-        return shlex.split(arg_line, comments=True)
 
     def add_field(self, section: Any, part: Field) -> None:
         """Add the flag of a dataclass field, its type and choices taken from the annotation."""
@@ -194,6 +213,8 @@ class _Parser(argparse.ArgumentParser):
     def _describe_unknown(self, unknown: Sequence[str]) -> str:
         known = [flag for action in self._actions for flag in action.option_strings]
         first = unknown[0].split("=")[0]
+        if first.startswith("@"):
+            return f"{first}: there is no such file of flags; a value that begins with @ is typed as --flag={first}"
         if not first.startswith("-"):
             return f"{first!r} is not the value of a flag; quote values that hold blanks or patterns"
         name = first.strip("-").replace("-", "_")
@@ -305,7 +326,8 @@ def describe_mistake(error: Exception) -> str | None:
         return f"out of memory: use less of it{''.join(known[:1])}. {first_line}".strip()
     is_to_install = isinstance(error, ImportError) and "pip install" in text
     if isinstance(error, Mistake | OSError) or is_to_install or _is_raised_here(error):
-        return in_flags(text, _flags_of_command) or type(error).__name__
+        is_of_a_file = any(kind.__name__ == "SourceError" for kind in type(error).__mro__)  # not of a flag
+        return (text if is_of_a_file else in_flags(text, _flags_of_command)) or type(error).__name__
     return None
 
 

@@ -24,11 +24,14 @@ def fit_image_processor(
         image_size: side in pixels of the square whose pixels an image is to have, at most; a (height, width) is the
             size of all images. None: the side that the processor says.
         square: resize all images to the square, whatever their shape; with `image_size` None a stock processor stays
-            as it is. So it is with a model whose images don't have three channels.
+            as it is. So it is with a model whose images don't have three channels, and with a processor of another
+            shape than a square.
 
     Raises:
         ValueError: `image_size` is None and the processor says no square, or it is smaller than a patch.
     """
+    if image_size is None and not square and not _is_square(processor):
+        return processor
     fields = {name: value for name in COPIED_FIELDS if (value := getattr(processor, name, None)) is not None}
     if not square and not isinstance(image_size, tuple) and config.num_channels == 3:
         return FAViTImageProcessor(image_size or native_side(processor), config.patch_size, **fields)
@@ -47,6 +50,14 @@ def size_of(image_size: int | tuple[int, int]) -> dict[str, int]:
     """Return a side, or a (height, width), in pixels as transformers' image processors take it."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return {"height": height, "width": width}
+
+
+def _is_square(processor: BaseImageProcessor) -> bool:
+    """Return whether a processor says one side in pixels for its images."""
+    try:
+        return isinstance(processor, FAViTImageProcessor) or native_side(processor) > 0
+    except ValueError:
+        return False
 
 
 def native_side(processor: BaseImageProcessor) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
@@ -180,7 +180,7 @@ def _open(item: Any) -> Image.Image:
             image.load()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"the bytes are no image that Pillow can read: {error}") from error
-        return image
+        return ImageOps.exif_transpose(image)
     if isinstance(item, np.ndarray):
         try:
             return Image.fromarray(item)
@@ -188,7 +188,7 @@ def _open(item: Any) -> Image.Image:
             raise DataError(f"the array of shape {item.shape} and type {item.dtype} is no image: {error}") from error
     if not isinstance(item, Image.Image):
         raise DataError(f"an image must be Pillow's, an array, a path or a file's bytes, got {type(item).__name__}")
-    return item
+    return ImageOps.exif_transpose(item)
 
 
 def windows(items: Iterable[Item], weigh: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:

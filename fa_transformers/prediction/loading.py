@@ -31,6 +31,7 @@ def load_classifier(
         SourceError: it is a stock model, an adapter, a model with another head or none, or damaged.
         FileNotFoundError: there is no such folder or repository.
     """
+    place = _find_device(device)
     folder = locate_checkpoint(name)
     _check_folder(name, folder)
     try:
@@ -60,12 +61,21 @@ def load_classifier(
     if report["missing_keys"]:
         raise SourceError(f"{name}: the weights lack {sorted(report['missing_keys'])[0]}: copy the folder again")
     _check_vocabulary(name, processor, source.config)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model.to(place).eval()
     for parameter in model.parameters():
         # Weights that were read from a file lie at any address, and products may round by it: a run that goes on with
         # another one must find the same digits.
         parameter.data = parameter.data.clone()
     return model, processor
+
+
+def _find_device(device: str | torch.device | None) -> torch.device:
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch's words for a device that isn't there
+        raise ValueError(f"`device={str(device)!r}` can't be used: {str(error).splitlines()[0]}") from error
+    return place
 
 
 def _check_folder(name: str, folder: Path) -> None:

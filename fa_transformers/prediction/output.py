@@ -199,13 +199,13 @@ class Output:
 
     def _as_csv(self, rows: Sequence[Sequence[Any]]) -> bytes:
         text = io.StringIO()
-        csv.writer(text).writerows([[_csv_cell(value) for value in row] for row in redact(list(rows))])
+        csv.writer(text).writerows([[_csv_cell(value) for value in row] for row in _writable(rows)])
         return text.getvalue().encode("utf-8")
 
     def _as_lines(self, rows: Sequence[Sequence[Any]]) -> bytes:
         names = [column.name for column in self.columns]
         lines = []
-        for row in redact(list(rows)):
+        for row in _writable(rows):
             values = [_rounded(value) if isinstance(value, float) else value for value in row]
             lines.append(json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + "\n")
         return "".join(lines).encode("utf-8")
@@ -242,6 +242,17 @@ class Output:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def _writable(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Return rows without tokens of the Hub, and "?" in the place of halves of characters, which UTF-8 can't write."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(part) for part in value]
+        return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+    return [[clean(value) for value in row] for row in redact([list(row) for row in rows])]
 
 
 def _csv_cell(value: Any) -> Any:

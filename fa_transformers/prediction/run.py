@@ -254,7 +254,13 @@ def table_columns(predictor: Predictor, source: Source) -> list[Column]:
         columns.append(Column(name, {"best": "text", "num_predicted": "integer"}.get(noun, "number")))
     columns += [Column("tokens" if is_text else "patches", "integer")]
     columns += [Column("truncated", "boolean")] if is_text else []
-    return [*columns, Column("error", "text")]
+    columns.append(Column("error", "text"))
+    names = [column.name for column in columns]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"--id_column_name {twice[0]}: the output has a column of this name; rename the one with the ids"
+        )
+    return columns
 
 
 def describe_model(folder: Path) -> str:

@@ -126,6 +126,8 @@ def plot_picture(found: Mapping[Contest, Figures], setting: str, path: Path) -> 
             axes.set_yscale("log")
             for kind in KINDS["blocks"]:
                 done = {size: value(contests[size][kind]) for size in sizes if "not_run" not in contests[size][kind]}
+                if not done:  # the note below the chart says why
+                    continue
                 is_ours = kind == "factorized"
                 width, order = (2.6, 5) if is_ours else (1.3, 3)
                 axes.plot(list(done), list(done.values()), "o-", color=COLOURS[kind], linewidth=width, zorder=order)

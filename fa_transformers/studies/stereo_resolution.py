@@ -73,6 +73,8 @@ def measure_here(folder: str, width: int, num_scenes: int, seed: int) -> dict[st
 
 def measure(folder: Path, width: int, num_scenes: int, seed: int) -> dict[str, Any]:
     """Return the row of `measure_here` from a fresh process; RuntimeError with its last words where that failed."""
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: there is no config.json of a trained network")
     point = json.dumps([str(folder), width, num_scenes, seed])
     command = [sys.executable, "-m", __name__, point]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)

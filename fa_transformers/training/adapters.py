@@ -15,17 +15,20 @@ ADAPTER_FOLDER = "adapter"
 BASE_FOLDER = "base"
 
 
-def add_adapter(model: PreTrainedModel, processor: Any, options: ModelOptions, output_dir: Path, is_main: bool) -> Any:
+def add_adapter(
+    model: PreTrainedModel, processor: Any, options: ModelOptions, output_dir: Path, *, is_main: bool, is_resumed: bool
+) -> Any:
     """Put LoRA into a model, in place, so that only what `fa_lora_config` names trains; return peft's wrapper of it.
 
     Where no folder or repository holds the model as it is, the main process saves it to `output_dir`/base first, which
-    the adapter will name: a stock checkpoint would be loaded as the softmax model that it is.
+    the adapter will name: a stock checkpoint would be loaded as the softmax model that it is. A resumed run leaves one
+    that is there.
     """
     from peft import get_peft_model  # only here: it takes a second to import
 
     if not model.name_or_path:
         base = output_dir / BASE_FOLDER
-        if is_main:
+        if is_main and not (is_resumed and (base / "config.json").is_file()):
             model.save_pretrained(base)
             processor.save_pretrained(base)
         set_location(model, str(base))

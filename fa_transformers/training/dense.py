@@ -250,7 +250,9 @@ def _run(job: DenseJob) -> FinetuneResult:
     if loop.dry_run:
         examples = _build_examples(job, processor, data)
         plan = plan_network(loop, model, examples, DenseCollator(processor, job.has_masks), accelerator)
-        return FinetuneResult({}, {}, {}, loop.output_dir, model, processor, plan=plan)
+        return FinetuneResult(
+            {}, {}, {}, loop.output_dir, model, processor, plan=plan if accelerator.is_main_process else None
+        )
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)

@@ -113,13 +113,13 @@ class DenseModelOptions(OptionGroup):
         """Fields of `FADenseConfig` that were given."""
         names = ("key_channels", "attention_heads", "pyramid_channels", "mask_channels", "num_queries")
         fields: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.attention == "none":
-            fields["attention_places"] = []
-        elif self.attention is not None:
-            fields["attention_kind"] = self.attention
         if self.attention_places is not None:
             names_set = self.attention_places
             fields["attention_places"] = names_set[0] if len(names_set) == 1 and names_set[0] in SETS else names_set
+        if self.attention == "none":  # wins over places, which a file of flags may hold
+            fields["attention_places"] = []
+        elif self.attention is not None:
+            fields["attention_kind"] = self.attention
         return fields
 
     @property

@@ -292,14 +292,18 @@ def fit(
     model, adapted = built.model, None
     recovery = plan_recovery(job, model, built.mixers_are_new, data, output_dir)
     if built.source is not None and built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(built.source, model, recovery.steps)}\n")
+        accelerator.print(f"{describe_exchange(job, built.source, model, data, recovery.steps)}\n")
     recovered: dict[str, Any] = {}
     if built.source is not None and recovery.steps:
         recovered = recover(job, recovery, model, built.source, built.processor, data, accelerator, output_dir)
+        model.config.recovery = "transferred"
     if recovery.resume:  # the loop below has no checkpoint yet
         loop = replace(loop, resume_from_checkpoint=None)
     if job.model.lora_rank:
-        adapted = add_adapter(model, built.processor, job.model, output_dir, accelerator.is_main_process)
+        adapted = add_adapter(
+            model, built.processor, job.model, output_dir,
+            is_main=accelerator.is_main_process, is_resumed=bool(loop.resume_from_checkpoint),
+        )  # fmt: skip
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, built, sampler, accelerator, data)
@@ -354,7 +358,7 @@ def _plan(
     built = build_model(job, source, data)
     recovery = plan_recovery(job, built.model, built.mixers_are_new, data, output_dir)
     if built.source is not None and built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(built.source, built.model, recovery.steps)}\n")
+        accelerator.print(f"{describe_exchange(job, built.source, built.model, data, recovery.steps)}\n")
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     plan = make_plan(
@@ -365,7 +369,9 @@ def _plan(
         limit=built.num_tokens if job.is_text else None,
     )  # fmt: skip
     accelerator.end_training()
-    return FinetuneResult({}, {}, {}, output_dir, built.model, built.processor, plan=plan)
+    return FinetuneResult(
+        {}, {}, {}, output_dir, built.model, built.processor, plan=plan if accelerator.is_main_process else None
+    )
 
 
 def _score(

@@ -33,7 +33,7 @@ SHORTEST_PIECE, LONGEST_PIECE = 3, 512
 TRANSFER: dict[str, Any] = dict(
     learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="linear", warmup_ratio=0.05, warmup_steps=0,
     per_device_train_batch_size=64, per_device_eval_batch_size=32, max_tokens_per_batch=2048, short_epochs=0,
-    packing=False, gradient_accumulation_steps=1, sequence_parallel_size=1, early_stopping_patience=0,
+    packing=False, sequence_parallel_size=1, early_stopping_patience=0,
     load_best_model_at_end=False, group_by_length=True, profile=False,
 )  # fmt: skip
 """Options of the transfer's loop; the others are those of the run."""
@@ -73,6 +73,19 @@ def plan_recovery(
     steps = job.loop.recovery_steps
     if not steps:
         return Recovery(0)
+    if (reason := _why_useless(job, model, is_stock, data)) is not None:
+        raise ValueError(f"--recovery_steps {steps} {reason}.")
+    resume = job.loop.resume_from_checkpoint
+    if resume is None:
+        return Recovery(steps)
+    if resume in ("last", "auto") and not list_checkpoints(folder):
+        has_begun = bool(list_checkpoints(folder / FOLDER))
+        return Recovery(steps, resume="last" if has_begun else None, is_done=not has_begun and resume == "last")
+    return Recovery(steps, is_done=True)
+
+
+def _why_useless(job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data: LabelledData) -> str | None:
+    """Return why an attention transfer has no use, as the end of a sentence; None where it has one."""
     has_parameters = any(
         True for module in model.modules() if isinstance(module, FactorizedMixer) for _ in module.parameters()
     )
@@ -83,16 +96,7 @@ def plan_recovery(
         "--learned_temperatures": not has_parameters,
         "needs documents that are there before training; leave out --streaming": data.stream is not None,
     }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"--recovery_steps {steps} {reason}.")
-    resume = job.loop.resume_from_checkpoint
-    if resume is None:
-        return Recovery(steps)
-    if resume in ("last", "auto") and not list_checkpoints(folder):
-        has_begun = bool(list_checkpoints(folder / FOLDER))
-        return Recovery(steps, resume="last" if has_begun else None, is_done=not has_begun and resume == "last")
-    return Recovery(steps, is_done=True)
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def recover(
@@ -165,7 +169,9 @@ def recover(
     return figures
 
 
-def describe_exchange(source: CheckpointSource, model: PreTrainedModel, steps: int) -> str:
+def describe_exchange(
+    job: FinetuneJob, source: CheckpointSource, model: PreTrainedModel, data: LabelledData, steps: int
+) -> str:
     """Return two lines on what stands in the place of a checkpoint's softmax attention, and what that costs."""
     if steps:
         cost = (
@@ -173,9 +179,14 @@ def describe_exchange(source: CheckpointSource, model: PreTrainedModel, steps: i
             f"give nearly what {source.name} was trained with; then all weights train"
         )
     else:
+        ways = ["distillation before"]
+        if _why_useless(job, model, True, data) is None:
+            ways.insert(0, "--recovery_steps 300")
+        elif job.is_text and data.stream is None:
+            ways.insert(0, "--local_window 64 with --recovery_steps 300")
         cost = (
             f"the new layers give something else than {source.name} was trained with, and fine-tuning has to make up "
-            "for it: --recovery_steps, or distillation before, brings most of the difference back"
+            f"for it: {' or '.join(ways)} brings most of the difference back"
         )
     return f"replaced: {describe_replacement(model)}\ncost: {cost}."
 

@@ -25,6 +25,9 @@ MEANINGS = {
     "all_results.json": "all scores and figures for programs",
     "pictures": "what was found in some of the scored pictures",
     "profile": "the profiler's trace",
+    "adapter": "the LoRA adapter alone, without the model that it changes",
+    "base": "the model that the adapter changes",
+    "recovery": "checkpoints of the attention transfer, to resume from; delete them when you won't",
     CHECKPOINTS: "to resume from; delete them when you won't",
 }
 """Name in a run's folder -> what it is, in the order in which they are listed."""

@@ -191,7 +191,9 @@ def _run(job: StereoJob) -> FinetuneResult:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
     if loop.dry_run:
         plan = plan_network(loop, model, _build_examples(job, samples), StereoCollator(processor), accelerator)
-        return FinetuneResult({}, {}, {}, loop.output_dir, model, processor, plan=plan)
+        return FinetuneResult(
+            {}, {}, {}, loop.output_dir, model, processor, plan=plan if accelerator.is_main_process else None
+        )
     config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"

@@ -65,12 +65,17 @@ def test_a_file_of_flags_stands_among_them_and_later_ones_replace_its_own(tmp_pa
     (tmp_path / "mine.txt").write_text("# what I found best\n\n--count 3 --layers 0 2  # few\n--name 'two words'\n")
     parsed = make_parser().parse([f"@{tmp_path / 'mine.txt'}", "--count", "4"])
     assert parsed[Sample] == Sample("two words", 4, layers=(0, 2))
-    assert parsed.flags == [f"@{tmp_path / 'mine.txt'}", "--count", "4"]
+    assert parsed.flags == ["--count", "3", "--layers", "0", "2", "--name", "two words", "--count", "4"]
+    assert make_parser().parse(["--name", "@"])[Sample].name == "@", "a value, as there is no such file"
     with pytest.raises(SystemExit) as ended:
         make_parser().parse(["@nowhere.txt"])
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("program: error:") and "nowhere.txt" in last
+    (tmp_path / "open.txt").write_text("--name 'two")
+    with pytest.raises(SystemExit):
+        make_parser().parse([f"@{tmp_path / 'open.txt'}"])
+    assert "open.txt, a file of flags: No closing quotation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -191,8 +192,8 @@ def test_a_stop_outside_of_the_loop_ends_with_the_resume_command(number, has_che
             if has_checkpoint:
                 (tmp_path / "checkpoint-3").mkdir()
                 os.utime(tmp_path / "checkpoint-3", (2**31, 2**31))  # as clocks of file systems are coarse
-            os.kill(os.getpid(), number)
-            signal.pause()
+            signal.raise_signal(number)  # in this thread: another one would leave this one waiting
+            time.sleep(60)
 
     with pytest.raises(SystemExit) as ended:
         work()

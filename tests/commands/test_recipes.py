@@ -19,7 +19,9 @@ def test_recipes_are_flags_that_their_commands_take_and_that_later_flags_replace
     coco = finetune_dense.parse([f"@{COCO}", "--attention_places", "five"])
     assert coco.model.attention_places == ("five",) and coco.model.shortest_edge == 800
     assert coco.data.test_annotations == coco.data.validation_annotations and not coco.data.swap_colours
-    assert f"@{COCO} --attention_places five" in coco.command
+    assert coco.command.endswith("--output_dir outputs/coco --attention_places five")
+    none = finetune_dense.parse([f"@{COCO}", "--attention", "none"])
+    assert none.model.config_fields["attention_places"] == [], "the row without modules"
     scenes = finetune_stereo.parse([f"@{SCENE_FLOW}"])
     assert scenes.model.max_disparity == 192 and str(scenes.data.test_folder) == "sceneflow/TEST"
     assert {path.name for path in (SCRIPTS / "recipes").iterdir()} == {COCO.name, SCENE_FLOW.name}

@@ -98,7 +98,7 @@ def test_a_pipeline_reads_any_text_or_cuts_it_and_says_so(task, kind, tmp_path, 
 
 
 def test_a_tokenizer_of_a_table_cuts_unless_it_is_told_otherwise_and_stays_one_of_the_library(tmp_path):
-    write(tmp_path / "out", "text-classification", "absolute")
+    model, _ = write(tmp_path / "out", "text-classification", "absolute")
     saved = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert saved["auto_map"] == {"AutoTokenizer": [None, "tokenization_fa_bert.FABertTokenizerFast"]}
     plain = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -110,6 +110,9 @@ def test_a_tokenizer_of_a_table_cuts_unless_it_is_told_otherwise_and_stays_one_o
     assert cutting(LONG)["input_ids"] == plain(LONG, truncation=True)["input_ids"]
     assert cutting([LONG, "red"])["input_ids"][1] == plain("red")["input_ids"]
     assert len(cutting(LONG, max_length=10, truncation=True)["input_ids"]) == 10
+    facts = make_facts(pipeline_tag="text-classification", auto_class="AutoModelForSequenceClassification")
+    publish(model, cutting, facts, tmp_path / "twice")
+    assert type(AutoTokenizer.from_pretrained(tmp_path / "twice")) is type(plain), "without its code, as before"
     cutting.save_pretrained(tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert again(LONG)["input_ids"] == cutting(LONG)["input_ids"]

@@ -93,6 +93,11 @@ def test_bad_rows_stand_in_their_place_with_the_reason(models, here):
         assert reason in row["error"] and (row["error"] == "") == (reason == "")
         assert (row["predicted"] in NAMES) == (reason == "") and (row["truncated"] == "") == (reason != "")
     assert done.counts.errors == 4 and done.counts.first_error.startswith("row 2: the document is empty")
+    (here / "ids.jsonl").write_text('{"text": "sea", "key": "\\ud800a"}\n')
+    run(models / "text", here / "ids.jsonl", overwrite=True, id_column_name="key")
+    assert read("predictions.csv")[0]["key"] == "?a", "half of a character, which no file can hold"
+    with pytest.raises(ValueError, match="--id_column_name row: the output has a column of this name"):
+        run(models / "text", write_table(here / "row.csv", ["sea"], row=["R1"]), overwrite=True, id_column_name="row")
     (here / "odd.csv").write_text('text,label\nsea,ant\nlaw\n"=1+1 ship",bee\n')
     run(models / "text", here / "odd.csv", overwrite=True)
     rows = read("predictions.csv")

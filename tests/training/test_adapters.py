@@ -155,7 +155,7 @@ def test_an_adapter_names_the_folder_that_holds_its_base(home, monkeypatch, tmp_
     monkeypatch.chdir(home)
     model = fa.load_factorized("mine", "AutoModelForSequenceClassification")
     before = answers(model)
-    adapted = add_adapter(model, None, fa.ModelOptions(lora_rank=2), tmp_path, is_main=True)
+    adapted = add_adapter(model, None, fa.ModelOptions(lora_rank=2), tmp_path, is_main=True, is_resumed=False)
     adapted.save_pretrained(tmp_path / "adapter")
     assert base_of(tmp_path / "adapter") == "mine" and not (tmp_path / "base").exists()
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")

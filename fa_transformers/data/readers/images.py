@@ -265,7 +265,8 @@ def read_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
         else:
             with Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as image:
                 width, height = image.size
-                if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+                # The base class's method: that of PNG files decodes the whole image.
+                if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in TURNED:
                     width, height = height, width
         sizes.append((height, width))
     return sizes
