@@ -24,7 +24,7 @@ from fa_transformers.options import OptionGroup, option
 from fa_transformers.studies.aloe import draw_aloe, read_aloe, score_aloe
 from fa_transformers.studies.page_tables import make_table, update_tables
 from fa_transformers.studies.stereo_resolution import draw_chart, measure, read_run
-from fa_transformers.tables import format_table
+from fa_transformers.tables import counted, format_table
 
 PROGRAM = "python scripts/studies/stereo_table.py"
 ABOUT = "Trained stereo networks: with and without blocks, on growing images, and on a real pair."
@@ -106,13 +106,14 @@ def measure_tables(options: StereoTableOptions, command: str) -> dict[str, dict[
     if options.runs:
         rows = [read_run(folder) for folder in options.runs]
         note = f"The errors are those of {rows[0]['scenes']} held-out scenes, occluded pixels too."
-        title = "Stereo networks with and without attention blocks"
+        title = "Stereo networks trained on generated scenes"
         tables["runs"] = make_table(title, command, RUN_COLUMNS, rows, note=note)
         print(format_table(rows, list(RUN_COLUMNS)))
     if options.networks and options.widths:
         points = [(folder, width) for folder in options.networks for width in options.widths]
         rows = [measure(*point, options.num_scenes, options.seed) for point in tqdm(points, desc="scenes")]
-        title = f"Time, memory and error of a forward pass by the size of the images, {options.num_scenes} scenes each"
+        scenes = counted(options.num_scenes, "scene")
+        title = f"Time, memory and error of a forward pass by the size of the images, {scenes} each"
         tables["resolution"] = make_table(title, command, WIDTH_COLUMNS, rows)
         draw_chart(rows, options.output_dir / "stereo.png")
         print(format_table(rows, list(WIDTH_COLUMNS)))
