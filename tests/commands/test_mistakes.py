@@ -182,9 +182,19 @@ def test_torchrun_reports_the_line_as_the_cause(tmp_path, monkeypatch, capsys):
     assert failure.message["extraInfo"]["py_callstack"] == "error: a.csv: no rows"
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, which a shell's background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("has_checkpoint", [True, False])
-def test_a_stop_outside_of_the_loop_ends_with_the_resume_command(number, has_checkpoint, tmp_path, capsys):
+def test_a_stop_outside_of_the_loop_ends_with_the_resume_command(
+    number, has_checkpoint, tmp_path, capsys, interruptible
+):
     before = signal.getsignal(signal.SIGTERM)
 
     def work() -> None:
