@@ -160,6 +160,7 @@ def _build_detector(mode: str, size: int, kind: str) -> Callable[[], None]:
 
 def _build_layer(size: int, kind: str) -> Callable[[], None]:
     fields: dict[str, Any] = dict(d_model=WIDTH, encoder_attention_heads=HEADS, encoder_layers=1, dropout=0.0)
+    fields["encoder_ffn_dim"] = 4 * WIDTH
     config: Any = FADetrConfig(**fields) if kind == "factorized" else DetrConfig(**fields)
     if kind != "factorized":
         config._attn_implementation = kind

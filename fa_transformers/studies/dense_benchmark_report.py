@@ -87,7 +87,7 @@ def make_tables(found: Mapping[Contest, Figures], command: str) -> dict[str, dic
             "seconds": {"name": "seconds", "digits": 2}, "ratio": {"name": "time / factorized", "digits": 1},
             "memory": {"name": "memory, GB", "digits": 2},
         }  # fmt: skip
-        title = f"DETR's encoder layer of width {WIDTH}, forward and backward"
+        title = f"DETR's encoder layer of width {WIDTH}, feed-forward {4 * WIDTH}, forward and backward"
         tables["detr"] = make_table(title, command, columns, rows)
     return tables
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..cores import count_cores
 from ..files import write_json
+from ..tables import counted
 
 
 def make_table(
@@ -20,7 +21,7 @@ def make_table(
         columns: key in `rows` -> the column's "name", and "digits" of its numbers.
         more: "note", which stands below the table, or another "machine" or "date".
     """
-    machine = f"1 thread of {platform.machine()} with {count_cores()} CPU cores, float32"
+    machine = f"1 thread of {platform.machine()} with {counted(count_cores(), 'CPU core')}, float32"
     table = {"title": title, "command": command, "machine": machine, "date": date.today().isoformat()} | more
     cells = [[row.get(key) for key in columns] for row in rows]
     return table | {"columns": [dict(column) for column in columns.values()], "rows": cells}
