@@ -5,7 +5,7 @@ a notebook has chosen stays as it is and no figure has to be closed.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +61,21 @@ def new_figure(
     figure = Figure(figsize=size, layout=layout)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(num_rows, num_columns, **options)
+
+
+def draw_maps(figure: "Figure", axes: Any, panels: Iterable[tuple[str, Any, dict[str, Any]]], unit: str) -> None:
+    """Show images and maps in the axes of a figure, in order, each below its title.
+
+    Args:
+        panels: title, what `imshow` draws, and its options; with any of these a bar tells the colours' values.
+        unit: what stands beside the bars.
+    """
+    for place, (title, values, options) in zip(axes.flat, panels, strict=True):
+        image = place.imshow(values, **options)
+        place.set_title(title, fontsize=9)
+        place.set_axis_off()
+        if options:
+            figure.colorbar(image, ax=place, shrink=0.8, label=unit)
 
 
 def clear_frame(axes: "Axes") -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..charts import chart_style, new_figure, save_figure
+from ..charts import chart_style, draw_maps, new_figure, save_figure
 from ..data.readers.stereo_folders import StereoPair, StereoSample, read_stereo_pair
 from ..data.readers.tables import DataError
 from ..metrics.stereo import score_disparity
@@ -200,11 +200,6 @@ def draw_aloe(sample: StereoSample, maps: dict[str, np.ndarray], path: Path) -> 
             error = np.where(sample.valid, np.abs(disparity - sample.disparity), np.nan)
             errors = {"vmin": 0.0, "vmax": WORST_ERROR_PX, "cmap": "Reds"}
             panels += [(name, disparity, scale), (f"its errors: {np.nanmean(error):.2f} px in the mean", error, errors)]
-        for place, (title, values, options) in zip(axes.flat, panels, strict=True):
-            image = place.imshow(values, **options)
-            place.set_title(title, fontsize=9)
-            place.set_axis_off()
-            if options:
-                figure.colorbar(image, ax=place, shrink=0.8, label="px")
+        draw_maps(figure, axes, panels, unit="px")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, path)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..charts import chart_style, new_figure, save_figure
+from ..charts import chart_style, draw_maps, new_figure, save_figure
 from ..data.stereo_examples import Samples
 from ..metrics.stereo import score_disparity
 
@@ -65,11 +65,6 @@ def draw_pair(left: np.ndarray, true: np.ndarray, valid: np.ndarray, predicted: 
     height, width = left.shape[:2]
     with chart_style():
         figure, axes = new_figure(2, 2, size=(10, 10 * height / width + 1))
-        for place, (title, values, options) in zip(axes.flat, panels, strict=True):
-            image = place.imshow(values, **options)
-            place.set_title(title, fontsize=9)
-            place.set_axis_off()
-            if options:
-                figure.colorbar(image, ax=place, shrink=0.8, label="px")
+        draw_maps(figure, axes, panels, unit="px")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_figure(figure, path)
