@@ -14,7 +14,7 @@ from dataclasses import fields
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from .options import OptionGroup
 
@@ -30,6 +30,9 @@ _flags_are_spoken: ContextVar[bool] = ContextVar("flags_are_spoken", default=Fal
 
 class Mistake(Exception):
     """The base of errors that tell a user what to mend: a command prints them in one line, without a traceback."""
+
+    is_about_options: ClassVar[bool] = True
+    """Whether names in backticks are arguments, which a command shows as its flags; else they are fields of a file."""
 
 
 @contextmanager

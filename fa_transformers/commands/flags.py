@@ -326,8 +326,8 @@ def describe_mistake(error: Exception) -> str | None:
         return f"out of memory: use less of it{''.join(known[:1])}. {first_line}".strip()
     is_to_install = isinstance(error, ImportError) and "pip install" in text
     if isinstance(error, Mistake | OSError) or is_to_install or _is_raised_here(error):
-        is_of_a_file = any(kind.__name__ == "SourceError" for kind in type(error).__mro__)  # not of a flag
-        return (text if is_of_a_file else in_flags(text, _flags_of_command)) or type(error).__name__
+        is_about_options = error.is_about_options if isinstance(error, Mistake) else True
+        return (in_flags(text, _flags_of_command) if is_about_options else text) or type(error).__name__
     return None
 
 

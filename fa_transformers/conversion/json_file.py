@@ -14,6 +14,8 @@ Content = TypeVar("Content", dict, list)
 class SourceError(Mistake, ValueError):
     """A checkpoint can't be read or converted as it was asked for; the message names the file or the field."""
 
+    is_about_options = False
+
 
 @contextmanager
 def refusing_sources() -> Iterator[None]:

@@ -23,6 +23,7 @@ import fa_transformers as fa
 from fa_transformers import commands
 from fa_transformers.commands import flags
 from fa_transformers.commands.flags import CommandFailed, ends_with_resume, mistakes_in_one_line
+from fa_transformers.conversion.json_file import SourceError
 from fa_transformers.mistakes import in_arguments, in_flags, names_arguments, speaking_flags
 from fa_transformers.options import DataOptions, LoopOptions
 from fa_transformers.training.progress import TrainingDiverged
@@ -313,3 +314,14 @@ def test_the_line_is_the_last_that_is_read_under_a_launcher(launcher, status, tm
 def test_the_result_of_a_command_is_json_for_scripts_that_read_it(capsys):
     flags.print_json({"a": 1})
     assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_a_field_of_a_file_is_told_as_it_stands_there_and_an_argument_as_a_flag(monkeypatch, capsys):
+    monkeypatch.setattr("fa_transformers.commands.flags._flags_of_command", {"local_window": "--local_window"})
+    for error, told in (
+        (SourceError("config.json: `local_window` must be at least 0"), "config.json: `local_window` must"),
+        (fa.DataError("`local_window` must be at least 0"), "--local_window must"),
+    ):
+        with pytest.raises(CommandFailed), mistakes_in_one_line():
+            raise error
+        assert told in capsys.readouterr().err
