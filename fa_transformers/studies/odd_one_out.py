@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from ..checks import check_positive
 from ..files import write_json
 from ..models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
 from ..options import OptionGroup, option
+from ..training.dense import BLOCK_FIELDS
 
 KINDS = ("none", "factorized", "softmax")
 SCORES = ("box_ap", "box_ap50")
+SETTINGS = "settings.json"
 RECEIPT = "receipt.json"
 """File that is written into a run's folder last: its CPU seconds and the highest resident memory of its process."""
 
@@ -88,10 +90,6 @@ def put_blocks(source: Path, kind: str, options: OddOneOutOptions, folder: Path)
     FADenseImageProcessor.from_pretrained(source).save_pretrained(folder)
 
 
-BLOCK_FIELDS = ("attention_stages", "attention_kind", "key_channels", "attention_heads")
-"""Fields of a backbone that follow from those of the whole network."""
-
-
 def train(start: Path, seed: int, options: OddOneOutOptions, folder: Path) -> dict[str, Any]:
     """Train a detector in a process of its own, unless an earlier run finished it; a run that was stopped goes on.
 
@@ -126,8 +124,30 @@ def train(start: Path, seed: int, options: OddOneOutOptions, folder: Path) -> di
     return summary | json.loads(receipt.read_text(encoding="utf-8"))
 
 
+def keep_settings(source: Path, options: OddOneOutOptions) -> None:
+    """Note what the runs of `options.output_dir` are made with.
+
+    Raises:
+        ValueError: those that are there were made with other settings, and can't stand in one table with these.
+    """
+    others = ("kinds", "seeds", "output_dir", "results")
+    settings = {name: value for name, value in asdict(options).items() if name not in others} | {"source": str(source)}
+    settings = json.loads(json.dumps(settings))
+    path = options.output_dir / SETTINGS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    if different := [name for name in settings if found.get(name) != settings[name]]:
+        name = different[0]
+        raise ValueError(
+            f"--output_dir {options.output_dir} holds runs with {name} {found.get(name)!r}, not {settings[name]!r}: "
+            "give another folder."
+        )
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
 def run_study(source: Path, options: OddOneOutOptions) -> list[dict[str, Any]]:
     """Train each kind with each seed, one after the other, and return a row for each kind, as `summarise` does."""
+    keep_settings(source, options)
     runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
     with tqdm(total=len(options.kinds) * len(options.seeds), unit="run") as progress:
         for seed in options.seeds:

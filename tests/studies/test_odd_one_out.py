@@ -1,12 +1,13 @@
 """Protects the study of odd one out: kinds of blocks that start as one function, runs that are taken or go on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fa_transformers.models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
-from fa_transformers.studies.odd_one_out import KINDS, OddOneOutOptions, put_blocks, summarise, train
+from fa_transformers.studies.odd_one_out import KINDS, OddOneOutOptions, keep_settings, put_blocks, summarise, train
 
 SIZES = dict(hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
 
@@ -56,6 +57,16 @@ def test_a_finished_run_is_taken_and_a_kind_is_the_row_of_its_seeds(tmp_path):
         "blocks": "softmax", "box_ap_0": 0.25, "box_ap_1": 0.75, "box_ap50_0": 0.9, "box_ap50_1": 0.9, "mean_ap": 0.5,
         "cpu_seconds": 30.0, "peak_gb": 2.0,
     }  # fmt: skip
+
+
+def test_runs_of_other_settings_are_not_taken(tmp_path):
+    options = OddOneOutOptions(output_dir=tmp_path / "runs")
+    keep_settings(tmp_path / "digits", options)
+    keep_settings(tmp_path / "digits", replace(options, seeds=(4,), kinds=("none",)))
+    with pytest.raises(ValueError, match=r"runs holds runs with num_canvases 1500, not 7: give another folder"):
+        keep_settings(tmp_path / "digits", replace(options, num_canvases=7))
+    with pytest.raises(ValueError, match="holds runs with source"):
+        keep_settings(tmp_path / "others", options)
 
 
 @pytest.mark.slow
