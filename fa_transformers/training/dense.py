@@ -106,7 +106,7 @@ def finetune_dense(
         `scores` and `baselines` as in `finetune`, with the scores of `metrics.detection.detection_scores`.
 
     Raises:
-        ValueError: an option can't be used; the message names its flag.
+        ValueError: an option can't be used; the message names it.
         TypeError: an argument or an option is of the wrong type.
         DataError: a file, a picture or an object can't be used.
         ImportError: faster-coco-eval (extra `dense`) is not installed.

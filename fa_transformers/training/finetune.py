@@ -49,7 +49,7 @@ from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_peak
 from .recipes import Task, recipe_of
-from .recovery import describe_exchange, describe_recovery, plan_recovery, recover
+from .recovery import Recovery, describe_exchange, describe_recovery, plan_recovery, recover
 from .report import (
     describe_labels,
     describe_run,
@@ -113,7 +113,7 @@ def finetune(
         resume_command: what is printed after a stop by signal; None describes this call.
 
     Raises:
-        ValueError: an option can't be used or contradicts another one; the message names its flag.
+        ValueError: an option can't be used or contradicts another one; the message names it.
         ModuleNotFoundError: `lora_rank` is given and peft is not installed.
         TypeError: `rows`, an argument or an option is of the wrong type.
         DataError: a row, column or label can't be used.
@@ -287,12 +287,8 @@ def fit(
 ) -> Fitted:
     """Build, train and score one model, which starts from `source`, or without one from new weights."""
     loop = job.loop
-    set_seed(loop.seed)
-    built = build_model(job, source, data)
+    built, recovery = _begin(job, source, data, accelerator, output_dir)
     model, adapted = built.model, None
-    recovery = plan_recovery(job, model, built.mixers_are_new, data, output_dir)
-    if built.source is not None and built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(job, built.source, model, data, recovery.steps)}\n")
     recovered: dict[str, Any] = {}
     if built.source is not None and recovery.steps:
         recovered = recover(job, recovery, model, built.source, built.processor, data, accelerator, output_dir)
@@ -340,6 +336,18 @@ def fit(
     return Fitted(model, built.processor, built.image_size, built.source, scores, run, state, scored, unlabelled)
 
 
+def _begin(
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator, output_dir: Path
+) -> tuple[Built, Recovery]:
+    """Build the model, plan its attention transfer, and print what was replaced in a stock checkpoint."""
+    set_seed(job.loop.seed)
+    built = build_model(job, source, data)
+    recovery = plan_recovery(job, built.model, built.mixers_are_new, data, output_dir)
+    if built.source is not None and built.mixers_are_new:
+        accelerator.print(f"{describe_exchange(job, built.source, built.model, data, recovery.steps)}\n")
+    return built, recovery
+
+
 def _set_up(job: FinetuneJob, built: Built, data: LabelledData, accelerator: Accelerator) -> tuple[dict, Any]:
     """Freeze what is not to train, and return the examples of each split and the collator of their batches."""
     freeze_bottom_layers(built.model, job.model.freeze_layers)
@@ -354,11 +362,7 @@ def _plan(
 ) -> FinetuneResult:
     """Do all that comes before training, and tell what would follow."""
     loop, output_dir = job.loop, job.loop.output_dir
-    set_seed(loop.seed)
-    built = build_model(job, source, data)
-    recovery = plan_recovery(job, built.model, built.mixers_are_new, data, output_dir)
-    if built.source is not None and built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(job, built.source, built.model, data, recovery.steps)}\n")
+    built, _ = _begin(job, source, data, accelerator, output_dir)
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     plan = make_plan(

@@ -163,7 +163,7 @@ def recover(
     if accelerator.is_main_process:
         write_json(path, figures)
     accelerator.print(
-        f"attention transfer: the layers' error against the checkpoint's fell from {before['loss']:.3f} to "
+        f"attention transfer: the layers' error against the checkpoint's went from {before['loss']:.3f} to "
         f"{after['loss']:.3f} in {state.seconds:.0f} s"
     )
     return figures

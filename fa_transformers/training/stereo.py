@@ -88,7 +88,7 @@ def finetune_stereo(
         `scores` and `baselines` as in `finetune`, with the scores of `StereoScores.compute`.
 
     Raises:
-        ValueError: an option can't be used; the message names its flag.
+        ValueError: an option can't be used; the message names it.
         TypeError: an argument or an option is of the wrong type.
         DataError: a folder or a file in it can't be used.
         FileExistsError: `output_dir` holds an earlier run and neither overwriting nor resuming was asked for.
