@@ -176,7 +176,7 @@ def describe_exchange(
     if steps:
         cost = (
             f"first {steps:,} steps of attention transfer on your documents (--recovery_steps), so that the new layers "
-            f"give nearly what {source.name} was trained with; then all weights train"
+            f"come nearer to what {source.name} was trained with; then all weights train"
         )
     else:
         ways = ["distillation before"]
@@ -186,7 +186,7 @@ def describe_exchange(
             ways.insert(0, "--local_window 64 with --recovery_steps 300")
         cost = (
             f"the new layers give something else than {source.name} was trained with, and fine-tuning has to make up "
-            f"for it: {' or '.join(ways)} brings most of the difference back"
+            f"for it: {' or '.join(ways)} makes the difference smaller"
         )
     return f"replaced: {describe_replacement(model)}\ncost: {cost}."
 
