@@ -1,6 +1,6 @@
 """Tell what a softmax detector loses when its encoder is factorized, and what a recovery without labels gives back.
 
-python scripts/studies/detr_recovery.py                                  # Conditional DETR, 10 CPU minutes a seed
+python scripts/studies/detr_recovery.py                                  # Conditional DETR, two seeds of 7 CPU minutes
 python scripts/studies/detr_recovery.py --detectors detr --steps 8000    # DETR, which needs more steps
 
 Trains small detectors of transformers on frames whose class stands elsewhere in the picture, converts each, recovers it
