@@ -4,6 +4,7 @@ The time is that of a single thread and is met by the number of steps: a few ste
 of the attention transfer apart, and what is left of the budget after the transfer is filled with optimiser steps.
 """
 
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,29 +16,39 @@ from tqdm import tqdm
 
 from ..checks import check_positive
 from ..conversion.json_file import read_json
+from ..conversion.source import read_source
+from ..data.labelled import load_data
 from ..data.sets.license_documents import load_license_documents
 from ..data.sets.python_docs import load_python_docs
 from ..files import write_json
-from ..options import CardOptions, LoopOptions, ModelOptions, OptionGroup, option
-from ..training.finetune import finetune
+from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, option, resolve
+from ..training.baselines import score_baselines
+from ..training.finetune import fit
+from ..training.job import FinetuneJob, Fitted
+from ..training.recipes import recipe_of
+from ..training.setup import make_accelerator
 
 SETS = ("licences", "docstrings", "modules")
-DEMO: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic")
-ALL_PARTS: dict[str, Any] = DEMO | dict(local_kernel_size=15, key_feature_size=64)
-SHORT: dict[str, Any] = dict(learning_rate=1e-4, short_epochs=2)
+PLAIN: dict[str, Any] = dict(position_embedding_type="absolute", recovery_steps=0)
+WINDOW: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic", recovery_steps=0)
+ALL_PARTS: dict[str, Any] = WINDOW | dict(local_kernel_size=15, key_feature_size=64)
+SHORT: dict[str, Any] = dict(short_epochs=1000)
 RECIPES: dict[str, dict[str, Any]] = {
-    "plain operator, first token": dict(
-        position_embedding_type="absolute", classifier_pooling="cls", learning_rate=2e-4, recovery_steps=0
-    ),
-    "window": DEMO | SHORT | dict(recovery_steps=0),
-    "window, transfer": DEMO | SHORT | dict(recovery_steps=150),
-    "window, convolution, maps": ALL_PARTS | SHORT | dict(recovery_steps=0),
-    "window, convolution, maps, transfer": ALL_PARTS | SHORT | dict(recovery_steps=150),
-    "window, rate 3e-4": DEMO | SHORT | dict(recovery_steps=0, learning_rate=3e-4),
-    "window, rate 3e-4, all epochs short": DEMO | dict(recovery_steps=0, learning_rate=3e-4, short_epochs=100),
+    "plain operator, 2e-4": PLAIN | dict(learning_rate=2e-4),
+    "plain operator, 4e-4, cut to 256": PLAIN | SHORT | dict(learning_rate=4e-4, short_length=256),
+    "window, 2e-4, cut to 512": WINDOW | SHORT | dict(learning_rate=2e-4),
+    "window, 2e-4, cut to 256": WINDOW | SHORT | dict(learning_rate=2e-4, short_length=256),
+    "window, 4e-4, cut to 256": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=256),
+    "window, 4e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=128),
+    "window, convolution, maps, 2e-4, cut to 256": ALL_PARTS | SHORT | dict(learning_rate=2e-4, short_length=256),
+    "window, transfer, 2e-4, cut to 256": WINDOW
+    | SHORT
+    | dict(learning_rate=2e-4, short_length=256, recovery_steps=40),
 }
 """Name -> options of fine-tuning that are not those of the other recipes; pooling is the checkpoint's unless said."""
 TIMED_STEPS = 10
+NUM_VALIDATION = 16
+"""Validation documents that are read: the last weights count, whatever these say."""
 MODEL_FIELDS = {
     "local_window",
     "position_embedding_type",
@@ -103,38 +114,54 @@ def run_recipes(options: RecipeOptions) -> list[dict[str, Any]]:
 
 def run_cell(options: RecipeOptions, name: str, recipe: str, seed: int) -> dict[str, Any]:
     """Train one recipe on one set with one seed for `options.seconds`, and return its row."""
-    rows, fields = load_set(name), RECIPES[recipe]
-    folder = options.output_dir / "run"
+    fields = RECIPES[recipe]
+    timed = train(options, name, fields, seed, TIMED_STEPS, min(TIMED_STEPS, fields["recovery_steps"]), NUM_VALIDATION)
+    transfer = timed.run.get("recovery", {}).get("seconds", 0.0) / TIMED_STEPS * fields["recovery_steps"]
+    steps = max(1, round((options.seconds - transfer) / (timed.state.seconds / TIMED_STEPS)))
+    fitted = train(options, name, fields, seed, steps, fields["recovery_steps"])
+    spent = fitted.state.seconds + fitted.run.get("recovery", {}).get("seconds", 0.0)
+    row = {"set": name, "recipe": recipe, "seed": seed, "steps": steps, "tokens": fitted.state.tokens, "seconds": spent}
+    return {"row": row | {score: fitted.scores[score] for score in SCORES}}
 
-    def train(**loop: Any) -> Any:
-        model = {field: value for field, value in fields.items() if field in MODEL_FIELDS}
-        given = {field: value for field, value in fields.items() if field not in MODEL_FIELDS} | loop
-        return finetune(
-            rows,
-            model=ModelOptions(
-                model_name_or_path=options.model_name_or_path, max_length=options.max_length, **model
-            ),
-            loop=LoopOptions(
-                **given, seed=seed, output_dir=folder, overwrite_output_dir=True, num_threads=1, use_cpu=True,
-                report_to="none", mixed_precision="no", load_best_model_at_end=False, eval_steps=10**9,
-                save_steps=10**9, max_tokens_per_batch=2048,
-            ),
-            card=CardOptions(data_name=name, data_license="other", data_attribution="packaged", license="apache-2.0"),
-        )  # fmt: skip
 
-    timed = train(max_steps=TIMED_STEPS, **({"recovery_steps": TIMED_STEPS} if fields["recovery_steps"] else {}))
-    seconds_per_step = timed.summary["train_seconds"] / TIMED_STEPS
-    transfer = 0.0
-    if fields["recovery_steps"]:
-        transfer = timed.summary["recovery"]["seconds"] / TIMED_STEPS * fields["recovery_steps"]
-    steps = max(1, round((options.seconds - transfer) / seconds_per_step))
-    result = train(max_steps=steps)
-    summary = result.summary
-    spent = summary["train_seconds"] + summary.get("recovery", {}).get("seconds", 0.0)
-    baseline = result.baselines.get("TF-IDF + logistic regression", {})
-    row = {"set": name, "recipe": recipe, "seed": seed, "steps": steps, "tokens": summary["train_tokens"]}
-    row |= {"seconds": spent, "tfidf_accuracy": baseline.get("accuracy")}
-    return {"row": row | {score: summary["model"][score] for score in SCORES}}
+def train(
+    options: RecipeOptions,
+    name: str,
+    fields: Mapping[str, Any],
+    seed: int,
+    steps: int,
+    recovery_steps: int,
+    num_test: int | None = None,
+) -> Fitted:
+    """Train a recipe on a set for some steps, after some of attention transfer, and score it on its test documents."""
+    given = {field: value for field, value in fields.items() if field not in MODEL_FIELDS}
+    given |= {"max_steps": steps, "recovery_steps": recovery_steps}
+    model = ModelOptions(
+        model_name_or_path=options.model_name_or_path, max_length=options.max_length,
+        **{field: value for field, value in fields.items() if field in MODEL_FIELDS},
+    )  # fmt: skip
+    loop = LoopOptions(
+        **given, seed=seed, output_dir=options.output_dir / "run", num_threads=1, use_cpu=True, report_to="none",
+        mixed_precision="auto", load_best_model_at_end=False, eval_steps=10**9, save_steps=10**9,
+        max_tokens_per_batch=2048,
+    )  # fmt: skip
+    recipe = recipe_of("text-classification", is_demo=False, model_name_or_path=options.model_name_or_path)
+    data, model, loop = resolve(DataOptions(), recipe), resolve(model, recipe), resolve(loop, recipe)
+    job = FinetuneJob("text-classification", data, model, loop, resolve(CardOptions(), recipe), "", "")
+    rows = load_set(name)
+    rows["validation"] = rows["validation"].select(range(min(NUM_VALIDATION, len(rows["validation"]))))
+    rows["test"] = rows["test"].select(range(min(num_test or len(rows["test"]), len(rows["test"]))))
+    accelerator = make_accelerator(loop)
+    labelled = load_data(job.task, data, job.card, seed, rows=rows)
+    shutil.rmtree(loop.output_dir, ignore_errors=True)
+    loop.output_dir.mkdir(parents=True)
+    return fit(job, read_source(options.model_name_or_path), labelled, accelerator, loop.output_dir)
+
+
+def score_tfidf(name: str) -> float:
+    """Return the accuracy of TF-IDF with logistic regression on the test documents of a set, read whole."""
+    data = load_data("text-classification", DataOptions(), CardOptions(), 0, rows=load_set(name))
+    return score_baselines(data)["TF-IDF + logistic regression"]["accuracy"]
 
 
 def summarise_recipes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.files import write_json
 from fa_transformers.studies.page_tables import make_table, update_tables
-from fa_transformers.studies.recipe_choice import RecipeOptions, run_recipes, summarise_recipes
+from fa_transformers.studies.recipe_choice import RecipeOptions, run_recipes, score_tfidf, summarise_recipes
 from fa_transformers.tables import format_table
 
 PROGRAM = "python scripts/studies/choose_recipe.py"
@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options, command = parse(argv)
     rows = run_recipes(options)
     table = summarise_recipes(rows)
-    tfidf = {row["set"]: row["tfidf_accuracy"] for row in rows}
+    tfidf = {name: score_tfidf(name) for name in options.sets}
     columns: dict[str, dict[str, Any]] = {"recipe": {"name": "recipe"}}
     columns |= {name: {"name": name, "digits": 3} for name in options.sets}
     columns |= {"mean": {"name": "mean", "digits": 3}, "deviation": {"name": "deviation of a run", "digits": 3}}
     columns |= {"macro_f1": {"name": "macro-F1", "digits": 3}, "seconds": {"name": "seconds", "digits": 0}}
-    known = [f"{name} {score:.3f}" for name, score in tfidf.items() if score is not None]
+    known = [f"{name} {score:.3f}" for name, score in tfidf.items()]
     note = f"Accuracy on the test splits, seeds {', '.join(map(str, options.seeds))}. TF-IDF: {', '.join(known)}."
     result = {"rows": rows, "table": table, "tfidf": tfidf, "command": command}
     write_json(options.output_dir / "recipes.json", result)
