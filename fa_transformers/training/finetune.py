@@ -24,7 +24,7 @@ from ..hub.folder_lock import released
 from ..hub.login import check_login
 from ..hub.publish import publish
 from ..hub.push import push
-from ..lora import require_peft
+from ..lora import require_peft, set_location
 from ..memory import estimate_memory, return_freed_memory
 from ..metrics import BEST_METRICS
 from ..mistakes import names_arguments
@@ -35,7 +35,7 @@ from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
 from ..tables import counted
-from .adapters import add_adapter, remove_adapter, save_adapter
+from .adapters import BASE_FOLDER, add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts, describe_cut, describe_shape
@@ -49,7 +49,7 @@ from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_peak
 from .recipes import Task, recipe_of
-from .recovery import Recovery, describe_exchange, describe_recovery, plan_recovery, recover
+from .recovery import Recovery, describe_exchange, describe_recovery, plan_recovery, recover, time_transfer
 from .report import (
     describe_labels,
     describe_run,
@@ -296,10 +296,9 @@ def fit(
     if recovery.resume:  # the loop below has no checkpoint yet
         loop = replace(loop, resume_from_checkpoint=None)
     if job.model.lora_rank:
-        adapted = add_adapter(
-            model, built.processor, job.model, output_dir,
-            is_main=accelerator.is_main_process, is_resumed=bool(loop.resume_from_checkpoint),
-        )  # fmt: skip
+        is_saved = bool(loop.resume_from_checkpoint) and (output_dir / BASE_FOLDER / "config.json").is_file()
+        saves_base = accelerator.is_main_process and not is_saved
+        adapted = add_adapter(model, built.processor, job.model, output_dir, saves_base=saves_base)
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, built, sampler, accelerator, data)
@@ -362,19 +361,31 @@ def _plan(
 ) -> FinetuneResult:
     """Do all that comes before training, and tell what would follow."""
     loop, output_dir = job.loop, job.loop.output_dir
-    built, _ = _begin(job, source, data, accelerator, output_dir)
+    built, recovery = _begin(job, source, data, accelerator, output_dir)
+    model, location, num_added, transfer_seconds = built.model, built.model.name_or_path, 0, None
+    if built.source is not None and recovery.steps:
+        transfer_seconds = time_transfer(job, recovery, model, built.source, built.processor, data, accelerator)
+    adapted = None
+    if job.model.lora_rank:
+        num_added = 0 if location else model.num_parameters()  # of the base that the adapter names
+        adapted = add_adapter(model, built.processor, job.model, output_dir, saves_base=False)
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     plan = make_plan(
-        loop, built.model, examples, collate, loaders["train"], sampler, accelerator,
+        loop, model, examples, collate, loaders["train"], sampler, accelerator,
         steps=plan_steps(loop, sampler, output_dir),
         data=describe_labels(data),
-        memory=_describe_memory(job, built.model, sampler, accelerator),
+        memory=_describe_memory(job, model, sampler, accelerator),
         limit=built.num_tokens if job.is_text else None,
+        transfer_seconds=transfer_seconds,
+        num_added=num_added + (model.num_parameters(True) if adapted else 0),
     )  # fmt: skip
     accelerator.end_training()
+    if adapted is not None:
+        model = adapted.unload()
+        set_location(model, location)
     return FinetuneResult(
-        {}, {}, {}, output_dir, built.model, built.processor, plan=plan if accelerator.is_main_process else None
+        {}, {}, {}, output_dir, model, built.processor, plan=plan if accelerator.is_main_process else None
     )
 
 
@@ -419,6 +430,7 @@ def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSou
         -(-longest // job.loop.sequence_parallel_size),
         batch_size=num_examples,
         training=True,
+        num_trained=model.num_parameters(only_trainable=True),
         gradient_checkpointing=job.model.gradient_checkpointing,
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
