@@ -141,7 +141,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
         probe_placing(output_dir)  # so that publishing can't fail for it after all the training
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
-    lock_folder(output_dir)
+    lock_folder(output_dir, f"--output_dir {output_dir}")
     for leftover in [*output_dir.glob(".*.tmp"), *output_dir.glob("*/.*.tmp")]:
         if _LEFTOVER_NAME.fullmatch(leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)  # gone with its folder

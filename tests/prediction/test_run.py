@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -330,5 +331,11 @@ def test_bad_input_and_output_are_told_in_one_line_before_anything_is_written(mo
         assert "\n" not in str(refused.value)
         assert not Path("predictions.csv").exists() and (here / "old.csv").read_text() == "mine", message
     assert table.exists()
+    Path("predictions.csv.partial").mkdir()
+    owner = {"host": "node-7", "machine": "another", "pid": 17}  # a run that is alive on another machine
+    Path("predictions.csv.partial/.in-use").write_text(json.dumps(owner))
+    with pytest.raises(FileExistsError, match="^--output predictions.csv is in use by another run .process 17 on"):
+        run(models / "text", Path("in.csv"), overwrite=True)
+    shutil.rmtree("predictions.csv.partial")
     with pytest.raises(ValueError, match="--report_lengths needs true labels: in.csv has no column of them"):
         run(models / "text", Path("in.csv"), Columns(), (8,), overwrite=True)

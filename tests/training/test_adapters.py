@@ -113,12 +113,14 @@ def test_only_projections_head_and_mixers_are_trained(home):
 
 def test_a_plan_counts_what_trains_and_times_the_transfer_before(home, monkeypatch):
     monkeypatch.chdir(home)
+    estimates = []
+    finetuning = sys.modules["fa_transformers.training.finetune"]
+    monkeypatch.setattr(finetuning, "describe_peak", lambda estimate, *_, **__: estimates.append(estimate) or "")
     result = train("stock", "planned", dry_run=True, recovery_steps=2000)
     plan, adapter = result.plan, load_file("mine/adapter/adapter_model.safetensors")
     trained = sum(tensor.numel() for tensor in adapter.values())
     assert plan.num_trained == trained < plan.num_parameters and f"{trained:,} of them train" in str(plan)
-    # Two numbers of four bytes for each of them; gradients are fewer than activations.
-    assert f"optimizer {8 * trained / 2**20:.1f} MiB" in plan.memory
+    assert [(estimate.gradients, estimate.optimizer) for estimate in estimates] == [(4 * trained, 8 * trained)]
     base, model = (Path(f"mine/{name}model.safetensors").stat().st_size / 2**20 for name in ("base/", ""))
     assert plan.written_mib[0] == pytest.approx(base + model, rel=0.5) and plan.written_mib[1] < 6 * 2 * model
     assert plan.transfer_seconds > 2 * plan.seconds and "for the attention transfer before" in str(plan)
