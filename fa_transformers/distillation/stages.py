@@ -17,6 +17,7 @@ from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_by_rates
 from ..training.report import describe_run
+from ..training.setup import log_after
 from .detectors import DetectorDistillation
 from .job import DistillationJob
 from .objectives import EndToEndDistillation
@@ -101,9 +102,6 @@ def run_stage(
     def evaluate(objective: nn.Module) -> dict:
         return evaluate_objective(objective, loaders["validation"], accelerator)
 
-    def log(values: dict, step: int) -> None:
-        accelerator.log({f"{name}/{value}": number for value, number in values.items()}, step=steps_before + step)
-
     before = evaluate(stage.objective.to(accelerator.device))
     rates = {"learning_rate": loop.learning_rate, "mixer_learning_rate": stage.mixer_learning_rate}
     groups = group_student_parameters(stage.objective, **rates, weight_decay=loop.weight_decay)
@@ -112,7 +110,7 @@ def run_stage(
     trained, state, figures = run_training(
         loop, stage.objective, optimizer, scheduler, loaders["train"], sampler, accelerator,
         evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, data_digests=data_digests,
-        log=log, resume_command=job.resume_command,
+        log=log_after(steps_before, accelerator, name), resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)  # the best weights, which needn't be the last ones
     accelerator.free_memory()

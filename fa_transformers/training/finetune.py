@@ -1,6 +1,6 @@
 """Fine-tuning of a factorized encoder: data in, a scored model in a folder that is ready to publish out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ from .setup import (
     count_replicas,
     describe_processes,
     gather_model,
+    log_after,
     make_accelerator,
     share_sequences,
     start_trackers,
@@ -167,7 +168,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     fitted = fit(job, source, data, accelerator, output_dir)
     baselines: dict[str, dict] = {}
     if data.is_demo and not job.is_text:
-        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = _fit_at_low_resolution(job, source, data, accelerator).scores
+        small = _fit_at_low_resolution(job, source, data, accelerator, fitted.state.step)
+        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = small.scores
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     summary: dict[str, Any] = {}
     pushed = None
@@ -204,18 +206,19 @@ def _with_resume(loop: LoopOptions) -> LoopOptions:
 
 
 def _fit_at_low_resolution(
-    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator, steps_before: int
 ) -> Fitted:
     """The demo's comparison: the same architecture and steps on small images."""
     accelerator.print(f"The same architecture, as many steps, on the images at {LOW_RESOLUTION_PX} px:")
-    folder = job.loop.output_dir / f"at_{LOW_RESOLUTION_PX}_px"
+    name = f"at_{LOW_RESOLUTION_PX}_px"
+    folder = job.loop.output_dir / name
     resume = "last" if job.loop.resume_from_checkpoint and list_checkpoints(folder) else None
     small = replace(
         job,
         model=replace(job.model, image_size=LOW_RESOLUTION_PX),
         loop=replace(job.loop, resume_from_checkpoint=resume),
     )
-    return fit(small, source, data, accelerator, folder)
+    return fit(small, source, data, accelerator, folder, log_after(steps_before, accelerator, name))
 
 
 @dataclass(frozen=True)
@@ -284,8 +287,12 @@ def fit(
     data: LabelledData,
     accelerator: Accelerator,
     output_dir: Path,
+    log: Callable[[dict, int], None] | None = None,
 ) -> Fitted:
-    """Build, train and score one model, which starts from `source`, or without one from new weights."""
+    """Build, train and score one model, which starts from `source`, or without one from new weights.
+
+    `log` takes values by name, and their step; unset = it logs them after the steps of the attention transfer.
+    """
     loop = job.loop
     built, recovery = _begin(job, source, data, accelerator, output_dir)
     model, adapted = built.model, None
@@ -322,6 +329,7 @@ def fit(
             output_dir=output_dir,
             resume_command=job.resume_command,
             data_digests=digest_once(accelerator, lambda: digest_data(data)),
+            log=log or log_after(recovery.steps, accelerator),
         )
         scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
     model = gather_model(accelerator, trained)

@@ -28,6 +28,7 @@ from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
 from .plan import estimate_seconds
+from .setup import log_after
 
 FOLDER, FIGURES_FILE = "recovery", "figures.json"
 """Where in `--output_dir` the checkpoints of the transfer lie, and what it came to."""
@@ -138,7 +139,7 @@ def recover(
     trained, state, _ = run_training(
         loop, objective, *build_optimizer(groups, loop, steps), loaders["train"], sampler, accelerator,
         evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder / FOLDER,
-        log=lambda values, step: accelerator.log({f"recovery/{name}": value for name, value in values.items()}, step),
+        log=log_after(0, accelerator, FOLDER),
         data_digests=digest_once(accelerator, lambda: digest_data(data)), resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)
