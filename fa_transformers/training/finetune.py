@@ -49,7 +49,15 @@ from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_peak
 from .recipes import Task, recipe_of
-from .recovery import Recovery, describe_exchange, describe_recovery, plan_recovery, recover, time_transfer
+from .recovery import (
+    Recovery,
+    describe_exchange,
+    describe_recovery,
+    forget_transfer,
+    plan_recovery,
+    recover,
+    time_transfer,
+)
 from .report import (
     describe_labels,
     describe_run,
@@ -332,6 +340,8 @@ def fit(
             log=log or log_after(recovery.steps, accelerator),
         )
         scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
+    if recovery.steps and loop.save_total_limit and accelerator.is_main_process:
+        forget_transfer(output_dir)
     model = gather_model(accelerator, trained)
     if adapted is not None:
         if accelerator.is_main_process:

@@ -21,7 +21,7 @@ from ..hub.card import describe_replacement
 from ..models.fa_mixer import FactorizedMixer
 from ..options import LoopOptions
 from .attention_transfer import AttentionTransfer, evaluate_objective
-from .checkpointing import list_checkpoints
+from .checkpointing import delete_checkpoint, list_checkpoints
 from .data_digests import digest_data, digest_once
 from .job import FinetuneJob
 from .loaders import build_loaders
@@ -159,6 +159,12 @@ def recover(
         f"{after['loss']:.3f} in {state.seconds:.0f} s"
     )
     return figures
+
+
+def forget_transfer(folder: Path) -> None:
+    """Delete the checkpoints of a transfer whose weights stand in those of the fine-tuning after it."""
+    for checkpoint in list_checkpoints(folder / FOLDER):
+        delete_checkpoint(checkpoint)
 
 
 def time_transfer(

@@ -44,7 +44,8 @@ def test_the_layers_learn_the_checkpoints_attention_first_and_the_config_says_so
 
 def test_a_run_that_was_stopped_within_the_transfer_goes_on_there(tmp_path, tiny_bert, monkeypatch):
     flags = recovered_flags(tmp_path, tiny_bert, "--max_steps", 4)
-    run(*flags, "--output_dir", tmp_path / "whole")
+    run(*flags, "--output_dir", tmp_path / "whole", "--save_total_limit", 0)
+    assert list_checkpoints(tmp_path / "whole" / "recovery"), "without a limit all stay"
     real = recovery_module.AttentionTransfer.forward
     calls = []
 
@@ -61,6 +62,7 @@ def test_a_run_that_was_stopped_within_the_transfer_goes_on_there(tmp_path, tiny
     assert list_checkpoints(tmp_path / "out" / "recovery") and not list_checkpoints(tmp_path / "out")
     results = run(*flags, "--resume_from_checkpoint", "last")
     assert results["recovery"]["steps"] == 30
+    assert [path.name for path in (tmp_path / "out" / "recovery").iterdir()] == ["figures.json"]
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     again = run(*flags, "--resume_from_checkpoint", "last")
