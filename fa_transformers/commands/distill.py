@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> "DistillationResult":
             command=run.command,
             resume_command=run.resume_command,
         )
+        if result.plan:
+            print(result.plan)
         if result.receipt:
             print_receipt(result.receipt)
             print_json(result.receipt)

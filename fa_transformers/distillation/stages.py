@@ -1,6 +1,6 @@
 """The stages of a distillation, each of them one objective that is trained for steps of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,18 +53,25 @@ def run_stages(
     accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
     """Train all stages that have steps, in order, and return what the receipt says of each."""
+    digests = digest_once(accelerator, lambda: digest_sources(data, teacher))
+    return [
+        run_stage(job, stage, data.collate, accelerator, digests)
+        for stage in build_stages(job, student, teacher, data, pooling)
+    ]
+
+
+def build_stages(
+    job: DistillationJob, student: PreTrainedModel, teacher: PreTrainedModel, data: UnlabelledData, pooling: str
+) -> Iterator[Stage]:
+    """Yield the stages that have steps, in order; the student is set up for each one when that is asked for."""
     options, loop, max_length = job.distillation, job.loop, job.model.max_length
     pieces = {"train": data.train(max_length), "validation": data.validation}
-    digests = digest_once(accelerator, lambda: digest_sources(data, teacher))
-    done = []
 
-    def run(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> None:
-        stage_loop = replace(loop, max_steps=job.steps[name], **changes)
-        stage = Stage(name, objective, pieces, stage_loop, mixer_rate)
-        done.append(run_stage(job, stage, data.collate, accelerator, digests))
+    def build(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> Stage:
+        return Stage(name, objective, pieces, replace(loop, max_steps=job.steps[name], **changes), mixer_rate)
 
     if options.transfer_steps:
-        run("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
+        yield build("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
     student.requires_grad_(True)
     if options.freeze_embeddings and not job.is_detection:
         student.get_input_embeddings().requires_grad_(False)
@@ -74,13 +81,12 @@ def run_stages(
             if job.is_detection
             else EndToEndDistillation(student, teacher, pooling)
         )
-        run("end_to_end", objective, pieces, options.mixer_learning_rate)
+        yield build("end_to_end", objective, pieces, options.mixer_learning_rate)
     if options.long_steps:
         pieces = {"train": data.train(options.long_length), "validation": data.validation}
         objective = EndToEndDistillation(student, teacher, pooling, teacher_length=max_length)
         budget = loop.max_tokens_per_batch and max(loop.max_tokens_per_batch, options.long_length)
-        run("long", objective, pieces, options.mixer_learning_rate, max_tokens_per_batch=budget)
-    return done
+        yield build("long", objective, pieces, options.mixer_learning_rate, max_tokens_per_batch=budget)
 
 
 def run_stage(

@@ -25,7 +25,7 @@ from ..hub.login import check_login
 from ..hub.publish import publish
 from ..hub.push import push
 from ..lora import require_peft, set_location
-from ..memory import estimate_memory, return_freed_memory
+from ..memory import return_freed_memory
 from ..metrics import BEST_METRICS
 from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification, FAViTImageProcessor
@@ -34,7 +34,6 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat,
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
-from ..tables import counted
 from .adapters import BASE_FOLDER, add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
@@ -47,7 +46,7 @@ from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .plan import make_plan
 from .predictions import Predictions
-from .progress import describe_peak
+from .progress import describe_memory
 from .recipes import Task, recipe_of
 from .recovery import (
     Recovery,
@@ -442,16 +441,11 @@ def _announce(
 
 def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator) -> str:
     """Return a sentence on the memory that a step on the largest batch may take."""
-    num_examples, longest = sampler.largest_batch()
-    estimate = estimate_memory(
+    return describe_memory(
         model.config,
-        -(-longest // job.loop.sequence_parallel_size),
-        batch_size=num_examples,
-        training=True,
+        sampler.largest_batch(),
+        accelerator,
         num_trained=model.num_parameters(only_trainable=True),
         gradient_checkpointing=job.model.gradient_checkpointing,
-        mixed_precision=accelerator.mixed_precision,
-        device_type=accelerator.device.type,
+        num_sharing=job.loop.sequence_parallel_size,
     )
-    peak = describe_peak(estimate, accelerator.device, returns_freed=job.model.gradient_checkpointing)
-    return f"{peak}; the largest batch has {counted(num_examples * longest, 'token')}"

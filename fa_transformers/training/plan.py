@@ -62,8 +62,14 @@ class RunPlan:
     written_mib: tuple[float, float]
 
     def __str__(self) -> str:
-        lines = [self.data, ""]
-        if self.lengths:
+        return (
+            f"{self.data}\n\n{self.describe_course()}\n{describe_end(self.output_dir, self.written_mib, self.refusal)}"
+        )
+
+    def describe_course(self) -> str:
+        """Return lines on lengths, model, steps, memory and time."""
+        lines = []
+        if max(self.lengths.values(), default=0) > 1:
             names = {0.0: "shortest", 0.5: "median", 1.0: "longest"}
             told = ", ".join(f"{names.get(q, f'{q:.0%} up to')} {value:,}" for q, value in self.lengths.items())
             share = self.share_at_limit
@@ -71,7 +77,8 @@ class RunPlan:
             lines.append(f"lengths of training examples: {told}{cut}")
         examples, length = self.largest_batch
         lines.append(f"model: {self.num_parameters:,} parameters, {self.num_trained:,} of them train")
-        lines.append(f"steps: {self.steps:,}; the largest batch has {examples:,} examples of length {length:,}")
+        of_length = f" of length {length:,}" if length > 1 else ""  # of 1 are pictures that keep their own sizes
+        lines.append(f"steps: {self.steps:,}; the largest batch has {examples:,} examples{of_length}")
         if self.memory is not None:
             lines.append(self.memory)
         if self.transfer_seconds is not None:
@@ -81,11 +88,6 @@ class RunPlan:
                 f"time: about {describe_seconds(self.seconds)} for all steps, from forward and backward passes of "
                 f"{self.timed_batches} batches; evaluation, checkpoints and the optimiser come on top"
             )
-        model, checkpoints = self.written_mib
-        several = "checkpoints" if math.isnan(checkpoints) else f"up to {checkpoints:,.0f} MiB of checkpoints"
-        lines.append(f"files: {self.output_dir} would get {model:,.0f} MiB of model and {several}")
-        refusal = f", and the run itself would be refused: {self.refusal}" if self.refusal else ""
-        lines.append(f"dry run: nothing was trained or written{refusal}")
         return "\n".join(lines)
 
 
@@ -144,6 +146,17 @@ def make_plan(
             mib + 4 * num_added / 2**20,
             checkpoint_mib * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan),
         ),
+    )
+
+
+def describe_end(output_dir: Path, written_mib: tuple[float, float], refusal: str | None) -> str:
+    """Return lines on the files of a run that was planned, and on what stands in its way."""
+    model, checkpoints = written_mib
+    several = "checkpoints" if math.isnan(checkpoints) else f"up to {checkpoints:,.0f} MiB of checkpoints"
+    refused = f", and the run itself would be refused: {refusal}" if refusal else ""
+    return (
+        f"files: {output_dir} would get {model:,.0f} MiB of model and {several}\n"
+        f"dry run: nothing was trained or written{refused}"
     )
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import fa_transformers as fa
 from fa_transformers.checks import check_run
 from fa_transformers.options import resolve
+from fa_transformers.training import progress
 from fa_transformers.training.adapters import add_adapter, remove_adapter
 from fa_transformers.training.recipes import recipe_of
 
@@ -114,8 +115,7 @@ def test_only_projections_head_and_mixers_are_trained(home):
 def test_a_plan_counts_what_trains_and_times_the_transfer_before(home, monkeypatch):
     monkeypatch.chdir(home)
     estimates = []
-    finetuning = sys.modules["fa_transformers.training.finetune"]
-    monkeypatch.setattr(finetuning, "describe_peak", lambda estimate, *_, **__: estimates.append(estimate) or "")
+    monkeypatch.setattr(progress, "describe_peak", lambda estimate, *_, **__: estimates.append(estimate) or "")
     result = train("stock", "planned", dry_run=True, recovery_steps=2000)
     plan, adapter = result.plan, load_file("mine/adapter/adapter_model.safetensors")
     trained = sum(tensor.numel() for tensor in adapter.values())
