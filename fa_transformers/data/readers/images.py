@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm.auto import tqdm
 
 from ...tables import counted
@@ -278,7 +278,7 @@ def read_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
 
 def _has_facts_behind_pixels(image: Image.Image) -> bool:
     """True for a PNG file with a chunk of EXIF or XMP after its pixels; the chunks before are passed over unread."""
-    if image.format != "PNG" or image.fp is None:
+    if not isinstance(image, PngImagePlugin.PngImageFile) or image.fp is None:
         return False
     file, has_pixels = image.fp, False
     place = file.tell()
