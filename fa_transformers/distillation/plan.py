@@ -28,7 +28,6 @@ def plan_stages(
     teacher.to(accelerator.device)
     for stage in build_stages(job, student, teacher, data, pooling):
         stages[stage.name] = _plan_stage(job, stage, student, teacher, data, accelerator)
-        accelerator.free_memory()
     return DistillationPlan(_describe_data(job, data, labelled), stages)
 
 

@@ -216,6 +216,8 @@ def estimate_seconds(
         begun = now
         if rates and now - started > LONGEST_TIMING_S:
             break
+    if accelerator.num_processes > 1:  # DDP's hooks on the weights would take part in what is trained or timed next
+        accelerator.free_memory()
     return (num_batches * size * float(np.mean(rates)) if rates else None), len(rates)
 
 

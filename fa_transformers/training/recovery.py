@@ -190,7 +190,6 @@ def time_transfer(
         transfer.loop, transfer.objective, transfer.pieces["train"], transfer.collate, transfer.loaders["train"],
         transfer.sampler, accelerator, recovery.steps,
     )  # fmt: skip
-    accelerator.free_memory()
     model.requires_grad_(True)
     return seconds
 
