@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .data.facts import DataFacts
     from .data.readers.tables import DataError
     from .distillation.distill import DistillationResult, distill
+    from .distillation.job import DistillationPlan
     from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
     from .hub.certificate import Certificate, CheckFacts
     from .hub.facts import FactError
@@ -96,6 +97,7 @@ __all__ = [
     "StereoModelOptions",
     "distill",
     "DistillationResult",
+    "DistillationPlan",
     "DataOptions",
     "ModelOptions",
     "LoopOptions",
@@ -186,6 +188,7 @@ _HOMES = {
     ".data.facts": ("DataFacts",),
     ".data.readers.tables": ("DataError",),
     ".distillation.distill": ("DistillationResult", "distill"),
+    ".distillation.job": ("DistillationPlan",),
     ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
     ".hub.certificate": ("Certificate", "CheckFacts"),
     ".hub.facts": ("FactError",),

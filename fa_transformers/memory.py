@@ -77,6 +77,7 @@ def estimate_memory(
     *,
     batch_size: int = 1,
     training: bool = False,
+    num_trained: int | None = None,
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
     mixed_precision: str | None = None,
@@ -109,6 +110,8 @@ def estimate_memory(
         config: of an FA model; its `softmax_layers` run fused attention, which keeps as much.
         num_tokens: length of a sequence in tokens; for images the number of patches.
         batch_size: sequences, padded to that length.
+        num_trained: parameters with gradients and an optimiser state, where adapters or upper layers alone train; None:
+            all of the base model. Activations are counted as if all did, which is an upper end.
         dtype: of the weights.
         mixed_precision: None, "no", "bf16" or "fp16", as in Accelerate: linear maps compute in that type.
         device_type: "cpu" or "cuda".
@@ -140,11 +143,11 @@ def estimate_memory(
         per_token += _held_by_forward(config, sizes, num_tokens)
     # Autocast keeps its copies of the weights until the pass ends.
     copies = num_mapped_weights * computed.itemsize if sizes.is_mixed else 0
-    weights = num_weights * dtype.itemsize
+    trained = (num_weights if num_trained is None else num_trained) * dtype.itemsize if training else 0
     return MemoryEstimate(
-        weights=weights,
-        gradients=weights if training else 0,
-        optimizer=2 * weights if training else 0,
+        weights=num_weights * dtype.itemsize,
+        gradients=trained,
+        optimizer=2 * trained,
         activations=int(batch_size * num_tokens * per_token) + copies,
     )
 

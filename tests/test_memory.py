@@ -70,6 +70,8 @@ def test_weights_are_counted_and_checkpointing_and_bf16_save_memory():
     assert estimate_memory(config, 10_000, training=True, mixed_precision="bf16").activations < 0.7 * plain.activations
     assert estimate_memory(config, 5_000, batch_size=2, training=True) == plain
     assert estimate_memory(config, 10_000).optimizer == 0
+    adapted = estimate_memory(config, 10_000, training=True, num_trained=1000)
+    assert (adapted.weights, adapted.gradients, adapted.optimizer) == (plain.weights, 4000, 8000)
     assert str(plain).startswith(f"{plain.total / 2**30:.2f} GiB (weights ")
 
 

@@ -5,38 +5,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..distillation.recipes import GROUPS, Recipe, Task, recipe_of
-from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions, resolve
-from .flags import (
-    FlagParser,
-    describe_command,
-    ends_with_resume,
-    how_started,
-    mistakes_in_one_line,
-    print_json,
-    resuming,
-)
+from ..options import DistillationOptions
+from .flags import FlagParser, how_started, mistakes_in_one_line, print_json
+from .training_run import TrainingCommand, parse_run, train
 
 if TYPE_CHECKING:
     from ..distillation.job import DistillationResult
 
 
-@dataclass(frozen=True)
-class DistillCommand:
+@dataclass(frozen=True, kw_only=True)
+class DistillCommand(TrainingCommand):
     """A parsed command line of a distillation."""
 
     task: Task
     recipe: Recipe
-    data: DataOptions
-    model: ModelOptions
-    loop: LoopOptions
     distillation: DistillationOptions
-    card: CardOptions
-    command: str
-
-    @property
-    def resume_command(self) -> str:
-        """The command that goes on after a stop."""
-        return resuming(self.command)
 
 
 def task_of(given: Mapping[str, Any]) -> Task:
@@ -63,46 +46,26 @@ def parse(argv: Sequence[str] | None = None) -> DistillCommand:
     )
     parser.add_argument("--task", choices=get_args(Task), help="what the model reads (default: as the data is)")
     parser.add_argument("--recipe", choices=get_args(Recipe), help="how long to train (default: quick)")
-    for options_class, groups, title in GROUPS:
-        parser.add_options(options_class, groups, title)
-    parsed = parser.parse(argv)
-    recipe = recipe_for(parsed.given)
-    return DistillCommand(
-        task=task_of(parsed.given),
-        recipe=parsed.given.get("recipe", "quick"),
-        data=resolve(parsed[DataOptions], recipe),
-        model=resolve(parsed[ModelOptions], recipe),
-        loop=resolve(parsed[LoopOptions], recipe),
-        distillation=resolve(parsed[DistillationOptions], recipe),
-        card=resolve(parsed[CardOptions], recipe),
-        command=describe_command(program, parsed.flags),
-    )
+    names = ("data", "model", "distillation", "loop", "card")
+    given, options = parse_run(parser, program, GROUPS, recipe_for, argv, names)
+    return DistillCommand(task=task_of(given), recipe=given.get("recipe", "quick"), **options)
 
 
 def main(argv: Sequence[str] | None = None) -> "DistillationResult":
     """Distil as the flags say; prints the receipt as tables and as one line of JSON."""
     run = parse(argv)
-
     from ..distillation.distill import distill
-    from ..distillation.receipt import print_receipt
-    from ..training.processes import report_lost_processes
 
-    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
-        result = distill(
-            task=run.task,
-            recipe=run.recipe,
-            data=run.data,
-            model=run.model,
-            loop=run.loop,
-            distillation=run.distillation,
-            card=run.card,
-            command=run.command,
-            resume_command=run.resume_command,
-        )
-        if result.receipt:
-            print_receipt(result.receipt)
-            print_json(result.receipt)
-    return result
+    return train(run, distill, tell)
+
+
+def tell(result: "DistillationResult") -> None:
+    """Print the receipt of a distillation as tables and as one line of JSON."""
+    from ..distillation.receipt import print_receipt
+
+    if result.receipt:
+        print_receipt(result.receipt)
+        print_json(result.receipt)
 
 
 if __name__ == "__main__":

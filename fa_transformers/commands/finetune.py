@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..options import DATA_SOURCES, CardOptions, DataOptions, LoopOptions, ModelOptions, resolve
+from ..options import DATA_SOURCES, CardOptions, DataOptions, LoopOptions, ModelOptions
 from ..training.recipes import Task, recipe_of
-from .flags import FlagParser, describe_command, ends_with_resume, how_started, mistakes_in_one_line, resuming
+from .flags import FlagParser, how_started, mistakes_in_one_line
+from .training_run import TrainingCommand, parse_run, train
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -30,22 +31,12 @@ GROUPS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class FinetuneCommand:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCommand(TrainingCommand):
     """A parsed command line of fine-tuning."""
 
     task: Task
     full_recipe: bool
-    data: DataOptions
-    model: ModelOptions
-    loop: LoopOptions
-    card: CardOptions
-    command: str
-
-    @property
-    def resume_command(self) -> str:
-        """The command that goes on after a stop."""
-        return resuming(self.command)
 
 
 def task_of(given: Mapping[str, Any]) -> Task:
@@ -78,44 +69,17 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneCommand:
     parser.add_argument(
         "--full_recipe", action="store_true", common=False, help="demo data: all of it, whole, for several epochs"
     )
-    for options_class, groups, title in GROUPS:
-        parser.add_options(options_class, groups, title)
-    parsed = parser.parse(argv)
-    recipe = recipe_for(parsed.given)
-    return FinetuneCommand(
-        task=task_of(parsed.given),
-        full_recipe=parsed.given.get("full_recipe", False),
-        data=resolve(parsed[DataOptions], recipe),
-        model=resolve(parsed[ModelOptions], recipe),
-        loop=resolve(parsed[LoopOptions], recipe),
-        card=resolve(parsed[CardOptions], recipe),
-        command=describe_command(program, parsed.flags),
-    )
+    given, options = parse_run(parser, program, GROUPS, recipe_for, argv)
+    return FinetuneCommand(task=task_of(given), full_recipe=given.get("full_recipe", False), **options)
 
 
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     """Fine-tune as the flags say; prints the scores as a table and as one line of JSON, and where the files are."""
     run = parse(argv)
     from ..training.finetune import finetune
-    from ..training.processes import report_lost_processes
     from ..training.report import print_results
 
-    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
-        result = finetune(
-            task=run.task,
-            data=run.data,
-            model=run.model,
-            loop=run.loop,
-            card=run.card,
-            full_recipe=run.full_recipe,
-            command=run.command,
-            resume_command=run.resume_command,
-        )
-        if result.plan:
-            print(result.plan)
-        if result.summary:
-            print_results(result.summary)
-    return result
+    return train(run, finetune, lambda result: print_results(result.summary) if result.summary else None)
 
 
 if __name__ == "__main__":

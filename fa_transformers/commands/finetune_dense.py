@@ -4,17 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..options import CardOptions, LoopOptions, resolve
 from ..training.dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
-from .flags import (
-    FlagParser,
-    describe_command,
-    ends_with_resume,
-    how_started,
-    mistakes_in_one_line,
-    print_json,
-    resuming,
-)
+from .flags import FlagParser, how_started, mistakes_in_one_line
+from .training_run import NETWORK_GROUPS, TrainingCommand, parse_run, tell_network, train
 
 if TYPE_CHECKING:
     from ..training.job import FinetuneResult
@@ -22,36 +14,18 @@ if TYPE_CHECKING:
 GROUPS = (
     (DenseDataOptions, ("objects", "packaged", "views"), "pictures with objects (no source = a packaged set)"),
     (DenseModelOptions, ("checkpoint", "network", "processor"), "network"),
-    (
-        LoopOptions,
-        (
-            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "epochs",
-            "dry run", "optimizer", "device", "checkpoints", "best metric",
-        ),
-        "training",
-    ),
-    (CardOptions, ("license", "base_model", "data card", "hub name", "push"), "model card and Hub"),
-)  # fmt: skip
+    *NETWORK_GROUPS,
+)
 COLUMNS = tuple(
     f"{kind}_{name}" for kind in ("box", "mask") for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 )
 
 
-@dataclass(frozen=True)
-class FinetuneDenseCommand:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneDenseCommand(TrainingCommand):
     """A parsed command line of detection's training."""
 
     task: DenseTask
-    data: DenseDataOptions
-    model: DenseModelOptions
-    loop: LoopOptions
-    card: CardOptions
-    command: str
-
-    @property
-    def resume_command(self) -> str:
-        """The command that goes on after a stop."""
-        return resuming(self.command)
 
 
 def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,40 +47,16 @@ def parse(argv: Sequence[str] | None = None) -> FinetuneDenseCommand:
     parser.add_argument(
         "--task", choices=get_args(DenseTask), help="boxes, or boxes and masks (default: instance-segmentation)"
     )
-    for options_class, groups, title in GROUPS:
-        parser.add_options(options_class, groups, title)
-    parsed = parser.parse(argv)
-    recipe = recipe_for(parsed.given)
-    return FinetuneDenseCommand(
-        task=parsed.given.get("task", "instance-segmentation"),
-        data=resolve(parsed[DenseDataOptions], recipe),
-        model=resolve(parsed[DenseModelOptions], recipe),
-        loop=resolve(parsed[LoopOptions], recipe),
-        card=resolve(parsed[CardOptions], recipe),
-        command=describe_command(program, parsed.flags),
-    )
+    given, options = parse_run(parser, program, GROUPS, recipe_for, argv)
+    return FinetuneDenseCommand(task=given.get("task", "instance-segmentation"), **options)
 
 
 def main(argv: Sequence[str] | None = None) -> "FinetuneResult":
     """Train as the flags say; prints the scores as a table and as one line of JSON, and where the files are."""
     run = parse(argv)
     from ..training.dense import finetune_dense
-    from ..training.processes import report_lost_processes
-    from ..training.report import print_scores
-    from ..training.run_folder import print_folder
 
-    with ends_with_resume(run.resume_command, run.loop), report_lost_processes(run.loop.ddp_timeout):
-        result = finetune_dense(
-            task=run.task, data=run.data, model=run.model, loop=run.loop, card=run.card, command=run.command,
-            resume_command=run.resume_command,
-        )  # fmt: skip
-        if result.plan:
-            print(result.plan)
-        if result.summary:
-            print_scores(result.summary, COLUMNS, "pictures")
-            print_json(result.summary)
-            print_folder(result.summary["task"], result.output_dir)
-    return result
+    return train(run, finetune_dense, tell_network(COLUMNS, "pictures"))
 
 
 if __name__ == "__main__":

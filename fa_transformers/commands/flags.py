@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, Field, fields
 from opcode import opmap
 from pathlib import Path
@@ -364,11 +364,25 @@ def _print_redacted(kind: type[BaseException], error: BaseException, trace: Trac
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-@contextmanager
-def ends_with_resume(resume_command: str, loop: LoopOptions) -> Iterator[None]:
+def ends_with_resume(resume_command: str, loop: LoopOptions) -> AbstractContextManager[None]:
     """Speak of flags, and let Ctrl-C or SIGTERM outside of the training loop, too, end with how to go on.
 
     The loop has its own way: it finishes its step and saves. Before the first checkpoint there is nothing to resume.
+    """
+
+    def find_checkpoints() -> list[Path]:
+        return [*loop.output_dir.glob("checkpoint-*"), *loop.output_dir.glob("*/checkpoint-*")]
+
+    return resumable(resume_command, find_checkpoints, is_resumed=loop.resume_from_checkpoint is not None)
+
+
+@contextmanager
+def resumable(resume_command: str, find_saved: Callable[[], list[Path]], *, is_resumed: bool) -> Iterator[None]:
+    """Speak of flags, and let Ctrl-C or SIGTERM end with how to go on, where there is something to go on with.
+
+    Args:
+        find_saved: finds the files or folders that a later start would go on with; those from before this start count
+            only where it `is_resumed`.
     """
     started = time.time()
     is_main_thread = threading.current_thread() is threading.main_thread()
@@ -378,11 +392,8 @@ def ends_with_resume(resume_command: str, loop: LoopOptions) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            checkpoints = [*loop.output_dir.glob("checkpoint-*"), *loop.output_dir.glob("*/checkpoint-*")]
-            is_of_this_run = loop.resume_from_checkpoint or any(
-                path.stat().st_mtime >= started for path in checkpoints if path.exists()
-            )
-            has_begun = bool(checkpoints) and bool(is_of_this_run)
+            saved = [path for path in find_saved() if path.exists()]
+            has_begun = any(is_resumed or path.stat().st_mtime >= started for path in saved)
             how = f"Resume:\n{resume_command}" if has_begun else "Nothing was saved yet: start it again."
             print(f"Stopped. {how}", flush=True)
         raise SystemExit(130) from None

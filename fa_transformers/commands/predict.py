@@ -9,7 +9,7 @@ from ..checks import check_positive
 from ..options import DataOptions, LoopOptions, PredictOptions
 from ..redaction import redact
 from ..tables import format_table
-from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json
+from .flags import FlagParser, describe_command, how_started, mistakes_in_one_line, print_json, resumable
 
 if TYPE_CHECKING:
     from ..prediction.run import PredictionRun
@@ -65,14 +65,14 @@ def parse(argv: Sequence[str] | None = None) -> PredictCommand:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Predict as the flags say; prints the scores, if there are any, and one line of JSON, and returns its content."""
     run = parse(argv)
-    from ..prediction.run import Columns, predict_file
+    from ..prediction.output import PROGRESS_FILE, partial_folder
 
-    columns = Columns(run.data.text_column_name, run.label_column, run.data.delimiter, run.data.label_separator)
-    try:
+    progress = partial_folder(run.options.output) / PROGRESS_FILE
+    with resumable(resuming(run.command), lambda: [progress], is_resumed=run.options.resume):
+        from ..prediction.run import Columns, predict_file
+
+        columns = Columns(run.data.text_column_name, run.label_column, run.data.delimiter, run.data.label_separator)
         done = predict_file(run.model, run.path, run.options, columns, run.report_lengths)
-    except KeyboardInterrupt:
-        print(f"\nstopped; go on with:\n{resuming(run.command)}", flush=True)
-        raise SystemExit(130) from None
     print_summary(done)
     counts = asdict(done.counts)
     summary = {"output": str(done.output), **counts, "seconds": round(done.seconds, 1), "scores": done.scores}

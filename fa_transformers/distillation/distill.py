@@ -25,6 +25,7 @@ from .checks import check_lengths, check_options, check_resumed, check_rows, che
 from .comparison import Comparison
 from .job import DistillationJob, DistillationResult
 from .pieces import UnlabelledData, build_image_pieces, build_text_pieces
+from .plan import plan_stages
 from .probing import LabelledPieces, load_labelled_images, load_labelled_licenses, load_labelled_text
 from .receipt import RECEIPT_FILE, build_receipt
 from .recipes import Recipe, Task, recipe_of
@@ -137,10 +138,15 @@ def _run(job: DistillationJob, rows: Rows | None) -> DistillationResult:
     check_lengths(job, teacher.config, student.config)
     with accelerator.main_process_first():
         data, labelled = _load_data(job, rows, student, processor)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not job.loop.dry_run:
             is_resumed = resume is not None
             prepare_output_dir(job.loop.output_dir, overwrite=job.loop.overwrite_output_dir, resume=is_resumed)
     accelerator.wait_for_everyone()
+    if job.loop.dry_run:
+        plan = plan_stages(job, student.to(accelerator.device), teacher, data, labelled, pooling, accelerator)
+        accelerator.end_training()
+        plan_shown = plan if accelerator.is_main_process else None
+        return DistillationResult({}, None, [], {}, job.loop.output_dir, student, processor, plan_shown)
     config = flat(job.data, job.model, job.loop, job.distillation, job.card) | {"task": job.task, "pooling": pooling}
     start_trackers(accelerator, job.loop.report_to, "distill", config | {"command": job.command})
     comparison = Comparison(job, teacher.to(accelerator.device), data, labelled, pooling, accelerator)

@@ -1,5 +1,6 @@
-"""The options of a distillation, all resolved, and its result."""
+"""The options of a distillation, all resolved, its plan and its result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
+from ..training.plan import RunPlan, describe_end, describe_seconds
 from .recipes import STAGES, Task
 
 
@@ -47,6 +49,34 @@ class DistillationJob:
 
 
 @dataclass(frozen=True)
+class DistillationPlan:
+    """The course of a distillation, found out without training; `print` shows it.
+
+    Args:
+        data: a table of the rows and pieces to train on and of the held-out pieces, and what is probed with.
+        stages: name of each stage that has steps -> its plan.
+    """
+
+    data: str
+    stages: Mapping[str, RunPlan]
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all forward and backward passes together; None where they were not timed."""
+        each = [plan.seconds for plan in self.stages.values()]
+        known = [seconds for seconds in each if seconds is not None]
+        return sum(known) if len(known) == len(each) else None
+
+    def __str__(self) -> str:
+        parts = [self.data, *(f"{name}:\n{plan.describe_course()}" for name, plan in self.stages.items())]
+        first, *_ = self.stages.values()
+        checkpoints = sum(plan.written_mib[1] for plan in self.stages.values())
+        end = describe_end(first.output_dir, (first.written_mib[0], checkpoints), first.refusal)
+        total = f"time of all stages: about {describe_seconds(self.seconds)}\n" if self.seconds is not None else ""
+        return "\n\n".join([*parts, total + end])
+
+
+@dataclass(frozen=True)
 class DistillationResult:
     """A distilled model, how near it came to its teacher, and where it was written.
 
@@ -62,6 +92,7 @@ class DistillationResult:
         output_dir: the published folder, which `AutoModel.from_pretrained` loads.
         model: the student, in float32 on the device that it was trained on.
         processor: its tokenizer or image processor.
+        plan: what a dry run found, which has none of these figures; None of any other.
     """
 
     similarity: dict[str, dict[str, dict[str, float]]]
@@ -71,3 +102,4 @@ class DistillationResult:
     output_dir: Path
     model: PreTrainedModel
     processor: Any
+    plan: DistillationPlan | None = None

@@ -55,7 +55,7 @@ GROUPS: tuple[tuple[type, tuple[str, ...], str], ...] = (
     (DataOptions, ("text", "label column", "images"), "data (none of these = prose of installed Python packages)"),
     (ModelOptions, ("checkpoint", "size", "layer", "positions"), "model"),
     (DistillationOptions, ("distillation",), "distillation (0 steps leave a stage out)"),
-    (LoopOptions, ("batches", "optimizer", "device", "checkpoints"), "training"),
+    (LoopOptions, ("batches", "dry run", "optimizer", "device", "checkpoints"), "training"),
     (CardOptions, ("card", "data card", "hub name"), "model card"),
 )
 

@@ -1,6 +1,6 @@
 """The stages of a distillation, each of them one objective that is trained for steps of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..training.loaders import build_loaders
 from ..training.loop import plan_steps, run_training
 from ..training.optimizer import build_optimizer, group_by_rates
 from ..training.report import describe_run
+from ..training.setup import log_after
 from .detectors import DetectorDistillation
 from .job import DistillationJob
 from .objectives import EndToEndDistillation
@@ -52,18 +53,25 @@ def run_stages(
     accelerator: Accelerator,
 ) -> list[dict[str, Any]]:
     """Train all stages that have steps, in order, and return what the receipt says of each."""
+    digests = digest_once(accelerator, lambda: digest_sources(data, teacher))
+    return [
+        run_stage(job, stage, data.collate, accelerator, digests)
+        for stage in build_stages(job, student, teacher, data, pooling)
+    ]
+
+
+def build_stages(
+    job: DistillationJob, student: PreTrainedModel, teacher: PreTrainedModel, data: UnlabelledData, pooling: str
+) -> Iterator[Stage]:
+    """Yield the stages that have steps, in order; the student is set up for each one when that is asked for."""
     options, loop, max_length = job.distillation, job.loop, job.model.max_length
     pieces = {"train": data.train(max_length), "validation": data.validation}
-    digests = digest_once(accelerator, lambda: digest_sources(data, teacher))
-    done = []
 
-    def run(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> None:
-        stage_loop = replace(loop, max_steps=job.steps[name], **changes)
-        stage = Stage(name, objective, pieces, stage_loop, mixer_rate)
-        done.append(run_stage(job, stage, data.collate, accelerator, digests))
+    def build(name: str, objective: nn.Module, pieces: dict[str, Pieces], mixer_rate: float, **changes: Any) -> Stage:
+        return Stage(name, objective, pieces, replace(loop, max_steps=job.steps[name], **changes), mixer_rate)
 
     if options.transfer_steps:
-        run("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
+        yield build("transfer", AttentionTransfer(student, teacher), pieces, options.transfer_learning_rate)
     student.requires_grad_(True)
     if options.freeze_embeddings and not job.is_detection:
         student.get_input_embeddings().requires_grad_(False)
@@ -73,13 +81,12 @@ def run_stages(
             if job.is_detection
             else EndToEndDistillation(student, teacher, pooling)
         )
-        run("end_to_end", objective, pieces, options.mixer_learning_rate)
+        yield build("end_to_end", objective, pieces, options.mixer_learning_rate)
     if options.long_steps:
         pieces = {"train": data.train(options.long_length), "validation": data.validation}
         objective = EndToEndDistillation(student, teacher, pooling, teacher_length=max_length)
         budget = loop.max_tokens_per_batch and max(loop.max_tokens_per_batch, options.long_length)
-        run("long", objective, pieces, options.mixer_learning_rate, max_tokens_per_batch=budget)
-    return done
+        yield build("long", objective, pieces, options.mixer_learning_rate, max_tokens_per_batch=budget)
 
 
 def run_stage(
@@ -101,9 +108,6 @@ def run_stage(
     def evaluate(objective: nn.Module) -> dict:
         return evaluate_objective(objective, loaders["validation"], accelerator)
 
-    def log(values: dict, step: int) -> None:
-        accelerator.log({f"{name}/{value}": number for value, number in values.items()}, step=steps_before + step)
-
     before = evaluate(stage.objective.to(accelerator.device))
     rates = {"learning_rate": loop.learning_rate, "mixer_learning_rate": stage.mixer_learning_rate}
     groups = group_student_parameters(stage.objective, **rates, weight_decay=loop.weight_decay)
@@ -112,7 +116,7 @@ def run_stage(
     trained, state, figures = run_training(
         loop, stage.objective, optimizer, scheduler, loaders["train"], sampler, accelerator,
         evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder, data_digests=data_digests,
-        log=log, resume_command=job.resume_command,
+        log=log_after(steps_before, accelerator, name), resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)  # the best weights, which needn't be the last ones
     accelerator.free_memory()

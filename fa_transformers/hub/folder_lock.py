@@ -38,20 +38,23 @@ class _Held:
 _held: dict[Path, _Held] = {}
 
 
-def lock_folder(folder: Path) -> None:
+def lock_folder(folder: Path, named: str | None = None) -> None:
     """Lock a folder until `unlock_folder`, or until the process ends, however that ends.
 
     Forked workers don't keep it. A folder that this process has locked already stays locked. What a dead owner left is
     taken over: one of this machine at once, one of another machine when it has been silent for `SILENT_S`, or at once
     where torchrun restarted the same run there.
 
+    Args:
+        named: what an error calls the folder, such as the flag that was typed for it; None is its path.
+
     Raises:
         FileExistsError: another process has it locked; the message names its host, its number and its age.
     """
-    folder = folder.resolve()
+    named, folder = named or str(folder), folder.resolve()
     if folder in _held:
         return
-    while (descriptor := _take(folder / LOCK_FILE)) is None:
+    while (descriptor := _take(folder / LOCK_FILE, named)) is None:
         pass
     ended = threading.Event()
     threading.Thread(target=_beat, args=(descriptor, ended), daemon=True, name=f"lock of {folder}").start()
@@ -95,7 +98,7 @@ def released(folder: Path) -> Iterator[None]:
         unlock_folder(folder)
 
 
-def _take(path: Path) -> int | None:
+def _take(path: Path, named: str) -> int | None:
     """The descriptor of the file, which is this process's now; None where it changed meanwhile."""
     try:
         descriptor, is_new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -109,12 +112,12 @@ def _take(path: Path) -> int | None:
         try:
             has_locks = lock(descriptor)
         except BlockingIOError as error:
-            raise _in_use(path) from error
+            raise _in_use(path, named) from error
         if not _is_same(descriptor, path):
             return None  # who had it before has removed the file
         if not is_new:
             if not _is_dead(path, has_locks):
-                raise _in_use(path, f"; if you know that it is dead, remove {path}")
+                raise _in_use(path, named, f"; if you know that it is dead, remove {path}")
             if not has_locks:
                 _remove_dead(descriptor, path)
                 return None
@@ -219,15 +222,14 @@ def _silence_s(path: Path) -> float:
             return 0.0
 
 
-def _in_use(path: Path, remedy: str = "") -> FileExistsError:
+def _in_use(path: Path, named: str, remedy: str = "") -> FileExistsError:
     owner = _read_owner(path)
     who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
     started = owner.get("started")
     age = f", started {(time.time() - started) / 60:.0f} minutes ago" if isinstance(started, int | float) else ""
     silence = f", last heard of {max(0.0, _silence_s(path)):.0f} s ago"
     return FileExistsError(
-        f"--output_dir {path.parent} is in use by another run ({who}{age}{silence}). Wait for it to end, or choose "
-        f"another folder{remedy}."
+        f"{named} is in use by another run ({who}{age}{silence}). Wait for it to end, or choose another one{remedy}."
     )
 
 

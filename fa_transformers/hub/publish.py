@@ -333,8 +333,6 @@ def _let_tokenizer_cut(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["model_input_names"] = tokenizer.model_input_names  # which a class of the library knows without a file
-    if settings.get("tokenizer_class") == FABertTokenizerFast.__name__:  # loaded with its code, here or from a folder
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["auto_map"] = {"AutoTokenizer": [None, f"{code.stem}.{FABertTokenizerFast.__name__}"]}
     write_text(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     shutil.copyfile(code, folder / code.name)

@@ -4,10 +4,14 @@ Transformers' pipelines don't ask for truncation, and a tokenizer without this o
 to, whatever its files say.
 """
 
+import json
+from pathlib import Path
+
 from transformers import PreTrainedTokenizerFast, logging
 
 logger = logging.get_logger(__name__)
 
+STOCK_CLASS = "PreTrainedTokenizerFast"
 PLACE_OF_TRUNCATION = 6
 """Place of `truncation` among the arguments of a tokenizer's call, from 0 on."""
 
@@ -15,7 +19,8 @@ PLACE_OF_TRUNCATION = 6
 class FABertTokenizerFast(PreTrainedTokenizerFast):
     """A fast tokenizer that cuts texts to `model_max_length` tokens where the call doesn't say `truncation`.
 
-    The first text that is cut is told in a warning. With `truncation=False` nothing is cut.
+    The first text that is cut is told in a warning. With `truncation=False` nothing is cut. A saved folder loads
+    without `trust_remote_code`, too: as the library's fast tokenizer, which gives the same tokens and cuts when asked.
     """
 
     def __call__(self, *args, **kwargs):
@@ -31,3 +36,17 @@ class FABertTokenizerFast(PreTrainedTokenizerFast):
             )
             self.deprecation_warnings["cut"] = True
         return encoded
+
+    def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
+        """Save as transformers does, but name a class of the library, which loads without this one's code."""
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        commit_message = kwargs.pop("commit_message", None)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        for file in map(Path, saved):
+            if file.name.endswith("tokenizer_config.json"):
+                settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": STOCK_CLASS}
+                text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+                file.write_text(text, encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(repo_id, commit_message=commit_message, token=kwargs.get("token"))
+        return saved

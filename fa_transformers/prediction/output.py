@@ -104,7 +104,7 @@ class Output:
         self._identity = json.loads(json.dumps({**identity, "columns": [column.name for column in columns]}))
         with self.guarded(0):
             self.folder.mkdir(exist_ok=True)
-            lock_folder(self.folder)
+            lock_folder(self.folder, f"--output {path}")
             goes_on = resume and (self.folder / PROGRESS_FILE).exists()
             self.progress = self._read() if goes_on else self._begin()
             self._cut(self._rows_file, self.progress.bytes)

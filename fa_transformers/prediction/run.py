@@ -29,6 +29,8 @@ from .sources import LabelReader, Source, SourceRow, chained, open_source
 MODEL_FILES = ("config.json", "*.safetensors", "*.bin", "tokenizer*", "vocab*", "*.model", "preprocessor_config.json")
 TEXT_START = 200
 """Characters of a text that stand in the output."""
+DECIDING_ROWS = 1000
+"""First rows of a table whose labels say how all are written."""
 OPTIONS_OF_READING = ("max_length", "strict_length", "max_tokens_per_batch", "chunk_size")
 """Fields of `PredictOptions` that are arguments of `Predictor`; the digits of an answer depend on all of them."""
 
@@ -131,7 +133,8 @@ class _Run:
         self.predictor, self.source, self.output, self.lengths = predictor, source, output, lengths
         num_labels = len(predictor.label_names or [None])
         self.records = DecisionRecords(predictor.problem_type, num_labels, len(lengths) + 1)
-        self.labels = LabelReader(predictor, separator)
+        first = islice(source.open(), DECIDING_ROWS) if source.has_labels else ()
+        self.labels = LabelReader(predictor, separator, [row.label for row in first])
         self.counts = Counts(**output.progress.counts)
 
     def complete(self) -> PredictionRun:

@@ -1,19 +1,22 @@
 """Rows to predict: of a table, read as they are asked for, or the files of a folder; a bad one is a row too."""
 
 import hashlib
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.readers.encodings import encoding_of, open_text
 from ..data.readers.formats import FILE_TYPES, open_rows
 from ..data.readers.images import image_endings
-from ..data.readers.labels import LabelError, LabelScheme, as_whole
+from ..data.readers.labels import LabelError, LabelScheme, as_whole, indicator_of
 from ..data.readers.problems import BadRows, Place
-from ..data.readers.tables import DataError, listing
+from ..data.readers.tables import DataError, cut, listing
 from .predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 TEXT_ENDINGS = (".txt", ".text")
 DEFAULT_LABELS = "label"
@@ -178,22 +181,27 @@ def chained(digest: str, row: SourceRow) -> str:
 class LabelReader:
     """True labels of rows in the model's numbers; `num_unknown` counts labels that the model doesn't know.
 
+    The first labels say what all are: names of the classes; whole numbers from 0 on, where no class is called by a
+    whole number; of several labels lists of either, or rows with a zero or a one for each class.
+
     Args:
         predictor: whose model's classes the labels name.
         separator: string between the labels of one row.
+        first: labels of the first rows, raw.
     """
 
-    def __init__(self, predictor: Predictor, separator: str | None):
+    def __init__(self, predictor: Predictor, separator: str | None, first: Sequence[Any] = ()):
         names = predictor.label_names
-        is_whole = names is not None and all(as_whole(name) is not None for name in names)
-        self._scheme = LabelScheme(
+        scheme = LabelScheme(
             predictor.problem_type,
             None if names is None else tuple(names),
             separator,
-            is_whole=is_whole,
+            is_whole=names is not None and all(as_whole(name) is not None for name in names),
             takes_decimals=True,
             origin=("the model's classes, which are", "mend the row"),
         )
+        labels = [label for label in map(scheme.clean, first) if not scheme.is_missing(label)]
+        self._scheme = scheme if scheme.names is None else _meaning_of(labels, scheme)
         self.num_unknown = 0
         self.first_unknown = ""
 
@@ -208,3 +216,18 @@ class LabelReader:
             self.num_unknown += 1
             self.first_unknown = self.first_unknown or str(error)
             return None
+
+
+def _meaning_of(labels: Sequence[Any], scheme: LabelScheme) -> LabelScheme:
+    """Return the scheme by what the labels of a table look like, as training decides with `--label_names`."""
+    names = scheme.names or ()
+    if scheme.is_multi_label:
+        length, has_twice = indicator_of(labels)
+        if length == len(names) and (has_twice or set(names) != {"0", "1"}):
+            return replace(scheme, is_indicator=True)
+    values = [value for label in labels for value in (label if isinstance(label, list) else [label])]
+    is_numbered = bool(values) and all(as_whole(value) is not None for value in values)
+    if not is_numbered or any(as_whole(name) is not None for name in names):
+        return scheme
+    logger.warning("the labels are whole numbers, and no class is called by one: 0 is %s", cut(names[0]))
+    return replace(scheme, is_position=True)

@@ -16,19 +16,18 @@ BASE_FOLDER = "base"
 
 
 def add_adapter(
-    model: PreTrainedModel, processor: Any, options: ModelOptions, output_dir: Path, *, is_main: bool, is_resumed: bool
+    model: PreTrainedModel, processor: Any, options: ModelOptions, output_dir: Path, *, saves_base: bool
 ) -> Any:
     """Put LoRA into a model, in place, so that only what `fa_lora_config` names trains; return peft's wrapper of it.
 
-    Where no folder or repository holds the model as it is, the main process saves it to `output_dir`/base first, which
-    the adapter will name: a stock checkpoint would be loaded as the softmax model that it is. A resumed run leaves one
-    that is there.
+    Where no folder or repository holds the model as it is, the adapter will name `output_dir`/base: a stock checkpoint
+    would be loaded as the softmax model that it is. With `saves_base` the model is saved there.
     """
     from peft import get_peft_model  # only here: it takes a second to import
 
     if not model.name_or_path:
         base = output_dir / BASE_FOLDER
-        if is_main and not (is_resumed and (base / "config.json").is_file()):
+        if saves_base:
             model.save_pretrained(base)
             processor.save_pretrained(base)
         set_location(model, str(base))

@@ -141,7 +141,7 @@ def prepare_output_dir(output_dir: Path, *, overwrite: bool, resume: bool) -> No
         probe_placing(output_dir)  # so that publishing can't fail for it after all the training
     except OSError as error:
         raise CheckpointError(f"--output_dir {output_dir} can't be written: {error}. Choose another folder.") from error
-    lock_folder(output_dir)
+    lock_folder(output_dir, f"--output_dir {output_dir}")
     for leftover in [*output_dir.glob(".*.tmp"), *output_dir.glob("*/.*.tmp")]:
         if _LEFTOVER_NAME.fullmatch(leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)  # gone with its folder
@@ -288,9 +288,13 @@ def save_checkpoint(
         removable = [path for path in list_checkpoints(output_dir) if path not in keep]
         num_kept = len(list_checkpoints(output_dir)) - len(removable)
         for path in removable[: len(removable) - max(0, save_total_limit - num_kept)]:
-            doomed = path.rename(output_dir / f".{path.name}.tmp")  # at once: half a checkpoint must not keep its name
-            shutil.rmtree(doomed)
+            delete_checkpoint(path)
     return target
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, which loses its name at once: half of one must not keep it."""
+    shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
 
 
 def _save_state(accelerator: Accelerator, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Fine-tuning of a factorized encoder: data in, a scored model in a folder that is ready to publish out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from ..hub.folder_lock import released
 from ..hub.login import check_login
 from ..hub.publish import publish
 from ..hub.push import push
-from ..lora import require_peft
-from ..memory import estimate_memory, return_freed_memory
+from ..lora import require_peft, set_location
+from ..memory import return_freed_memory
 from ..metrics import BEST_METRICS
 from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification, FAViTImageProcessor
@@ -34,8 +34,7 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat,
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
-from ..tables import counted
-from .adapters import add_adapter, remove_adapter, save_adapter
+from .adapters import BASE_FOLDER, add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts, describe_cut, describe_shape
@@ -47,9 +46,17 @@ from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .plan import make_plan
 from .predictions import Predictions
-from .progress import describe_peak
+from .progress import describe_memory
 from .recipes import Task, recipe_of
-from .recovery import Recovery, describe_exchange, describe_recovery, plan_recovery, recover
+from .recovery import (
+    Recovery,
+    describe_exchange,
+    describe_recovery,
+    forget_transfer,
+    plan_recovery,
+    recover,
+    time_transfer,
+)
 from .report import (
     describe_labels,
     describe_run,
@@ -67,6 +74,7 @@ from .setup import (
     count_replicas,
     describe_processes,
     gather_model,
+    log_after,
     make_accelerator,
     share_sequences,
     start_trackers,
@@ -167,7 +175,8 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     fitted = fit(job, source, data, accelerator, output_dir)
     baselines: dict[str, dict] = {}
     if data.is_demo and not job.is_text:
-        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = _fit_at_low_resolution(job, source, data, accelerator).scores
+        small = _fit_at_low_resolution(job, source, data, accelerator, fitted.state.step)
+        baselines[f"the same at {LOW_RESOLUTION_PX} px"] = small.scores
     accelerator.end_training()  # and with it the process group: the others may end while the main process publishes
     summary: dict[str, Any] = {}
     pushed = None
@@ -204,18 +213,19 @@ def _with_resume(loop: LoopOptions) -> LoopOptions:
 
 
 def _fit_at_low_resolution(
-    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator
+    job: FinetuneJob, source: CheckpointSource | None, data: LabelledData, accelerator: Accelerator, steps_before: int
 ) -> Fitted:
     """The demo's comparison: the same architecture and steps on small images."""
     accelerator.print(f"The same architecture, as many steps, on the images at {LOW_RESOLUTION_PX} px:")
-    folder = job.loop.output_dir / f"at_{LOW_RESOLUTION_PX}_px"
+    name = f"at_{LOW_RESOLUTION_PX}_px"
+    folder = job.loop.output_dir / name
     resume = "last" if job.loop.resume_from_checkpoint and list_checkpoints(folder) else None
     small = replace(
         job,
         model=replace(job.model, image_size=LOW_RESOLUTION_PX),
         loop=replace(job.loop, resume_from_checkpoint=resume),
     )
-    return fit(small, source, data, accelerator, folder)
+    return fit(small, source, data, accelerator, folder, log_after(steps_before, accelerator, name))
 
 
 @dataclass(frozen=True)
@@ -284,8 +294,12 @@ def fit(
     data: LabelledData,
     accelerator: Accelerator,
     output_dir: Path,
+    log: Callable[[dict, int], None] | None = None,
 ) -> Fitted:
-    """Build, train and score one model, which starts from `source`, or without one from new weights."""
+    """Build, train and score one model, which starts from `source`, or without one from new weights.
+
+    `log` takes values by name, and their step; unset = it logs them after the steps of the attention transfer.
+    """
     loop = job.loop
     built, recovery = _begin(job, source, data, accelerator, output_dir)
     model, adapted = built.model, None
@@ -296,10 +310,9 @@ def fit(
     if recovery.resume:  # the loop below has no checkpoint yet
         loop = replace(loop, resume_from_checkpoint=None)
     if job.model.lora_rank:
-        adapted = add_adapter(
-            model, built.processor, job.model, output_dir,
-            is_main=accelerator.is_main_process, is_resumed=bool(loop.resume_from_checkpoint),
-        )  # fmt: skip
+        is_saved = bool(loop.resume_from_checkpoint) and (output_dir / BASE_FOLDER / "config.json").is_file()
+        saves_base = accelerator.is_main_process and not is_saved
+        adapted = add_adapter(model, built.processor, job.model, output_dir, saves_base=saves_base)
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     _announce(job, built, sampler, accelerator, data)
@@ -323,8 +336,11 @@ def fit(
             output_dir=output_dir,
             resume_command=job.resume_command,
             data_digests=digest_once(accelerator, lambda: digest_data(data)),
+            log=log or log_after(recovery.steps, accelerator),
         )
         scores, scored, unlabelled = _score(trained, loaders, accelerator, data)
+    if recovery.steps and loop.save_total_limit and accelerator.is_main_process:
+        forget_transfer(output_dir)
     model = gather_model(accelerator, trained)
     if adapted is not None:
         if accelerator.is_main_process:
@@ -362,19 +378,31 @@ def _plan(
 ) -> FinetuneResult:
     """Do all that comes before training, and tell what would follow."""
     loop, output_dir = job.loop, job.loop.output_dir
-    built, _ = _begin(job, source, data, accelerator, output_dir)
+    built, recovery = _begin(job, source, data, accelerator, output_dir)
+    model, location, num_added, transfer_seconds = built.model, built.model.name_or_path, 0, None
+    if built.source is not None and recovery.steps:
+        transfer_seconds = time_transfer(job, recovery, model, built.source, built.processor, data, accelerator)
+    adapted = None
+    if job.model.lora_rank:
+        num_added = 0 if location else model.num_parameters()  # of the base that the adapter names
+        adapted = add_adapter(model, built.processor, job.model, output_dir, saves_base=False)
     examples, collate = _set_up(job, built, data, accelerator)
     loaders, sampler = build_loaders(loop, examples, collate, accelerator)
     plan = make_plan(
-        loop, built.model, examples, collate, loaders["train"], sampler, accelerator,
+        loop, model, examples, collate, loaders["train"], sampler, accelerator,
         steps=plan_steps(loop, sampler, output_dir),
         data=describe_labels(data),
-        memory=_describe_memory(job, built.model, sampler, accelerator),
+        memory=_describe_memory(job, model, sampler, accelerator),
         limit=built.num_tokens if job.is_text else None,
+        transfer_seconds=transfer_seconds,
+        num_added=num_added + (model.num_parameters(True) if adapted else 0),
     )  # fmt: skip
     accelerator.end_training()
+    if adapted is not None:
+        model = adapted.unload()
+        set_location(model, location)
     return FinetuneResult(
-        {}, {}, {}, output_dir, built.model, built.processor, plan=plan if accelerator.is_main_process else None
+        {}, {}, {}, output_dir, model, built.processor, plan=plan if accelerator.is_main_process else None
     )
 
 
@@ -413,15 +441,11 @@ def _announce(
 
 def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSource, accelerator: Accelerator) -> str:
     """Return a sentence on the memory that a step on the largest batch may take."""
-    num_examples, longest = sampler.largest_batch()
-    estimate = estimate_memory(
+    return describe_memory(
         model.config,
-        -(-longest // job.loop.sequence_parallel_size),
-        batch_size=num_examples,
-        training=True,
+        sampler.largest_batch(),
+        accelerator,
+        num_trained=model.num_parameters(only_trainable=True),
         gradient_checkpointing=job.model.gradient_checkpointing,
-        mixed_precision=accelerator.mixed_precision,
-        device_type=accelerator.device.type,
+        num_sharing=job.loop.sequence_parallel_size,
     )
-    peak = describe_peak(estimate, accelerator.device, returns_freed=job.model.gradient_checkpointing)
-    return f"{peak}; the largest batch has {counted(num_examples * longest, 'token')}"

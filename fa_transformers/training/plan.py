@@ -33,12 +33,14 @@ class RunPlan:
         data: a table of the splits, with the rows of each class where labels are classes.
         lengths: of the training examples, in tokens, patches or pixels: {quantile: length}; empty for a stream.
         share_at_limit: fraction of them that fill the limit, which what is longer is cut to; None without one.
-        num_parameters: of the model.
+        num_parameters: of the model, adapters among them.
+        num_trained: those of them that train.
         steps: optimiser steps.
         largest_batch: examples in the largest batch, and the length that they are padded to.
         memory: a sentence on the estimated peak; None where no formula is known.
         seconds: estimated for all forward and backward passes; None where they were not timed.
         timed_batches: on how many batches that rests.
+        transfer_seconds: estimated for those of an attention transfer before; None without one, or where not timed.
         output_dir: folder that would be written.
         refusal: why the run would refuse this folder; None where it would not.
         written_mib: files of the finished model, and those of its largest number of checkpoints, in MiB.
@@ -48,38 +50,44 @@ class RunPlan:
     lengths: Mapping[float, int]
     share_at_limit: float | None
     num_parameters: int
+    num_trained: int
     steps: int
     largest_batch: tuple[int, int]
     memory: str | None
     seconds: float | None
     timed_batches: int
+    transfer_seconds: float | None
     output_dir: Path
     refusal: str | None
     written_mib: tuple[float, float]
 
     def __str__(self) -> str:
-        lines = [self.data, ""]
-        if self.lengths:
+        return (
+            f"{self.data}\n\n{self.describe_course()}\n{describe_end(self.output_dir, self.written_mib, self.refusal)}"
+        )
+
+    def describe_course(self) -> str:
+        """Return lines on lengths, model, steps, memory and time."""
+        lines = []
+        if max(self.lengths.values(), default=0) > 1:
             names = {0.0: "shortest", 0.5: "median", 1.0: "longest"}
             told = ", ".join(f"{names.get(q, f'{q:.0%} up to')} {value:,}" for q, value in self.lengths.items())
             share = self.share_at_limit
             cut = f"; {share:.1%} fill the limit, to which longer ones are cut" if share else ""
             lines.append(f"lengths of training examples: {told}{cut}")
         examples, length = self.largest_batch
-        lines.append(f"model: {self.num_parameters:,} parameters")
-        lines.append(f"steps: {self.steps:,}; the largest batch has {examples:,} examples of length {length:,}")
+        lines.append(f"model: {self.num_parameters:,} parameters, {self.num_trained:,} of them train")
+        of_length = f" of length {length:,}" if length > 1 else ""  # of 1 are pictures that keep their own sizes
+        lines.append(f"steps: {self.steps:,}; the largest batch has {examples:,} examples{of_length}")
         if self.memory is not None:
             lines.append(self.memory)
+        if self.transfer_seconds is not None:
+            lines.append(f"time: about {describe_seconds(self.transfer_seconds)} for the attention transfer before")
         if self.seconds is not None:
             lines.append(
                 f"time: about {describe_seconds(self.seconds)} for all steps, from forward and backward passes of "
                 f"{self.timed_batches} batches; evaluation, checkpoints and the optimiser come on top"
             )
-        model, checkpoints = self.written_mib
-        several = "checkpoints" if math.isnan(checkpoints) else f"up to {checkpoints:,.0f} MiB of checkpoints"
-        lines.append(f"files: {self.output_dir} would get {model:,.0f} MiB of model and {several}")
-        refusal = f", and the run itself would be refused: {self.refusal}" if self.refusal else ""
-        lines.append(f"dry run: nothing was trained or written{refusal}")
         return "\n".join(lines)
 
 
@@ -96,6 +104,8 @@ def make_plan(
     data: str,
     memory: str | None = None,
     limit: int | None = None,
+    transfer_seconds: float | None = None,
+    num_added: int = 0,
 ) -> RunPlan:
     """Time a few batches of a run that was set up, and tell its plan. The model's weights stay as they are.
 
@@ -105,28 +115,48 @@ def make_plan(
         data: what the plan says of the splits.
         memory: what the plan says of memory.
         limit: length in tokens that documents are cut to; None where nothing is cut.
+        transfer_seconds: of the attention transfer before, as `estimate_seconds` gives them.
+        num_added: parameters that are written beside the model and the checkpoints.
     """
     lengths = np.asarray(getattr(examples["train"], "lengths", ()))
     is_cut = limit is not None and len(lengths) > 0
     num_parameters = sum(weight.numel() for weight in model.parameters())
-    seconds, timed = _estimate_seconds(loop, model, examples["train"], collate, loader, sampler, accelerator, steps)
-    mib = 4 * num_parameters / 2**20
+    num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    seconds, timed = estimate_seconds(loop, model, examples["train"], collate, loader, sampler, accelerator, steps)
+    # Of float32; AdamW keeps two numbers for each weight that trains.
+    mib, checkpoint_mib = (4 * number / 2**20 for number in (num_parameters, num_parameters + 2 * num_trained))
     return RunPlan(
         data=data,
         lengths={q: int(np.quantile(lengths, q, method="higher")) for q in QUANTILES} if len(lengths) else {},
         share_at_limit=float((lengths >= limit).mean()) if is_cut else None,
         num_parameters=num_parameters,
+        num_trained=num_trained,
         steps=steps,
         largest_batch=sampler.largest_batch() if hasattr(sampler, "largest_batch") else (0, 0),
         memory=memory,
         seconds=seconds,
         timed_batches=timed,
+        transfer_seconds=transfer_seconds,
         output_dir=loop.output_dir,
         refusal=why_refused(
             loop.output_dir, overwrite=loop.overwrite_output_dir, resume=loop.resume_from_checkpoint is not None
         ),
-        # AdamW keeps two numbers for each weight; the newest, the best and the one that is being written.
-        written_mib=(mib, 3 * mib * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan)),
+        # The newest, the best and the one that is being written.
+        written_mib=(
+            mib + 4 * num_added / 2**20,
+            checkpoint_mib * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan),
+        ),
+    )
+
+
+def describe_end(output_dir: Path, written_mib: tuple[float, float], refusal: str | None) -> str:
+    """Return lines on the files of a run that was planned, and on what stands in its way."""
+    model, checkpoints = written_mib
+    several = "checkpoints" if math.isnan(checkpoints) else f"up to {checkpoints:,.0f} MiB of checkpoints"
+    refused = f", and the run itself would be refused: {refusal}" if refusal else ""
+    return (
+        f"files: {output_dir} would get {model:,.0f} MiB of model and {several}\n"
+        f"dry run: nothing was trained or written{refused}"
     )
 
 
@@ -147,7 +177,7 @@ def mean_size(sampler: LengthGroupedBatchSampler, num_batches: int) -> float:
     return float(share * short.mean() + (1 - share) * full)
 
 
-def _estimate_seconds(
+def estimate_seconds(
     loop: LoopOptions,
     model: nn.Module,
     train: Any,
@@ -157,7 +187,10 @@ def _estimate_seconds(
     accelerator: Accelerator,
     steps: int,
 ) -> tuple[float | None, int]:
-    """Estimate the seconds of all forward and backward passes of a process, and the number of batches it rests on."""
+    """Estimate the seconds of all forward and backward passes of a process, and the number of batches it rests on.
+
+    None and 0 where a model can't run before training begins, under DeepSpeed and with shared sequences.
+    """
     # DeepSpeed runs no model without its optimiser, and shared sequences need the context of the training loop.
     if accelerator.distributed_type == DistributedType.DEEPSPEED or loop.sequence_parallel_size > 1:
         return None, 0
@@ -183,6 +216,8 @@ def _estimate_seconds(
         begun = now
         if rates and now - started > LONGEST_TIMING_S:
             break
+    if accelerator.num_processes > 1:  # DDP's hooks on the weights would take part in what is trained or timed next
+        accelerator.free_memory()
     return (num_batches * size * float(np.mean(rates)) if rates else None), len(rates)
 
 

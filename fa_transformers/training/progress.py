@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +19,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
 from ..files import written_by_rename
-from ..memory import MemoryEstimate, format_bytes
+from ..memory import MemoryEstimate, estimate_memory, format_bytes
 from ..mistakes import Mistake
+from ..models.configuration_fa import FactorizedConfig
+from ..tables import counted
 from .checkpointing import TrainingState
 from .flops import device_peak_flops
 
@@ -120,6 +123,41 @@ def describe_peak(estimate: MemoryEstimate, device: torch.device, returns_freed:
         f"estimated peak memory of each process: {' to '.join(ends)}, of which it takes {format_bytes(resident)} now "
         f"with libraries, data and weights, and training takes {format_bytes(estimate.growth)} ({needed})"
     )
+
+
+def describe_memory(
+    config: FactorizedConfig,
+    largest_batch: tuple[int, int],
+    accelerator: Accelerator,
+    *,
+    num_trained: int,
+    gradient_checkpointing: bool = False,
+    num_sharing: int = 1,
+    beside: int = 0,
+) -> str:
+    """Return a sentence on the memory that a step on the largest batch may take.
+
+    Args:
+        config: of the model that trains.
+        largest_batch: its examples, and the tokens that they are padded to.
+        num_trained: parameters that train.
+        num_sharing: processes that share the tokens of a batch.
+        beside: bytes of weights that are held beside the model's, such as a teacher's.
+    """
+    num_examples, longest = largest_batch
+    estimate = estimate_memory(
+        config,
+        -(-longest // num_sharing),
+        batch_size=num_examples,
+        training=True,
+        num_trained=num_trained,
+        gradient_checkpointing=gradient_checkpointing,
+        mixed_precision=accelerator.mixed_precision,
+        device_type=accelerator.device.type,
+    )
+    estimate = replace(estimate, weights=estimate.weights + beside)
+    peak = describe_peak(estimate, accelerator.device, returns_freed=gradient_checkpointing)
+    return f"{peak}; the largest batch has {counted(num_examples * longest, 'token')}"
 
 
 class ProgressMeter:

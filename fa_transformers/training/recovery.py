@@ -7,23 +7,28 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion.source import CheckpointSource
 from ..conversion.teacher import load_teacher
+from ..data.batching import BatchSource
 from ..data.collators import TextCollator
 from ..data.labelled import LabelledData
 from ..data.pieces import TextPieces, cut_into_pieces
 from ..files import write_json
 from ..hub.card import describe_replacement
 from ..models.fa_mixer import FactorizedMixer
+from ..options import LoopOptions
 from .attention_transfer import AttentionTransfer, evaluate_objective
-from .checkpointing import list_checkpoints
+from .checkpointing import delete_checkpoint, list_checkpoints
 from .data_digests import digest_data, digest_once
 from .job import FinetuneJob
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
+from .plan import estimate_seconds
+from .setup import log_after
 
 FOLDER, FIGURES_FILE = "recovery", "figures.json"
 """Where in `--output_dir` the checkpoints of the transfer lie, and what it came to."""
@@ -121,33 +126,20 @@ def recover(
     path = folder / FOLDER / FIGURES_FILE
     if recovery.is_done:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    teacher = load_teacher(source, "AutoModel", model.base_model)
-    length = min(LONGEST_PIECE, job.model.max_length, _longest_input(teacher.config))
-    with accelerator.main_process_first():
-        pieces = {
-            split: TextPieces(
-                cut_into_pieces(data.dataset[split], tokenizer, length, SHORTEST_PIECE), limit, job.loop.seed
-            )
-            for split, limit in (("train", None), ("validation", MAX_VALIDATION_PIECES))
-        }
-    loop = replace(
-        job.loop, **TRANSFER, max_steps=recovery.steps, eval_steps=recovery.steps, save_steps=recovery.steps,
-        resume_from_checkpoint=recovery.resume,
-    )  # fmt: skip
-    loaders, sampler = build_loaders(loop, pieces, TextCollator(tokenizer), accelerator)
-    objective = AttentionTransfer(model.base_model, teacher.to(accelerator.device))
+    transfer = _set_up(job, recovery, model, source, tokenizer, data, accelerator)
+    loop, loaders, sampler, objective = transfer.loop, transfer.loaders, transfer.sampler, transfer.objective
 
     def evaluate(objective: nn.Module) -> dict:
         return evaluate_objective(objective, loaders["validation"], accelerator)
 
-    before = evaluate(objective.to(accelerator.device))
+    before = evaluate(objective)
     (folder / FOLDER).mkdir(exist_ok=True)
     steps = plan_steps(loop, sampler, folder / FOLDER)
     groups = group_by_rates(objective, lambda name, parameter: (loop.learning_rate, 0.0))
     trained, state, _ = run_training(
         loop, objective, *build_optimizer(groups, loop, steps), loaders["train"], sampler, accelerator,
         evaluate=evaluate, best_metric="loss", max_steps=steps, output_dir=folder / FOLDER,
-        log=lambda values, step: accelerator.log({f"recovery/{name}": value for name, value in values.items()}, step),
+        log=log_after(0, accelerator, FOLDER),
         data_digests=digest_once(accelerator, lambda: digest_data(data)), resume_command=job.resume_command,
     )  # fmt: skip
     after = evaluate(trained)
@@ -169,6 +161,79 @@ def recover(
     return figures
 
 
+def forget_transfer(folder: Path) -> None:
+    """Delete the checkpoints of a transfer whose weights stand in those of the fine-tuning after it."""
+    for checkpoint in list_checkpoints(folder / FOLDER):
+        delete_checkpoint(checkpoint)
+
+
+def time_transfer(
+    job: FinetuneJob,
+    recovery: Recovery,
+    model: PreTrainedModel,
+    source: CheckpointSource,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LabelledData,
+    accelerator: Accelerator,
+) -> float | None:
+    """Return the estimated seconds of what `recover` would do with the same arguments, from a few of its batches.
+
+    None where an earlier start finished it, or nothing can be timed.
+
+    Raises:
+        DataError: no document is long enough.
+    """
+    if recovery.is_done:
+        return None
+    transfer = _set_up(job, recovery, model, source, tokenizer, data, accelerator)
+    seconds, _ = estimate_seconds(
+        transfer.loop, transfer.objective, transfer.pieces["train"], transfer.collate, transfer.loaders["train"],
+        transfer.sampler, accelerator, recovery.steps,
+    )  # fmt: skip
+    model.requires_grad_(True)
+    return seconds
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """An attention transfer that was set up: its loop's options, pieces, loaders, and what is minimised."""
+
+    loop: LoopOptions
+    pieces: dict[str, TextPieces]
+    collate: TextCollator
+    loaders: dict[str, DataLoader]
+    sampler: BatchSource
+    objective: AttentionTransfer
+
+
+def _set_up(
+    job: FinetuneJob,
+    recovery: Recovery,
+    model: PreTrainedModel,
+    source: CheckpointSource,
+    tokenizer: PreTrainedTokenizerBase,
+    data: LabelledData,
+    accelerator: Accelerator,
+) -> _Transfer:
+    teacher = load_teacher(source, "AutoModel", model.base_model)
+    length = min(LONGEST_PIECE, job.model.max_length, _longest_input(teacher.config))
+    with accelerator.main_process_first():
+        pieces = {
+            split: TextPieces(
+                cut_into_pieces(data.dataset[split], tokenizer, length, SHORTEST_PIECE), limit, job.loop.seed
+            )
+            for split, limit in (("train", None), ("validation", MAX_VALIDATION_PIECES))
+        }
+    loop = replace(
+        job.loop, **TRANSFER, max_steps=recovery.steps, eval_steps=recovery.steps, save_steps=recovery.steps,
+        resume_from_checkpoint=recovery.resume,
+    )  # fmt: skip
+    collate = TextCollator(tokenizer)
+    loaders, sampler = build_loaders(loop, pieces, collate, accelerator)
+    objective = AttentionTransfer(model.base_model, teacher.to(accelerator.device)).to(accelerator.device)
+    return _Transfer(loop, pieces, collate, loaders, sampler, objective)
+
+
 def describe_exchange(
     job: FinetuneJob, source: CheckpointSource, model: PreTrainedModel, data: LabelledData, steps: int
 ) -> str:
@@ -176,7 +241,7 @@ def describe_exchange(
     if steps:
         cost = (
             f"first {steps:,} steps of attention transfer on your documents (--recovery_steps), so that the new layers "
-            f"come nearer to what {source.name} was trained with; then all weights train"
+            f"come nearer to what {source.name} was trained with; then the fine-tuning begins"
         )
     else:
         ways = ["distillation before"]

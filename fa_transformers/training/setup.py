@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -130,6 +131,20 @@ def reports_examples() -> bool:
     """True on the one process of each sequence-parallel group that reports scores, so that each example counts once."""
     context = open_context()
     return context is None or dist.get_rank(context.group) == 0
+
+
+def log_after(steps_before: int, accelerator: Accelerator, name: str = "") -> Callable[[dict, int], None]:
+    """Return what logs values and their step to the trackers for one of several loops of a run, one after the other.
+
+    Steps go on after the `steps_before` of the earlier loops, as trackers such as wandb drop steps that go back, and
+    values are called `name`/VALUE, so that no curve lies over that of another loop.
+    """
+
+    def log(values: dict, step: int) -> None:
+        named = {f"{name}/{value}" if name else value: number for value, number in values.items()}
+        accelerator.log(named, step=steps_before + step)
+
+    return log
 
 
 def start_trackers(accelerator: Accelerator, report_to: str, name: str, config: dict) -> None:

@@ -103,7 +103,7 @@ def prepare_output_dir(job: ContenderJob, data: LabelledData) -> None:
     settings = json.loads(json.dumps({name: options[name] for name in SETTINGS}, default=str))
     digests = digest_data(data)
     folder.mkdir(parents=True, exist_ok=True)
-    lock_folder(folder)
+    lock_folder(folder, f"--output_dir {folder}")
     if any(entry.name != LOCK_FILE for entry in folder.iterdir()) and not job.contenders.resume:
         unlock_folder(folder)
         raise FileExistsError(f"--output_dir {folder} is not empty: choose another folder, or give --resume.")

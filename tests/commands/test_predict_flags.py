@@ -1,6 +1,7 @@
 """Protects the command that predicts: flags to options, what it prints, and the line that goes on after a stop."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,26 @@ def test_it_prints_what_is_wrong_the_scores_and_one_line_of_json(tmp_path, monke
     assert "error: predictions.csv exists: --overwrite replaces it, --output names another." in told
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
 @pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]])
-def test_a_run_that_is_interrupted_prints_the_command_that_goes_on(flags, monkeypatch, capsys):
+def test_a_run_that_is_interrupted_prints_the_command_that_goes_on(flags, is_begun, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    progress = Path("predictions.csv.partial/progress.json")
+    progress.parent.mkdir()
+    progress.write_text("{}")
+    os.utime(progress, (1, 1))  # of an earlier run
+
     def interrupt(*_):
+        if is_begun:
+            os.utime(progress, (2**31, 2**31))  # as clocks of file systems are coarse
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "predict_file", interrupt)
     with pytest.raises(SystemExit) as ended:
         command.main(["my model", "in.csv", *flags])
     assert ended.value.code == 130
-    assert capsys.readouterr().out.splitlines()[-1] == "python scripts/predict.py 'my model' in.csv --resume"
+    last = capsys.readouterr().out.splitlines()[-1]
+    if is_begun or flags == ["--resume"]:
+        assert last == "python scripts/predict.py 'my model' in.csv --resume"
+    else:
+        assert last == "Stopped. Nothing was saved yet: start it again."

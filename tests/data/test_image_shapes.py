@@ -2,13 +2,16 @@
 their image, and answers that don't depend on the batch.
 """
 
+import struct
+import zlib
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tiny_models import EXACT, build
 
 from fa_transformers.data.batching import LengthGroupedBatchSampler, grouped_batches
@@ -40,6 +43,28 @@ def test_sizes_are_those_of_the_upright_images_in_files_and_in_memory(tmp_path):
     for images in (rows(stored), rows([{"bytes": file.getvalue(), "path": None}, {"bytes": None, "path": stored[1]}])):
         assert read_sizes(images) == [(50, 30), (7, 8)]
         assert [image.size[::-1] for image in images["image"]] == [(50, 30), (7, 8)]
+
+
+def test_what_stands_behind_the_pixels_of_a_png_turns_it_and_no_other_is_decoded(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="8"/>'
+    behind = {"exif": (b"eXIf", exif.tobytes()[6:]), "xmp": (b"iTXt", xmp), "date": (b"tEXt", b"date:create\0now")}
+    stored = []
+    for name, (kind, content) in behind.items():
+        file = BytesIO()
+        draw((30, 50)).save(file, format="PNG")
+        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        end = file.getvalue().rindex(b"IEND") - 4
+        stored.append(tmp_path / f"{name}.png")
+        stored[-1].write_bytes(file.getvalue()[:end] + chunk + file.getvalue()[end:])
+    images = rows([str(path) for path in stored])
+    upright = [image.size[::-1] for image in images["image"]]
+    decoded = []
+    load = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: decoded.append(self.filename) or load(self))
+    assert read_sizes(images) == upright == [(50, 30), (50, 30), (30, 50)]
+    assert {Path(name).stem for name in decoded} == {"exif", "xmp"}
 
 
 def test_every_image_keeps_its_shape_also_where_it_is_cropped():

@@ -4,7 +4,9 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tiny_distillation import OPTIONS, run_flags
 
 from fa_transformers.commands import distill as command
@@ -17,7 +19,7 @@ from fa_transformers.options import UNSET
 LEFT_OUT = (
     "test_file", "streaming", "label_separator", "problem_type", "preprocessing_num_workers", "overwrite_cache",
     "strict_length", "freeze_layers", "gradient_checkpointing", "packing", "sequence_parallel_size", "short_epochs",
-    "short_length", "max_steps", "dry_run", "num_train_epochs", "head_learning_rate", "metric_for_best_model",
+    "short_length", "max_steps", "num_train_epochs", "head_learning_rate", "metric_for_best_model",
     "push_to_hub", "hub_token", "hub_private", "label_names", "group_column", "recovery_steps", "report_lengths",
     "lora_rank", "lora_alpha",
 )  # fmt: skip
@@ -75,6 +77,27 @@ def test_the_licence_of_packaged_teachers_is_known_and_of_others_is_not():
     teacher = ["--model_name_or_path", "converted/", "--teacher_name_or_path", "minilm"]
     assert command.parse(teacher).card.license == HUB_LICENSE
     assert command.parse([*teacher, "--license", "mit"]).card.license == "mit"
+
+
+def test_a_dry_run_tells_the_plan_of_each_stage_and_trains_and_writes_nothing(tmp_path, stock, capsys):
+    more = {"long_steps": 3, "long_length": 128, "position_embedding_type": "periodic", "dry_run": True}
+    result = command.main(run_flags(tmp_path, stock, **more))
+    told, plan = capsys.readouterr().out, result.plan
+    assert not (tmp_path / "out").exists() and (result.stages, result.receipt) == ([], {})
+    teacher = load_file(stock / "model.safetensors")
+    weights = {name: tensor for name, tensor in result.model.state_dict().items() if name in teacher}
+    assert weights and all(torch.equal(tensor, teacher[name]) for name, tensor in weights.items())
+    assert {name: stage.steps for name, stage in plan.stages.items()} == {"transfer": 6, "end_to_end": 6, "long": 3}
+    transfer, end_to_end, long = plan.stages.values()
+    mixers = sum(tensor.numel() for name, tensor in result.model.named_parameters() if ".mixer." in name)
+    assert transfer.num_trained == mixers < end_to_end.num_trained < end_to_end.num_parameters
+    assert (transfer.lengths[1.0], long.lengths[1.0]) == (64, 82) and long.largest_batch[1] == 82
+    assert plan.seconds == sum(stage.seconds for stage in plan.stages.values()) > 0
+    assert "estimated peak memory of each process" in long.memory
+    lines = told.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith(("to train on", "held out: "))] == ["60", "12", "12"]
+    assert {"transfer:", "end_to_end:", "long:"} < set(lines)
+    assert lines[-1] == "dry run: nothing was trained or written"
 
 
 def test_the_command_prints_the_receipt_and_names_itself_on_the_card(tmp_path, stock, capsys):

@@ -159,7 +159,7 @@ def test_a_run_of_another_machine_is_refused_until_it_has_been_silent(has_locks,
         lock_folder(folder)
     message = str(error.value)
     assert f"process 17 on node-7, started 3 minutes ago, last heard of {SILENT_S - 20:.0f} s ago" in message
-    assert message.endswith(f"or choose another folder; if you know that it is dead, remove {folder / LOCK_FILE}.")
+    assert message.endswith(f"or choose another one; if you know that it is dead, remove {folder / LOCK_FILE}.")
     assert entries(folder) == [LOCK_FILE], "nothing of a refused run is left"
     leave(folder, **ELSEWHERE, silence_s=SILENT_S + 20)
     lock_folder(folder)

@@ -116,6 +116,9 @@ def test_a_tokenizer_of_a_table_cuts_unless_it_is_told_otherwise_and_stays_one_o
     cutting.save_pretrained(tmp_path / "again")
     again = AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert again(LONG)["input_ids"] == cutting(LONG)["input_ids"]
+    stock = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert type(stock) is type(plain) and stock.model_max_length == ROWS
+    assert stock([LONG, "red"], truncation=True).data == plain([LONG, "red"], truncation=True).data
 
 
 def test_a_tokenizer_of_any_length_has_no_limit_and_no_code(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,32 @@ def test_several_labels_and_numbers_have_their_own_columns_and_scores(models, he
     rows = read("predictions.csv")
     assert list(rows[0]) == ["row", "text", "true", "predicted", "tokens", "truncated", "error"]
     np.testing.assert_allclose([float(row["predicted"]) for row in rows], numbers, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "written", "unknown"),
+    [
+        ("text", [0, 1, "2", 2.0, None, 3], "the label 3 is no place among the 3, from 0 on, of the model's classes"),
+        ("several", [[0, 3], [1], [2, 1], [], None, [4]], "the label 4 is no place among the 4, from 0 on"),
+        (
+            "several",
+            [[1, 0, 0, 1], ["0", "1", "0", "0"], [0, 1, 1, 0], [0] * 4, None, [1]],
+            "expected 4 zeros and ones",
+        ),
+        ("text", ["ant", "bee", "cat", "cat", None, "1"], "the label '1' doesn't occur in the model's classes"),
+    ],
+)
+def test_labels_may_be_numbers_of_classes_or_zeros_and_ones(models, here, model, written, unknown):
+    lines = [json.dumps({"text": "sea", "label": label}) for label in written]
+    (here / "in.jsonl").write_text("\n".join(lines))
+    done = run(models / model, here / "in.jsonl", output=Path("out.jsonl"))
+    true = [json.loads(line)["true"] for line in Path("out.jsonl").read_text().splitlines()]
+    several = [["=1+2", "cat"], ["ant"], ["ant", "bee"], [], None, None]
+    single = ["ant", "bee", "cat", "cat", None, None]
+    assert [sorted(label) if isinstance(label, list) else label for label in true] == (
+        several if model == "several" else single
+    )
+    assert done.counts.labelled == 4 and done.counts.unknown_labels == 1 and unknown in done.counts.first_unknown
 
 
 def test_folders_of_texts_and_of_images_are_answered_file_by_file(models, here):
@@ -304,5 +331,11 @@ def test_bad_input_and_output_are_told_in_one_line_before_anything_is_written(mo
         assert "\n" not in str(refused.value)
         assert not Path("predictions.csv").exists() and (here / "old.csv").read_text() == "mine", message
     assert table.exists()
+    Path("predictions.csv.partial").mkdir()
+    owner = {"host": "node-7", "machine": "another", "pid": 17}  # a run that is alive on another machine
+    Path("predictions.csv.partial/.in-use").write_text(json.dumps(owner))
+    with pytest.raises(FileExistsError, match="^--output predictions.csv is in use by another run .process 17 on"):
+        run(models / "text", Path("in.csv"), overwrite=True)
+    shutil.rmtree("predictions.csv.partial")
     with pytest.raises(ValueError, match="--report_lengths needs true labels: in.csv has no column of them"):
         run(models / "text", Path("in.csv"), Columns(), (8,), overwrite=True)

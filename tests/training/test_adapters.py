@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import fa_transformers as fa
 from fa_transformers.checks import check_run
 from fa_transformers.options import resolve
+from fa_transformers.training import progress
 from fa_transformers.training.adapters import add_adapter, remove_adapter
 from fa_transformers.training.recipes import recipe_of
 
@@ -111,6 +112,22 @@ def test_only_projections_head_and_mixers_are_trained(home):
     assert mixers and changed == projections | {f"{attention}output.dense.weight"} | HEAD | mixers
 
 
+def test_a_plan_counts_what_trains_and_times_the_transfer_before(home, monkeypatch):
+    monkeypatch.chdir(home)
+    estimates = []
+    monkeypatch.setattr(progress, "describe_peak", lambda estimate, *_, **__: estimates.append(estimate) or "")
+    result = train("stock", "planned", dry_run=True, recovery_steps=2000)
+    plan, adapter = result.plan, load_file("mine/adapter/adapter_model.safetensors")
+    trained = sum(tensor.numel() for tensor in adapter.values())
+    assert plan.num_trained == trained < plan.num_parameters and f"{trained:,} of them train" in str(plan)
+    assert [(estimate.gradients, estimate.optimizer) for estimate in estimates] == [(4 * trained, 8 * trained)]
+    base, model = (Path(f"mine/{name}model.safetensors").stat().st_size / 2**20 for name in ("base/", ""))
+    assert plan.written_mib[0] == pytest.approx(base + model, rel=0.5) and plan.written_mib[1] < 6 * 2 * model
+    assert plan.transfer_seconds > 2 * plan.seconds and "for the attention transfer before" in str(plan)
+    assert not Path("planned").exists() and result.model.name_or_path == ""
+    assert result.model.state_dict().keys() == load_file("mine/base/model.safetensors").keys()
+
+
 def test_a_resumed_run_ends_with_the_same_weights(home, monkeypatch):
     monkeypatch.chdir(home)
     Path("again").mkdir()
@@ -155,7 +172,7 @@ def test_an_adapter_names_the_folder_that_holds_its_base(home, monkeypatch, tmp_
     monkeypatch.chdir(home)
     model = fa.load_factorized("mine", "AutoModelForSequenceClassification")
     before = answers(model)
-    adapted = add_adapter(model, None, fa.ModelOptions(lora_rank=2), tmp_path, is_main=True, is_resumed=False)
+    adapted = add_adapter(model, None, fa.ModelOptions(lora_rank=2), tmp_path, saves_base=True)
     adapted.save_pretrained(tmp_path / "adapter")
     assert base_of(tmp_path / "adapter") == "mine" and not (tmp_path / "base").exists()
     loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")

@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from PIL import Image
@@ -325,9 +326,14 @@ def test_the_image_demo_prints_full_resolution_beside_low_resolution(tmp_path, m
         finetune, "CANVAS", dict(num_train=6, num_validation=4, num_test=5, size_px=512, digits_per_class=20)
     )
     monkeypatch.setattr(finetune, "LOW_RESOLUTION_PX", 32)
+    logged = []
+    monkeypatch.setattr(Accelerator, "log", lambda _, values, step: logged.append((step, values)))
     flags = ["--task", "image-classification", "--image_size", 512, "--max_steps", 2, "--report_to", "none"]
     results = run(*flags, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "out", "--use_cpu")
     assert "the same at 32 px" in results["baselines"]
+    assert [(step, any("at_32_px/" in name for name in values)) for step, values in logged] == [
+        (2, False), (2, False), (4, True), (4, True),
+    ]  # fmt: skip
     assert "the same at 32 px" in capsys.readouterr().out
 
 

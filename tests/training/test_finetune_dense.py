@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from coco_sets import NAMES, write_coco
 from repository import HELPERS, ROOT
+from resumed_runs import check_resume
 from score_dense_in_processes import TINY, score
 from torch.utils.data import DataLoader
 from transformers import pipeline
@@ -93,14 +95,7 @@ def test_a_trained_folder_passes_the_check_of_push_and_answers_in_a_pipeline(tmp
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     write_coco(tmp_path / "set", count=12)
-    whole = train(tmp_path / "set", tmp_path / "whole", load_best_model_at_end=False)
-    (tmp_path / "part").mkdir()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
-    options = {"load_best_model_at_end": False, "resume_from_checkpoint": "last"}
-    part = train(tmp_path / "set", tmp_path / "part", **options)
-    assert part.summary["steps"] == 4
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(part.model.state_dict()[name], value), name
+    check_resume(partial(train, tmp_path / "set"), tmp_path)
 
 
 def test_classes_of_other_names_get_a_fresh_output_and_the_same_ones_keep_it(tmp_path, caplog):

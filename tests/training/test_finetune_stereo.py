@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
 from repository import HELPERS, ROOT
+from resumed_runs import check_resume
 from score_stereo_in_processes import score
 from stereo_sets import Given, make_sample, write_png, write_set
 from torch.utils.data import DataLoader
@@ -84,14 +86,7 @@ def test_folders_of_the_other_layouts_are_trained_on(layout, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     write_set("kitti 2015", tmp_path / "set", count=6)
-    whole = train(tmp_path / "set", tmp_path / "whole", load_best_model_at_end=False)
-    (tmp_path / "part").mkdir()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "part" / "checkpoint-2")
-    options = {"load_best_model_at_end": False, "resume_from_checkpoint": "last"}
-    part = train(tmp_path / "set", tmp_path / "part", **options)
-    assert part.summary["steps"] == 4
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(part.model.state_dict()[name], value), name
+    check_resume(partial(train, tmp_path / "set"), tmp_path)
 
 
 def test_scores_count_every_pair_once_at_its_own_size():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import test_finetune
 import torch
+from accelerate import Accelerator
 from test_finetune import run, text_flags, weights
 
 from fa_transformers.training import recovery as recovery_module
@@ -19,8 +20,12 @@ def recovered_flags(tmp_path: Path, bert: Path, *more: object) -> list:
     return [*text_flags(tmp_path, bert), "--local_kernel_size", 3, "--recovery_steps", 30, *more]
 
 
-def test_the_layers_learn_the_checkpoints_attention_first_and_the_config_says_so(tmp_path, tiny_bert, capsys):
-    results = run(*recovered_flags(tmp_path, tiny_bert, "--max_steps", 2))
+def test_the_layers_learn_the_checkpoints_attention_first_and_the_config_says_so(
+    tmp_path, tiny_bert, capsys, monkeypatch
+):
+    logged = []
+    monkeypatch.setattr(Accelerator, "log", lambda _, values, step: logged.append((step, values)))
+    results = run(*recovered_flags(tmp_path, tiny_bert, "--max_steps", 2, "--logging_steps", 1))
     figures = results["recovery"]
     assert figures["steps"] == 30 and figures["error_after"] < 0.9 * figures["error_before"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["recovery"] == "transferred"
@@ -31,11 +36,16 @@ def test_the_layers_learn_the_checkpoints_attention_first_and_the_config_says_so
     )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "30 steps of attention transfer" in card
+    steps = [step for step, _ in logged]
+    assert steps == sorted(steps) and set(steps) == set(range(1, 33)), "trackers drop steps that go back"
+    for step, values in logged:
+        assert all(name.startswith("recovery/") == (step <= 30) for name in values)
 
 
 def test_a_run_that_was_stopped_within_the_transfer_goes_on_there(tmp_path, tiny_bert, monkeypatch):
     flags = recovered_flags(tmp_path, tiny_bert, "--max_steps", 4)
-    run(*flags, "--output_dir", tmp_path / "whole")
+    run(*flags, "--output_dir", tmp_path / "whole", "--save_total_limit", 0)
+    assert list_checkpoints(tmp_path / "whole" / "recovery"), "without a limit all stay"
     real = recovery_module.AttentionTransfer.forward
     calls = []
 
@@ -52,6 +62,7 @@ def test_a_run_that_was_stopped_within_the_transfer_goes_on_there(tmp_path, tiny
     assert list_checkpoints(tmp_path / "out" / "recovery") and not list_checkpoints(tmp_path / "out")
     results = run(*flags, "--resume_from_checkpoint", "last")
     assert results["recovery"]["steps"] == 30
+    assert [path.name for path in (tmp_path / "out" / "recovery").iterdir()] == ["figures.json"]
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "out")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     again = run(*flags, "--resume_from_checkpoint", "last")

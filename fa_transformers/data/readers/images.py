@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm.auto import tqdm
 
 from ...tables import counted
@@ -256,7 +256,10 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def read_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
-    """Return the (height, width) of each image in the column "image", upright; only the heads of files are read."""
+    """Return the (height, width) of each image in the column "image", upright.
+
+    No pixels are decoded, but of PNG files with EXIF or XMP behind their pixels, which may say how to turn them.
+    """
     sizes = []
     for index, row in enumerate(images.cast_column("image", datasets.Image(decode=False))):
         stored = row["image"]
@@ -266,10 +269,31 @@ def read_sizes(images: datasets.Dataset) -> list[tuple[int, int]]:
             with Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])) as image:
                 width, height = image.size
                 # The base class's method: that of PNG files decodes the whole image.
-                if Image.Image.getexif(image).get(ExifTags.Base.Orientation) in TURNED:
+                exif = image.getexif() if _has_facts_behind_pixels(image) else Image.Image.getexif(image)
+                if exif.get(ExifTags.Base.Orientation) in TURNED:
                     width, height = height, width
         sizes.append((height, width))
     return sizes
+
+
+def _has_facts_behind_pixels(image: Image.Image) -> bool:
+    """True for a PNG file with a chunk of EXIF or XMP after its pixels; the chunks before are passed over unread."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or image.fp is None:
+        return False
+    file, has_pixels = image.fp, False
+    place = file.tell()
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            has_pixels |= kind == b"IDAT"
+            start = file.read(min(size, 32)) if has_pixels and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt") else b""
+            if start and (kind == b"eXIf" or start.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))):
+                return True
+            file.seek(size - len(start) + 4, io.SEEK_CUR)
+        return False
+    finally:
+        file.seek(place)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -3,14 +3,23 @@
 import logging
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
 
-from .labels import PROBLEM_TYPES, LabelError, LabelScheme, as_number, as_whole, bits_of, clean_label, without_names
+from .labels import (
+    PROBLEM_TYPES,
+    LabelError,
+    LabelScheme,
+    as_number,
+    as_whole,
+    clean_label,
+    indicator_of,
+    without_names,
+)
 from .problems import BadRows, Place
 from .tables import DataError, ReadingOptions, cut, listing
 
@@ -255,18 +264,13 @@ def _is_float(label: Any) -> bool:
 def _decide_indicator(
     train: Sequence[_Part], scheme: LabelScheme, source: str, given: Sequence[str] | None
 ) -> LabelScheme:
-    """Tell rows of zeros and ones, an entry for each class, from lists of classes named "0" and "1".
+    """The scheme with a name for each entry, where train's rows are zeros and ones; other rows are then bad.
 
-    More than half of the lists are of one length above 1 and hold zeros and ones alone, and some hold one of the two
-    twice, which no list of names does; the other lists are then bad rows. With two entries, one of each in every row,
-    it can't be told, so that names must be given.
+    With two entries, one of each in every row, it can't be told, so that names must be given.
     """
     found = [(label, part.table.class_names) for part in train for label in part.labels if label is not None]
-    bits = [row for row in (bits_of(without_names(*pair)) for pair in found) if row is not None and len(row) > 1]
-    (length, count), *_ = [*Counter(map(len, bits)).most_common(1), (0, 0)]
-    bits = [row for row in bits if len(row) == length]
-    has_twice = any(len(set(row)) < length for row in bits)
-    if not bits or 2 * count <= len(found) or (count < len(found) and not has_twice):
+    length, has_twice = indicator_of([without_names(*pair) for pair in found])
+    if not length:
         return scheme
     if given is not None and len(given) != length:
         raise DataError(

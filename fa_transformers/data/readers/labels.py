@@ -7,6 +7,7 @@ would hold of it, and whole numbers to their digits.
 import datetime
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +150,11 @@ class LabelScheme:
             raise LabelError("a label of the row's list is missing")
         if self.is_position and self.names is not None and (position := as_whole(value)) is not None:
             if not 0 <= position < len(self.names):
-                raise LabelError(f"the label {position} is no place among the {len(self.names)} --label_names")
+                source, advice = self.origin
+                raise LabelError(
+                    f"the label {position} is no place among the {len(self.names)}, from 0 on, of {source} "
+                    f"{listing(self.names)}; {advice}"
+                )
             return self.names[position]
         if isinstance(value, float) and not value.is_integer() and not self.takes_decimals:
             raise LabelError(
@@ -249,6 +254,22 @@ def bits_of(label: Any) -> list[int] | None:
         return None
     bits = [_BITS.get(entry) if isinstance(entry, str | int | float) else None for entry in label]
     return None if None in bits else bits  # type: ignore[return-value]
+
+
+def indicator_of(labels: Sequence[Any]) -> tuple[int, bool]:
+    """Tell rows of zeros and ones, an entry for each class, from lists of classes named "0" and "1".
+
+    More than half of the lists are of one length above 1 and hold zeros and ones alone, and if not all do, some hold
+    one of the two twice, which no list of names does.
+
+    Returns:
+        The length of such rows, 0 where the labels are none, and whether any of them holds one of the two twice.
+    """
+    bits = [row for row in map(bits_of, labels) if row is not None and len(row) > 1]
+    (length, count), *_ = [*Counter(map(len, bits)).most_common(1), (0, 0)]
+    has_twice = any(len(row) == length and len(set(row)) < length for row in bits)
+    is_indicator = 2 * count > len(labels) and (count == len(labels) or has_twice)
+    return (length, has_twice) if is_indicator else (0, False)
 
 
 def label_names(dataset: datasets.DatasetDict) -> list[str] | None:
