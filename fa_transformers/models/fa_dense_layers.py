@@ -39,7 +39,7 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Seq
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         group_norm(out_channels),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -146,7 +146,7 @@ class MaskHead(nn.Module):
         self.features = features
         self.coarse = nn.Conv2d(width, features, kernel_size=1)
         self.fine = nn.Conv2d(channels[0], features, kernel_size=1) if len(channels) == 4 else None
-        self.smooth = nn.Sequential(group_norm(features), nn.ReLU(), convolution(features, features, 3))
+        self.smooth = nn.Sequential(group_norm(features), nn.ReLU(inplace=True), convolution(features, features, 3))
         self.sizes = ((features + 2) * HIDDEN, HIDDEN, HIDDEN, 1)
         self.filters = FilterOutput(width, sum(self.sizes))
 
@@ -201,7 +201,10 @@ def find_peaks(heatmap: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     A peak is a place that none of its eight neighbours exceeds. At most `count` come back, highest first; places are
     (row, column) int [K, 2].
     """
-    highest = F.max_pool2d(heatmap[None], kernel_size=3, stride=1, padding=1)[0]
+    # Pooling by 3×3 would note where each maximum came from as well, which takes CPUs 20 times as long.
+    padded = F.pad(heatmap.detach(), (1, 1, 1, 1), value=-math.inf)
+    rows = padded[:, :-2].maximum(padded[:, 1:-1]).maximum(padded[:, 2:])
+    highest = rows[:, :, :-2].maximum(rows[:, :, 1:-1]).maximum(rows[:, :, 2:])
     peaks = heatmap.masked_fill(heatmap < highest, -math.inf).flatten()
     values, indices = peaks.topk(min(count, len(peaks)))
     indices = indices[values > -math.inf]

@@ -97,10 +97,11 @@ class FADenseImageProcessor(BaseImageProcessor):
             kwargs: not known; a name that the processor has as a field may come with the value it has.
 
         Returns:
-            `pixel_values` [B, 3, H, W], `pixel_mask` int64 [B, H, W], and `labels`: for each image {"class_labels":
-            int64 [K], "boxes": float32 [K, 4] (centre x, centre y, width, height) in fractions of the image,
-            "orig_size" and "size": (height, width) before and after, and where they were given "image_id", "masks":
-            bool [K, height, width] and "ignore": bool [height, width]}. With masks, boxes are the masks' tight boxes.
+            `pixel_values` [B, 3, H, W] in torch's memory format `channels_last`, `pixel_mask` int64 [B, H, W] (a view
+            of one number where nothing is padding), and `labels`: for each image {"class_labels": int64 [K], "boxes":
+            float32 [K, 4] (centre x, centre y, width, height) in fractions of the image, "orig_size" and "size":
+            (height, width) before and after, and where they were given "image_id", "masks": bool [K, height, width] and
+            "ignore": bool [height, width]}. With masks, boxes are the masks' tight boxes.
 
         Raises:
             ValueError: an image has more than 8 bits or another shape, an annotation doesn't fit its image or has no
@@ -112,18 +113,22 @@ class FADenseImageProcessor(BaseImageProcessor):
         do_resize = self.do_resize if do_resize is None else do_resize
         pictures = [to_picture(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         sizes = [resized_size((one.height, one.width), size if do_resize else None) for one in pictures]
-        tensors = [self._to_tensor(one, target) for one, target in zip(pictures, sizes, strict=True)]
         if not self.do_pad and len(set(sizes)) > 1:
             raise ValueError(
                 f"Images of a batch have different sizes {sizes}: set `do_pad`, or process them one by one."
             )
         height, width = (max(side) for side in zip(*sizes, strict=True))
-        pixel_values = torch.zeros(len(tensors), 3, height, width)
-        pixel_mask = torch.zeros(len(tensors), height, width, dtype=torch.long)
-        for index, (tensor, (own_height, own_width)) in enumerate(zip(tensors, sizes, strict=True)):
-            pixel_values[index, :, :own_height, :own_width] = tensor
-            pixel_mask[index, :own_height, :own_width] = 1
-        batch = BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+        pixel_values = torch.zeros(len(pictures), height, width, 3)  # channels side by side, as pictures have them
+        for picture, values, (rows, columns) in zip(pictures, pixel_values, sizes, strict=True):
+            self._write(picture, values[:rows, :columns])
+        if len(set(sizes)) == 1:
+            pixel_mask = torch.ones(1, dtype=torch.long).expand(len(pictures), height, width)
+        else:
+            pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.long)
+            for mask, (rows, columns) in zip(pixel_mask, sizes, strict=True):
+                mask[:rows, :columns] = 1
+        data = {"pixel_values": pixel_values.permute(0, 3, 1, 2), "pixel_mask": pixel_mask}
+        batch = BatchFeature(data, tensor_type=return_tensors)
         if annotations is not None:
             entries = [annotations] if isinstance(annotations, Mapping) else list(annotations)
             if len(entries) != len(pictures):
@@ -142,11 +147,11 @@ class FADenseImageProcessor(BaseImageProcessor):
             if not hasattr(self, name) or getattr(self, name) != value:
                 raise ValueError(f"`{name}` cannot be set to {value!r} in a call; make a processor that has it.")
 
-    def _to_tensor(self, picture: Any, size: tuple[int, int]) -> Tensor:
-        """Resize a picture and return its values, rescaled and normalised: [3, height, width]."""
+    def _write(self, picture: Any, out: Tensor) -> None:
+        """Resize a picture to `out` [height, width, 3] and write its values there, rescaled and normalised."""
         scale = self.rescale_factor if self.do_rescale else None
-        norm = (self.image_mean, self.image_std) if self.do_normalize else ()
-        return to_values(picture, size, Image.Resampling.BILINEAR, scale, *norm)
+        mean, std = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        to_values(picture, (out.shape[0], out.shape[1]), Image.Resampling.BILINEAR, scale, mean, std, out)
 
     def post_process_object_detection(
         self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None

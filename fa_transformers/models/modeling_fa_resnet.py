@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_fa_resnet import NORM_GROUPS, FAResNetConfig
 from .fa_block import BlockProjection, insert_block
+from .fa_validation import is_tracing
 
 # isort: split
 # Not used here: from a local folder, transformers 5.3 copies only the files that this one itself imports. A test keeps
@@ -23,12 +24,38 @@ from .fa_checkpoint_names import translate_vit_name  # noqa: F401
 from .fa_context import Workspace  # noqa: F401
 from .fa_packed import PackedDocuments  # noqa: F401
 from .fa_triton_kernels import triton  # noqa: F401
-from .fa_validation import check_attention_arguments  # noqa: F401
+
+STRIP_NUMBERS = 2**21
+"""Numbers that CPUs compute at once of a large map: what lies between the convolutions stays in caches, and in memory
+that is used again."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Make a norm over groups of two channels at least, so that maps of a single place have a deviation."""
     return nn.GroupNorm(min(NORM_GROUPS, channels // 2), channels)
+
+
+def is_local(network: nn.Module) -> bool:
+    """Return True where no gradients are recorded and no norm has statistics of the map it is given."""
+    if torch.is_grad_enabled() or is_tracing():
+        return False
+    return not any(module.training or isinstance(module, nn.GroupNorm) for module in network.modules())
+
+
+def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
+    """Run the stem or a residual layer on a map [B, C, H, W] in strips of its rows, which gives what it gives at once.
+
+    A strip is seen with the rows around it that its places are computed from. Within two strides these are all: of the
+    stem's 7×7 convolution and 3×3 pooling as of two 3×3 convolutions, whichever of them has the stride.
+    """
+    height, halo = x.shape[2], 2 * stride
+    rows = max(STRIP_NUMBERS // x[:, :, 0].numel(), 16 * halo) // stride * stride
+    strips = []
+    for start in range(0, height, rows):
+        first = max(start - halo, 0)
+        strip = layer(x[:, :, first : start + rows + halo])
+        strips.append(strip[:, :, (start - first) // stride :][:, :, : rows // stride])
+    return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
 
 
 class FAResNetBackbone(ResNetBackbone):
@@ -55,6 +82,9 @@ class FAResNetBackbone(ResNetBackbone):
                 for name, child in module.named_children():
                     if isinstance(child, nn.BatchNorm2d):
                         setattr(module, name, group_norm(child.num_features))
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = True  # of sums and norms, which nothing reads again
         self.post_init()
 
     @property
@@ -91,9 +121,16 @@ class FAResNetBackbone(ResNetBackbone):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        is_large = pixel_values.device.type == "cpu" and pixel_values.numel() > STRIP_NUMBERS and is_local(self)
+        strides = [4, 2 if self.config.downsample_in_first_stage else 1, *[2] * (len(self.encoder.stages) - 1)]
         hidden_state, maps = pixel_values.to(self.embedder.embedder.convolution.weight.dtype), {}
-        for name, stage in zip(self.stage_names, [self.embedder, *self.encoder.stages], strict=True):
-            hidden_state = stage(hidden_state)
+        stages = [self.embedder, *self.encoder.stages]
+        for name, stage, stride in zip(self.stage_names, stages, strides, strict=True):
+            if is_large:
+                for index, layer in enumerate(getattr(stage, "layers", [stage])):
+                    hidden_state = in_strips(layer, hidden_state, 1 if index else stride)
+            else:
+                hidden_state = stage(hidden_state)
             if name in self.attention_blocks:
                 hidden_state = self.attention_blocks[name](hidden_state)
             maps[name] = hidden_state

@@ -53,7 +53,10 @@ class TilingOptions(OptionGroup):
     slices: tuple[int, ...] = option((512, 640), "sides of the slices in pixels", group="tiles", common=True)
     overlap: float = option(0.2, "share of its side that a slice shares with the next", group="tiles", common=True)
     shrunk: bool = option(
-        False, "also slices with the whole picture, shrunk to a slice's side, as SAHI adds it by default",
+        False, "also slices with the whole picture, shrunk to a slice's side", group="tiles", common=True
+    )
+    standard: bool = option(
+        False, "also slices with the whole picture at full size, SAHI's default with a detector that takes any size",
         group="tiles", common=True,
     )  # fmt: skip
     threshold: float = option(
@@ -148,12 +151,14 @@ def tiled_method(
     overlap: float,
     *,
     shrunk: bool = False,
+    standard: bool = False,
 ) -> Method:
     """Return how pixels [H, W, 3] become objects by SAHI's slices of a side and its greedy merging of what they found.
 
     Args:
         overlap: share of its side that a slice shares with the next.
         shrunk: the picture, shrunk to a slice's side, is searched as well.
+        standard: the picture at full size is searched as well.
 
     Raises:
         ImportError: SAHI is not installed.
@@ -162,12 +167,12 @@ def tiled_method(
         raise ImportError("Slices are SAHI's, which is not installed: pip install sahi")
     from sahi.predict import get_sliced_prediction
 
-    detect = whole_method(model, processor, threshold, longest=side)
+    detect = whole_method(model, processor, threshold, longest=None if standard else side)
     slices = _slice_model(model, detect, threshold)
 
     def detect_tiled(pixels: np.ndarray) -> Detections:
         result = get_sliced_prediction(
-            pixels, slices, side, side, overlap, overlap, perform_standard_pred=shrunk, verbose=0
+            pixels, slices, side, side, overlap, overlap, perform_standard_pred=shrunk or standard, verbose=0
         )
         found = result.object_prediction_list
         boxes = np.array([each.bbox.to_xyxy() for each in found], dtype=float).reshape(-1, 4)
@@ -294,6 +299,8 @@ def compare(folder: str, options: TilingOptions) -> dict[str, Any]:
         methods[slices_name(side)] = tiled_method(*arguments)
         if options.shrunk:
             methods[shrunk_name(side)] = tiled_method(*arguments, shrunk=True)
+        if options.standard:
+            methods[standard_name(side)] = tiled_method(*arguments, standard=True)
     found, seconds = run_methods(methods, images)
     rows = []
     for name in methods:
@@ -315,6 +322,11 @@ def shrunk_name(side: int) -> str:
     return f"{slices_name(side)} and the picture shrunk"
 
 
+def standard_name(side: int) -> str:
+    """Return the name of the method that has slices of a side, and the whole picture at full size."""
+    return f"{slices_name(side)} and the whole picture, SAHI's default"
+
+
 def _score_borders(
     side: int,
     overlap: float,
@@ -324,7 +336,7 @@ def _score_borders(
 ) -> list[dict[str, Any]]:
     """The rows of the objects that a border cuts and of those that no slice shows whole, with the AP of each way."""
     parts = [is_cut(np.asarray(image.boxes), tile_boxes(image.size, side, overlap)) for image in images]
-    ways = {"whole": WHOLE, "tiled": slices_name(side), "shrunk": shrunk_name(side)}
+    ways = {"whole": WHOLE, "tiled": slices_name(side), "shrunk": shrunk_name(side), "standard": standard_name(side)}
     rows = []
     for index, objects in enumerate(("cut by a border", "whole in no slice")):
         chosen = [part[index] for part in parts]

@@ -1,6 +1,6 @@
 """Search large pictures with a trained FADense as a whole and in SAHI's tiles: speed, precision, and what borders cost.
 
-python scripts/studies/whole_or_tiles.py outputs/dense                              # 20 canvases of 2,048 px
+python scripts/studies/whole_or_tiles.py outputs/dense --standard                   # 20 canvases of 2,048 px
 python scripts/studies/whole_or_tiles.py outputs/dense --slices 256 --digit_px 40 64   # objects beyond the overlap
 python scripts/studies/whole_or_tiles.py outputs/dense --masks --num_images 5
 python scripts/studies/whole_or_tiles.py outputs/stamps-model --coco_folder outputs/stamps --slices 512 --shrunk
@@ -54,6 +54,7 @@ def make_tables(found: dict[str, Any], options: TilingOptions, command: str) -> 
     columns = {name: {"name": label} for name, label in BORDER_COLUMNS.items()}
     columns |= {"tiled": {"name": "AP in slices", "digits": 3}}
     columns |= {"shrunk": {"name": "with the picture shrunk", "digits": 3}} if options.shrunk else {}
+    columns |= {"standard": {"name": "with the whole picture", "digits": 3}} if options.standard else {}
     columns |= {"whole": {"name": "AP in the whole picture", "digits": 3}}
     title = f"Box AP of the objects at the borders of slices: {pictures}"
     return tables | {f"{options.table}_borders": make_table(title, command, columns, found["borders"])}

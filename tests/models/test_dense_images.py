@@ -46,12 +46,20 @@ def test_images_keep_their_aspect_and_their_size_unless_told(size, expected):
     assert tuple(FADenseImageProcessor()(draw(60, 90), size=size)["pixel_values"].shape) == (1, 3, *expected)
 
 
-def test_values_are_rescaled_and_normalised():
-    image = draw(9, 12)
-    values = FADenseImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[1, 2, 4])(image)["pixel_values"]
-    for (row, column), channel in itertools.product([(0, 0), (8, 11), (4, 5)], range(3)):
-        expected = (image.getpixel((column, row))[channel] / 255 - [0.1, 0.2, 0.3][channel]) / [1, 2, 4][channel]
-        assert values[0, channel, row, column].item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("kept", [{}, {"do_rescale": False}, {"do_normalize": False}])
+def test_values_are_rescaled_and_normalised(kept):
+    images = [draw(9, 12), draw(13, 7)]
+    mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in ([0.1, 0.2, 0.3], [1.0, 2.0, 0.25]))
+    batch = FADenseImageProcessor(image_mean=mean.tolist(), image_std=std.tolist(), **kept)(images)["pixel_values"]
+    scale = 1.0 if "do_rescale" in kept else 1 / 255
+    mean, std = (0 * mean, 0 * std + 1) if "do_normalize" in kept else (mean, std)
+    for values, image in zip(batch, images, strict=True):
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+        product, shift = pixels * (scale / std), -mean / std
+        inside = values[:, : image.height, : image.width].permute(1, 2, 0)
+        # Half a unit of float32 for each of factor, shift, product and sum.
+        bound = 2.0**-24 * (3 * product + 2 * shift.abs())
+        assert ((inside - (product + shift)).abs() <= bound * 1.01).all()
 
 
 def test_a_batch_is_padded_on_the_right_and_bottom():

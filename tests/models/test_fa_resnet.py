@@ -4,7 +4,7 @@ and lives in transformers' own heads.
 
 import pytest
 import torch
-from tiny_models import as_float64, image_inputs, randomize, rewrite_config
+from tiny_models import EXACT, as_float64, image_inputs, randomize, rewrite_config
 from torch import nn
 from transformers import (
     AutoBackbone,
@@ -15,7 +15,7 @@ from transformers import (
     ResNetForImageClassification,
 )
 
-from fa_transformers.models import FAResNetBackbone, FAResNetConfig
+from fa_transformers.models import FAResNetBackbone, FAResNetConfig, modeling_fa_resnet
 from fa_transformers.models.fa_block import FactorizedAttentionBlock, SoftmaxAttentionBlock
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -93,6 +93,53 @@ def test_every_place_of_a_map_reads_all_others_through_a_block():
     changed["pixel_values"][:, :, :4, :4] += 1.0
     difference = model(**changed).feature_maps[0] - model(**inputs).feature_maps[0]
     assert (difference.abs().amax(1) > 0).all()
+
+
+SMALL = dict(embedding_size=8, hidden_sizes=[16, 16, 24, 24], depths=[2, 1, 2, 1], attention_stages=["stage1"])
+
+
+def count_calls(model: FAResNetBackbone) -> list[int]:
+    """Return a list that gets the rows of each map that the first convolution sees."""
+    rows: list[int] = []
+    model.embedder.embedder.convolution.register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape[2]))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layer_type": "basic"},
+        {"layer_type": "bottleneck"},
+        {"layer_type": "basic", "downsample_in_first_stage": True},
+        {"layer_type": "bottleneck", "downsample_in_bottleneck": True},
+    ],
+)
+@pytest.mark.parametrize("height", [256, 301])
+def test_strips_of_a_large_map_give_what_it_gives_at_once(fields, height, monkeypatch):
+    model = trained(FAResNetBackbone(FAResNetConfig(**SMALL, **fields, out_features=STAGES))).double()
+    inputs, rows = as_float64(image_inputs(height, 23)), count_calls(model)
+    with torch.no_grad():
+        expected = model(**inputs).feature_maps
+        monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
+        maps = model(**inputs).feature_maps
+    assert rows[0] == height and len(rows[1:]) > 1 and max(rows[1:]) < height
+    for one, other in zip(maps, expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_maps_whose_gradients_or_statistics_are_wanted_are_computed_at_once(monkeypatch):
+    monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
+    inputs = image_inputs(256, 9)
+    for norm_type, is_training, needs_gradients in (
+        ("batch", False, True),
+        ("batch", True, False),
+        ("group", False, False),
+    ):
+        model = FAResNetBackbone(FAResNetConfig(**SMALL, norm_type=norm_type)).train(is_training)
+        rows = count_calls(model)
+        with torch.set_grad_enabled(needs_gradients):
+            model(**inputs)
+        assert rows == [256]
 
 
 def test_attention_kind_chooses_the_block():

@@ -67,6 +67,22 @@ def test_slices_find_an_object_once_and_lose_the_extent_of_one_that_is_larger_th
         assert (np.asarray(found.boxes).tolist() == [box]) == whole
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("", 100), ("shrunk", 100), ("standard", None)])
+def test_the_whole_picture_is_searched_beside_slices_shrunk_or_as_it_is(kind, longest, monkeypatch):
+    pytest.importorskip("sahi", reason="SAHI is not installed, which makes the slices")
+    asked, seen = [], []
+
+    def blind_detector(*arguments, longest):
+        asked.append(longest)
+        return lambda pixels: seen.append(pixels.shape[:2]) or Detections(0, [], [], np.zeros((0, 4)))
+
+    monkeypatch.setattr(tiling, "whole_method", blind_detector)
+    model = SimpleNamespace(config=SimpleNamespace(id2label={0: "one"}), has_masks=False)
+    tiled_method(model, None, 0.5, 100, 0.2, **({kind: True} if kind else {}))(np.zeros((180, 180, 3), dtype=np.uint8))
+    assert asked == [longest]
+    assert sorted(seen) == [(100, 100)] * 4 + [(180, 180)] * bool(kind)
+
+
 def test_flags_that_cannot_be_used_are_named(tmp_path):
     for options, message in (
         ({"slices": (16,)}, "--slices 16: a slice must have at least 32"),
@@ -89,5 +105,9 @@ def test_tables_have_a_row_for_each_way_and_for_the_objects_at_the_borders():
     made = load_script("whole_or_tiles").make_tables(found, TilingOptions(), "python x")
     assert made["tiles"]["rows"][1] == ["slices of 512 px", 0.4, 1.6, 1.5, 0.5, 0.6, None]
     assert made["tiles_borders"]["rows"] == [[512, 102, "cut by a border", 9, 0.4, 0.5]]
+    made |= load_script("whole_or_tiles").make_tables(
+        {"methods": methods, "borders": [border | {"standard": 0.45}]}, TilingOptions(standard=True, table="t"), "x"
+    )
+    assert made["t_borders"]["rows"] == [[512, 102, "cut by a border", 9, 0.4, 0.45, 0.5]]
     for table in made.values():
         assert all(len(row) == len(table["columns"]) for row in table["rows"])
