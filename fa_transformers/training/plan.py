@@ -34,6 +34,7 @@ class RunPlan:
         lengths: of the training examples, in tokens, patches or pixels: {quantile: length}; empty for a stream.
         share_at_limit: fraction of them that fill the limit, which what is longer is cut to; None without one.
         num_parameters: of the model.
+        num_trained: those of them that training changes.
         steps: optimiser steps.
         largest_batch: examples in the largest batch, and the length that they are padded to.
         memory: a sentence on the estimated peak; None where no formula is known.
@@ -48,6 +49,7 @@ class RunPlan:
     lengths: Mapping[float, int]
     share_at_limit: float | None
     num_parameters: int
+    num_trained: int
     steps: int
     largest_batch: tuple[int, int]
     memory: str | None
@@ -66,7 +68,7 @@ class RunPlan:
             cut = f"; {share:.1%} fill the limit, to which longer ones are cut" if share else ""
             lines.append(f"lengths of training examples: {told}{cut}")
         examples, length = self.largest_batch
-        lines.append(f"model: {self.num_parameters:,} parameters")
+        lines.append(f"model: {self.num_parameters:,} parameters, {self.num_trained:,} of them train")
         lines.append(f"steps: {self.steps:,}; the largest batch has {examples:,} examples of length {length:,}")
         if self.memory is not None:
             lines.append(self.memory)
@@ -109,13 +111,15 @@ def make_plan(
     lengths = np.asarray(getattr(examples["train"], "lengths", ()))
     is_cut = limit is not None and len(lengths) > 0
     num_parameters = sum(weight.numel() for weight in model.parameters())
+    num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     seconds, timed = _estimate_seconds(loop, model, examples["train"], collate, loader, sampler, accelerator, steps)
-    mib = 4 * num_parameters / 2**20
+    mib, optimizer_mib = 4 * num_parameters / 2**20, 8 * num_trained / 2**20  # AdamW keeps two numbers for a weight
     return RunPlan(
         data=data,
         lengths={q: int(np.quantile(lengths, q, method="higher")) for q in QUANTILES} if len(lengths) else {},
         share_at_limit=float((lengths >= limit).mean()) if is_cut else None,
         num_parameters=num_parameters,
+        num_trained=num_trained,
         steps=steps,
         largest_batch=sampler.largest_batch() if hasattr(sampler, "largest_batch") else (0, 0),
         memory=memory,
@@ -125,8 +129,8 @@ def make_plan(
         refusal=why_refused(
             loop.output_dir, overwrite=loop.overwrite_output_dir, resume=loop.resume_from_checkpoint is not None
         ),
-        # AdamW keeps two numbers for each weight; the newest, the best and the one that is being written.
-        written_mib=(mib, 3 * mib * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan)),
+        # The newest, the best and the one that is being written.
+        written_mib=(mib, (mib + optimizer_mib) * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan)),
     )
 
 
