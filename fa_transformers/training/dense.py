@@ -149,6 +149,8 @@ def check_dense(job: DenseJob) -> None:
     if model.model_name_or_path != "none" and (new_fields or model.backbone_name_or_path):
         name = next(iter(new_fields), "backbone_name_or_path")
         raise ValueError(f"--{name} is of a new network; --model_name_or_path brings its own.")
+    if model.backbone_layers is not None and model.backbone_name_or_path is None:
+        raise ValueError("--backbone_layers goes with --backbone_name_or_path, which is missing.")
     if model.freeze_backbone and model.model_name_or_path == "none" and model.backbone_name_or_path is None:
         raise ValueError(
             "--freeze_backbone would keep weights that were never trained; give some by --backbone_name_or_path or "

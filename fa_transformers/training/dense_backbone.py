@@ -28,7 +28,8 @@ def build_around_backbone(
     """Build a new network on the weights that `options.backbone_name_or_path` names.
 
     A ResNet keeps its weights as they are. A stock ViT's layers are converted with the learned parts that `distill`
-    gives its students; a FAViT keeps its own. Maps are those of the last layer, or those that a FAViT's folder names.
+    gives its students; a FAViT keeps its own. Maps are those of `options.backbone_layers`, or else of the last layer or
+    of those that the configuration of a backbone names.
 
     Args:
         model_class: of the network.
@@ -85,6 +86,10 @@ def _around_resnet(
     options: DenseModelOptions,
     labels: dict[str, Any],
 ) -> FADenseForObjectDetection:
+    if options.backbone_layers is not None:
+        raise ValueError(
+            f"--backbone_layers is of a ViT; of --backbone_name_or_path {source.name}, a ResNet, all stages are used."
+        )
     folder = str(source.model_folder)
     return model_class.from_backbone(folder, make_config(options, labels, folder))
 
@@ -101,7 +106,10 @@ def _around_vit(
             f"{source.config.model_type!r} and brings its own sizes."
         )
     is_stock = source.config.model_type != FAViTConfig.model_type
-    backbone = load_factorized(source, "AutoBackbone", **(student_fields(source.config, "images") if is_stock else {}))
+    fields = student_fields(source.config, "images") if is_stock else {}
+    if options.backbone_layers is not None:
+        fields["out_indices"] = _check_layers(options.backbone_layers, source)
+    backbone = load_factorized(source, "AutoBackbone", **fields)
     if backbone.config.recovery == "pending" and options.freeze_backbone:
         logger.warning(
             "%s was not trained since its attention was factorized, and a frozen backbone never will be: its maps are "
@@ -112,6 +120,17 @@ def _around_vit(
     model = model_class(FADenseConfig(backbone.config, **options.config_fields, **labels))
     model.backbone = backbone
     return model
+
+
+def _check_layers(layers: tuple[int, ...], source: CheckpointSource) -> list[int]:
+    """Return the layers as a list; ValueError unless they are there, in order, and as many as a pyramid takes."""
+    count = source.config.num_hidden_layers
+    if len(layers) not in (1, 3) or list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] <= count:
+        raise ValueError(
+            f"--backbone_layers must be one or three rising numbers from 1 to {count}, layers of {source.name}, got "
+            f"{' '.join(map(str, layers))}."
+        )
+    return list(layers)
 
 
 def _read_input_fields(source: CheckpointSource) -> dict[str, Any]:

@@ -99,6 +99,9 @@ class DenseModelOptions(OptionGroup):
         "weights of a new network's backbone: folder, Hub id or dinov2-small, of a ResNet, ViT, DeiT, DINOv2 or FA-ViT",
         group="network",
     )
+    backbone_layers: tuple[int, ...] | None = option(
+        None, "layers of a ViT whose maps are used, three or one; unset = the last one", group="network"
+    )
     freeze_backbone: bool = option(
         False, "keep the backbone's weights as they are; only pyramid and heads train", group="network"
     )

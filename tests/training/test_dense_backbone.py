@@ -70,6 +70,8 @@ def test_a_saved_favit_keeps_its_layers_and_its_choice_of_maps(tmp_path):
     stock = randomize(Dinov2Backbone(Dinov2Config(**IMAGES, out_features=["stem", "stage1", "stage2"]))).eval()
     stock.save_pretrained(tmp_path / "stock")
     load_factorized(tmp_path / "stock", "AutoBackbone", softmax_layers=[0, 1]).save_pretrained(tmp_path / "ours")
+    chosen, _ = tiny(tmp_path / "ours", backbone_layers=(1,))
+    assert chosen.config.backbone_config.out_features == ["stage1"] and len(set(chosen.pyramid.laterals)) == 3
     model, _ = tiny(tmp_path / "ours", freeze_backbone=True)
     assert model.config.backbone_config.key_feature_size is None and len(model.pyramid.laterals) == 3
     inputs = {"pixel_values": image_inputs(32, 32)["pixel_values"].double()}
@@ -88,6 +90,8 @@ def test_other_image_checkpoints_carry_a_detector_too(tmp_path):
         assert model.config.backbone_config.model_type == f"fa_{name}" and loss_of(model.train()).isfinite()
     inputs = image_inputs(40, 40)
     model, _ = tiny(tmp_path / "resnet")
+    with pytest.raises(ValueError, match="--backbone_layers is of a ViT; of --backbone_name_or_path .*resnet"):
+        tiny(tmp_path / "resnet", backbone_layers=(1,))
     with torch.no_grad():
         last = model.eval().backbone(**inputs).feature_maps[-1]
         assert torch.equal(last, folders["resnet"](**inputs).feature_maps[-1])
@@ -175,6 +179,11 @@ def test_what_cannot_be_a_backbone_is_refused_by_name(dinov2_folder, tmp_path):
         tiny(dinov2_folder, depths=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="Only fa_resnet can have any"):
         tiny(dinov2_folder, attention_places=("five",))
+    for layers in ((3,), (1, 2), (0, 1, 2), (2, 1, 1)):
+        with pytest.raises(ValueError, match="--backbone_layers must be one or three rising numbers from 1 to 2, lay"):
+            tiny(dinov2_folder, backbone_layers=layers)
+    with pytest.raises(ValueError, match="`backbone_layers` goes with `backbone_name_or_path`, which is missing"):
+        finetune_dense(model=DenseModelOptions(backbone_layers=(1,)))
     with pytest.raises(FileNotFoundError, match="is no folder here"):
         tiny(tmp_path / "no where")
     with pytest.raises(ValueError, match="`freeze_backbone=True` would keep weights that were never trained"):
