@@ -1,6 +1,7 @@
 """The defaults of distillation by task and recipe, and the options that it reads; nothing but the standard library.
 
-Every default that is a matter of tuning stands here. A later table wins over an earlier one, a given value over all.
+Every default that is a matter of tuning stands here, save the fields of students (`conversion.student_fields`), which
+training reads as well. A later table wins over an earlier one, a given value over all.
 """
 
 from pathlib import Path
@@ -43,12 +44,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # Licences of the teachers that come as packages, by their short name.
 PACKAGED_LICENSES = {"minilm": "apache-2.0", "dinov2-small": "apache-2.0"}
-# Fields of students that are made from a stock checkpoint, beside maps of twice the head width.
-STUDENT_FIELDS: dict[str, dict[str, Any]] = {
-    "text": dict(position_embedding_type="periodic", local_kernel_size=15, local_window=64),
-    "images": dict(local_kernel_size=5),
-    "object-detection": dict(local_kernel_size=5, learned_temperatures=True),
-}
 # Groups of options that distillation reads, as the command line shows them. The others have no use: text is cut into
 # pieces without labels, each stage has steps of its own, and a teacher's softmax attention isn't shared by processes.
 GROUPS: tuple[tuple[type, tuple[str, ...], str], ...] = (

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..conversion.convert import convert_checkpoint
 from ..conversion.image_processors import fit_image_processor
 from ..conversion.source import CheckpointSource
 from ..conversion.stock_checkpoints import find_auto_class, find_family
+from ..conversion.student_fields import student_fields
 from ..conversion.teacher import fresh_head
 from ..data.tokenizing import check_tokenizer
 from ..models.configuration_fa import FactorizedConfig, FactorizedFields
-from .recipes import STUDENT_FIELDS, Task
+from .recipes import Task
 
 # Heads that aren't distilled: multiple choice encodes several texts per example, masked image modelling reconstructs
 # patches that only the teacher saw masked.
@@ -30,8 +31,8 @@ def build_student(
     Args:
         source: the checkpoint to start from, stock or converted.
         task: "text", "images" or "object-detection".
-        config_fields: fields of the student's config that were given; the others are `STUDENT_FIELDS` and maps of twice
-            the head width for a stock checkpoint, and a converted one's own.
+        config_fields: fields of the student's config that were given; the others are `student_fields` of a stock
+            checkpoint, and a converted one's own.
         image_size: side in pixels of the square that has as many pixels as an image is resized to, aspect kept; None
             leaves it to the checkpoint's processor.
         square: resize images to that square instead.
@@ -47,7 +48,7 @@ def build_student(
     if is_detector != (task == "object-detection"):
         raise ValueError(f"--task {task}: {source.name} is of type {source.config.model_type!r}; give another task.")
     if not isinstance(source.config, FactorizedFields):
-        config_fields = STUDENT_FIELDS[task] | double_maps(source.config) | config_fields
+        config_fields = student_fields(source.config, task) | config_fields
     elif other := [name for name, value in config_fields.items() if getattr(source.config, name) != value]:
         raise ValueError(
             f"--{other[0]} {config_fields[other[0]]}: {source.name} was converted with "
@@ -78,13 +79,3 @@ def as_options(config_fields: dict[str, Any]) -> dict[str, Any]:
     kind = config_fields.get("position_embedding_type")
     rest = {name: value for name, value in config_fields.items() if name != "position_embedding_type"}
     return rest | ({"positions": kind} if kind in ("periodic", "none") else {})
-
-
-def double_maps(config: PretrainedConfig) -> dict[str, int]:
-    """Return the field for learned maps of twice the head width.
-
-    Raises:
-        ValueError: a checkpoint of this type can't be converted.
-    """
-    find_family(config.model_type)
-    return {"key_feature_size": 2 * config.hidden_size // config.num_attention_heads}

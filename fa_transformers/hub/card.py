@@ -262,7 +262,11 @@ def describe_replacement(model: Any) -> str:
     config = model.config
     if not hasattr(config, "softmax_layers"):
         places = config.places if hasattr(config, "places") else config.attention_blocks
-        return f"nothing: {config.attention_kind} attention blocks stand at {', '.join(places) or 'no place'}."
+        blocks = f"{config.attention_kind} attention blocks stand at {', '.join(places) or 'no place'}."
+        backbone = getattr(model, "backbone", None)
+        if backbone is None or not hasattr(backbone.config, "softmax_layers"):
+            return f"nothing: {blocks}"
+        return f"in the backbone {describe_replacement(backbone).removesuffix('.')}; {blocks}"
     replaced = config.num_hidden_layers - len(config.softmax_layers)
     parts = [f"softmax attention in {replaced} of {config.num_hidden_layers} layers by factorized attention"]
     if config.key_feature_size:

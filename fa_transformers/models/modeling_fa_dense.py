@@ -127,6 +127,7 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
     """Find objects: images -> labels and boxes of up to Q objects each."""
 
     has_masks = False
+    backbone_is_frozen = False
 
     def __init__(self, config: FADenseConfig):
         config.check_fields()
@@ -138,6 +139,18 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
         self.heads = Heads(config)
         self.mask_head = MaskHead(config, channels) if self.has_masks else None
         self.post_init()
+
+    def freeze_backbone(self) -> None:
+        """Keep the backbone as it is while the rest trains: no gradients, no dropout, no new statistics of batches."""
+        self.backbone_is_frozen = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.backbone_is_frozen:
+            self.backbone.eval()
+        return self
 
     def forward(
         self,
@@ -174,7 +187,8 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
             # Cut out even where nothing is cut off, so that a batch of one size runs as each of its images does.
             images = pixel_values if len(groups) == 1 else pixel_values[indices]
             images = images[:, :, :height, :width].to(self.dtype).contiguous(memory_format=memory_format)
-            maps = self.backbone(images, return_dict=True).feature_maps
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_is_frozen):
+                maps = self.backbone(images, return_dict=True).feature_maps
             merged = self.pyramid(maps, height, width)
             heatmaps = self.heads.heatmap(self.heads.heatmap_tower(merged))
             features = self.heads.object_tower(merged)

@@ -31,9 +31,9 @@ from transformers import (
 
 from ..checks import check_positive
 from ..conversion.convert import convert_checkpoint
+from ..conversion.student_fields import STUDENT_FIELDS
 from ..distillation.detectors import DetectorDistillation
 from ..distillation.distill import distill
-from ..distillation.recipes import STUDENT_FIELDS
 from ..evaluation import evaluating
 from ..files import write_json
 from ..metrics.detection import Detections, detection_scores

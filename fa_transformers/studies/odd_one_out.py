@@ -22,7 +22,7 @@ from ..checks import check_positive
 from ..files import write_json
 from ..models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
 from ..options import OptionGroup, option
-from ..training.dense import BLOCK_FIELDS
+from ..training.dense_backbone import BLOCK_FIELDS
 
 KINDS = ("none", "factorized", "softmax")
 SCORES = ("box_ap", "box_ap50")

@@ -29,9 +29,7 @@ from ..models import (
     FADenseForInstanceSegmentation,
     FADenseForObjectDetection,
     FADenseImageProcessor,
-    FAResNetConfig,
 )
-from ..models.configuration_fa_dense import STAGE_PLACES
 from ..models.fa_dense_layers import HeatmapOutput
 from ..options import CardOptions, LoopOptions, flat, resolve
 from ..redaction import redact
@@ -39,6 +37,7 @@ from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .data_digests import digest_objects
+from .dense_backbone import build_around_backbone, make_config, note_trained
 from .dense_pictures import draw_pictures
 from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
@@ -150,6 +149,13 @@ def check_dense(job: DenseJob) -> None:
     if model.model_name_or_path != "none" and (new_fields or model.backbone_name_or_path):
         name = next(iter(new_fields), "backbone_name_or_path")
         raise ValueError(f"--{name} is of a new network; --model_name_or_path brings its own.")
+    if model.backbone_layers is not None and model.backbone_name_or_path is None:
+        raise ValueError("--backbone_layers goes with --backbone_name_or_path, which is missing.")
+    if model.freeze_backbone and model.model_name_or_path == "none" and model.backbone_name_or_path is None:
+        raise ValueError(
+            "--freeze_backbone would keep weights that were never trained; give some by --backbone_name_or_path or "
+            "--model_name_or_path."
+        )
     if job.loop.sequence_parallel_size > 1:
         raise ValueError("--sequence_parallel_size is for texts: pictures are not shared between processes.")
 
@@ -190,9 +196,18 @@ def build_network(
     """Build the network and its image processor, new or from a folder, for these classes.
 
     Raises:
-        ValueError: a field of the configuration can't be used.
+        ValueError: a field of the configuration can't be used, or the weights of a backbone.
         FileNotFoundError: there is no such folder.
     """
+    model, processor = _build_network(task, options, class_names)
+    if options.freeze_backbone:
+        model.freeze_backbone()
+    return model, processor
+
+
+def _build_network(
+    task: DenseTask, options: DenseModelOptions, class_names: list[str]
+) -> tuple[FADenseForObjectDetection, FADenseImageProcessor]:
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {name: i for i, name in enumerate(class_names)}}
     size: dict[str, Any] = {} if options.size is None else {"size": options.size}
     model_class = MODELS[task]
@@ -203,24 +218,10 @@ def build_network(
         model = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, **labels)
         _redraw_classes(model, folder)
         return model, FADenseImageProcessor.from_pretrained(folder, **size)
-    config = FADenseConfig(**options.config_fields, **labels)
-    if options.backbone_name_or_path is not None or options.backbone_fields:
-        blocks = {name: getattr(config.backbone_config, name) for name in BLOCK_FIELDS}
-        fields = {"out_features": list(STAGE_PLACES.values()), **blocks, **options.backbone_fields}
-        if options.backbone_name_or_path is not None:
-            backbone = FAResNetConfig.from_pretrained(options.backbone_name_or_path, **fields)
-        else:
-            backbone = FAResNetConfig(**fields)
-        config = FADenseConfig(backbone, **options.config_fields, **labels)
     if options.backbone_name_or_path is not None:
-        model = model_class.from_backbone(options.backbone_name_or_path, config)
-    else:
-        model = model_class(config)
-    return model, FADenseImageProcessor(**size)
-
-
-BLOCK_FIELDS = ("attention_stages", "attention_kind", "key_channels", "attention_heads")
-"""Fields of a backbone that follow from those of the whole network."""
+        model, inputs = build_around_backbone(model_class, options, labels)
+        return model, FADenseImageProcessor(**inputs, **size)
+    return model_class(make_config(options, labels)), FADenseImageProcessor(**size)
 
 
 def _redraw_classes(model: FADenseForObjectDetection, folder: Path) -> None:
@@ -260,13 +261,14 @@ def _run(job: DenseJob) -> FinetuneResult:
     start_trackers(accelerator, loop.report_to, "finetune_dense", config)
     model, scores, run, state = _fit(job, model, processor, data, accelerator)
     accelerator.end_training()
+    note_trained(model)
     baselines: dict[str, dict] = {}
     summary: dict[str, Any] = {}
     pushed = None
     if accelerator.is_main_process:
         truths = data.splits["test"] if job.has_masks else without_masks(data.splits["test"])
         baselines["a guess"] = score_guess(data.splits["train"], truths, data.class_names)
-        summary = _summarise(job, scores, baselines, run, model.num_parameters())
+        summary = _summarise(job, scores, baselines, run, model)
         write_json(loop.output_dir / "all_results.json", summary)
         finished = _describe(job, data, scores, baselines, run, model.config.num_queries)
         try:
@@ -331,7 +333,9 @@ def _build_examples(job: DenseJob, processor: FADenseImageProcessor, data: Dense
     return examples | {split: DenseExamples(images, processor.size) for split, images in _truths(job, data).items()}
 
 
-def _summarise(job: DenseJob, scores: dict, baselines: dict[str, dict], run: dict, parameters: int) -> dict[str, Any]:
+def _summarise(
+    job: DenseJob, scores: dict, baselines: dict[str, dict], run: dict, model: FADenseForObjectDetection
+) -> dict[str, Any]:
     source = job.data.source
     summary = {
         "task": job.task,
@@ -341,7 +345,8 @@ def _summarise(job: DenseJob, scores: dict, baselines: dict[str, dict], run: dic
         "model": plain_scores(scores) | {"loss": scores["loss"]},
         "per_class": scores["per_class"],
         "baselines": baselines,
-        "parameters": parameters,
+        "parameters": model.num_parameters(),
+        "frozen_parameters": model.num_parameters() - model.num_parameters(True),
         **run,
         "seed": job.loop.seed,
         "command": job.command,
@@ -373,7 +378,7 @@ def _describe(
         summary=f"It finds {'the masks and boxes' if job.has_masks else 'the boxes'} of objects of "
         f"{counted(len(data.class_names), 'class')}: {names}.",
         pipeline_tag="image-segmentation" if job.has_masks else "object-detection",
-        start=job.model.model_name_or_path,
+        start=job.model.backbone_name_or_path or job.model.model_name_or_path,
         data=facts,
         split="test",
         metrics={f"{kind}_{name}": f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50")},
@@ -383,4 +388,5 @@ def _describe(
         command=job.command,
         seed=job.loop.seed,
         limits=(f"At most {counted(num_queries, 'object')} of an image can be found.",),
+        kept="its backbone kept as it was" if job.model.freeze_backbone else "",
     )

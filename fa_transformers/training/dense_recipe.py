@@ -95,7 +95,15 @@ class DenseModelOptions(OptionGroup):
     embedding_size: int | None = option(UNSET, "see FAResNetConfig", group="network")
     layer_type: Literal["basic", "bottleneck"] | None = option(UNSET, "see FAResNetConfig", group="network")
     backbone_name_or_path: str | None = option(
-        None, "folder or Hub id of ResNet weights for the backbone of a new network", group="network"
+        None,
+        "weights of a new network's backbone: folder, Hub id or dinov2-small, of a ResNet, ViT, DeiT, DINOv2 or FA-ViT",
+        group="network",
+    )
+    backbone_layers: tuple[int, ...] | None = option(
+        None, "layers of a ViT whose maps are used, three or one; unset = the last one", group="network"
+    )
+    freeze_backbone: bool = option(
+        False, "keep the backbone's weights as they are; only pyramid and heads train", group="network"
     )
     shortest_edge: int | None = option(
         None, "shorter side in pixels that pictures are scaled to; unset = as they are", group="processor"

@@ -49,7 +49,8 @@ def fit_network(
     loaders, sampler = build_loaders(loop, dict(examples), collate, accelerator)
     steps = plan_steps(loop, sampler, loop.output_dir)
     accelerator.print(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, {description}; "
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
+        f"{description}; "
         f"{describe_processes(accelerator, loop.num_threads)}; {sampler.extent}, {counted(steps, 'step')}"
     )
     groups = group_by_rates(

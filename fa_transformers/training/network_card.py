@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..conversion.source import describe_folder
+from ..conversion.source import describe_source
 from ..data.facts import DataFacts
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement
 from ..hub.publish import find_auto_class_of, publish
@@ -32,7 +32,7 @@ class NetworkRun:
     Args:
         summary: what the model does, in one sentence.
         pipeline_tag: the Hub's task.
-        start: the folder that the weights began from; "none" for new ones.
+        start: what the weights, or those of the backbone, began from, as `read_source` takes it; "none" for new ones.
         data: the set that it learnt from and was scored on.
         split: that was scored.
         metrics: name of a score of `scores` -> the Hub's name of the metric.
@@ -41,6 +41,7 @@ class NetworkRun:
         command: how it is repeated.
         seed: of the run.
         limits: sentences on what it can't do.
+        kept: the part that wasn't trained, in words that end a sentence; "" where all was.
     """
 
     summary: str
@@ -55,6 +56,7 @@ class NetworkRun:
     command: str
     seed: int
     limits: tuple[str, ...]
+    kept: str = ""
 
 
 def publish_network(
@@ -84,7 +86,7 @@ def network_facts(model: PreTrainedModel, finished: NetworkRun, card: CardOption
     ]
     base_model, revision = FROM_SCRATCH, FROM_SCRATCH
     if finished.start != "none":
-        base_model, revision = describe_folder(finished.start, Path(finished.start))
+        base_model, revision = describe_source(finished.start)
     count = finished.scores["num_examples"]
     return ModelFacts(
         repo_id=card.hub_model_id or folder.resolve().name,
@@ -96,7 +98,8 @@ def network_facts(model: PreTrainedModel, finished: NetworkRun, card: CardOption
         base_model=base_model if finished.start == "none" else card.base_model or base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
-        trained_after=f"{counted(run['steps'], 'step')} on {one_line(finished.data.name)}, seed {finished.seed}.",
+        trained_after=f"{counted(run['steps'], 'step')} on {one_line(finished.data.name)}, seed {finished.seed}"
+        f"{f', {finished.kept}' if finished.kept else ''}.",
         data=[finished.data],
         command=without_local_paths(finished.command),
         hardware=f"{describe_hardware(model.device)}; trained for {run['train_seconds'] / 60:.1f} minutes",

@@ -193,13 +193,15 @@ class ProgressMeter:
         self._num_tokens = self._num_examples = 0
         self._seconds_before = state.seconds
         self._started = time.perf_counter() - state.seconds
+        self._cpu_seconds, self._cpu_started = 0.0, time.process_time()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keep what the block takes out of the seconds."""
-        paused_at = time.perf_counter()
+        paused_at, cpu_paused_at = time.perf_counter(), time.process_time()
         yield
         self._started += time.perf_counter() - paused_at
+        self._cpu_started += time.process_time() - cpu_paused_at
 
     def waited_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield `batches`; the time until each is there, on this process's device, counts as waiting."""
@@ -234,6 +236,7 @@ class ProgressMeter:
 
     def finish_step(self) -> None:
         self.state.seconds = time.perf_counter() - self._started
+        self._cpu_seconds = time.process_time() - self._cpu_started
         self.times.collect()
         shown = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
         shown |= {name: f"{share:.0%}" for name, share in self.step_shares.items()}
@@ -291,7 +294,8 @@ class ProgressMeter:
         return {name: value for name, value in values.items() if value is not None}
 
     def figures(self) -> dict:
-        """Return the report's figures: split of a step, memory of the process that takes most, operations per second.
+        """Return the report's figures: split of a step, seconds of processor time, which others' work on the machine
+        doesn't count in, memory of the process that takes most, operations per second.
 
         All processes must call this. A figure that can't be had here is None.
         """
@@ -301,6 +305,7 @@ class ProgressMeter:
         mfu = self._utilisation(flops)
         return {
             "step_shares": {part: round(share, 4) for part, share in self.step_shares.items()},
+            "cpu_seconds": round(self._cpu_seconds, 1),
             "peak_memory_gib": None if memory is None else round(int(peaks.max()) / 2**30, 3),
             "model_tflops_per_second": None if flops is None else float(f"{flops / 1e12:.4g}"),
             "mfu": None if mfu is None else round(mfu, 4),

@@ -62,6 +62,7 @@ def make_page(task: str, summary: Mapping[str, Any], data_name: str, metric: str
         ("scored split", summary["split"]),
         ("scored examples", summary["num_examples"]),
         ("parameters", summary["parameters"]),
+        *([("frozen parameters", summary["frozen_parameters"])] if summary.get("frozen_parameters") else []),
         ("training", f"{minutes:,.1f} minutes" if minutes >= 1 else f"{summary['train_seconds']:.1f} seconds"),
         ("peak memory", "not measured" if memory is None else f"{memory:.2f} GiB"),
     ]

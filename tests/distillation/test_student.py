@@ -15,8 +15,9 @@ from fa_transformers import (
     convert_checkpoint,
 )
 from fa_transformers.conversion.source import read_source
+from fa_transformers.conversion.student_fields import double_maps
 from fa_transformers.conversion.teacher import load_teacher
-from fa_transformers.distillation.student import build_student, double_maps
+from fa_transformers.distillation.student import build_student
 from fa_transformers.training.attention_transfer import AttentionTransfer
 
 

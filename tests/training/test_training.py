@@ -410,6 +410,27 @@ def test_the_waiting_share_counts_the_time_until_a_batch_is_there_but_no_pause()
     assert meter.values["data_wait_share"] == meter.state.data_wait_seconds / meter.state.seconds
 
 
+def test_processor_time_is_that_of_the_steps_without_pauses(monkeypatch):
+    accelerator, _ = prepared()
+    clock = [10.0]
+    monkeypatch.setattr(progress.time, "process_time", lambda: clock[0])
+    meter = ProgressMeter(accelerator, 2, TrainingState({}))
+
+    def pass_time(seconds):
+        clock[0] += seconds
+
+    pass_time(3.0)
+    with meter.paused():
+        pass_time(7.0)
+    pass_time(1.0)
+    meter.add_batch(1.0, 5, 1)
+    meter.finish_step()
+    with meter.paused():
+        pass_time(30.0)
+    meter.close()
+    assert meter.figures()["cpu_seconds"] == 4.0
+
+
 def test_loader_processes_are_chosen_by_device_unless_given():
     accelerator, _ = prepared()
     assert choose_num_workers(None, accelerator) == 0 and choose_num_workers(3, accelerator) == 3
