@@ -19,14 +19,18 @@ import torch
 from tqdm import tqdm
 
 from ..checks import check_positive
+from ..data.sets.digit_scenes import ODD_DIGIT_PX, draw_digit_scene
 from ..files import write_json
 from ..models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
+from ..models.fa_block import FactorizedAttentionBlock
 from ..options import OptionGroup, option
 from ..training.dense_backbone import BLOCK_FIELDS
 
 KINDS = ("none", "factorized", "softmax")
 SCORES = ("box_ap", "box_ap50")
 SETTINGS = "settings.json"
+NUM_DRAWN, CANVAS_PX = 32, 512
+"""Canvases by which the values of new blocks are scaled, and their side."""
 RECEIPT = "receipt.json"
 """File that is written into a run's folder last: its CPU seconds and the highest resident memory of its process."""
 
@@ -38,14 +42,16 @@ class OddOneOutOptions(OptionGroup):
     kinds: tuple[str, ...] = option(KINDS, "none, factorized, softmax, or several", group="study", common=True)
     seeds: tuple[int, ...] = option((0, 1), "seeds of weights and order, one run each", group="study", common=True)
     attention_places: tuple[str, ...] = option(
-        ("fp3", "fp4", "fp5"), "where blocks are put, see FADenseConfig", group="study", common=True
+        ("fp3",), "where blocks are put, see FADenseConfig", group="study", common=True
     )
-    attention_heads: int = option(1, "heads of each block", group="study", common=True)
-    key_channels: int | None = option(None, "see FADenseConfig", group="study", common=True)
-    num_canvases: int = option(1500, "canvases to train on", group="study", common=True)
+    attention_heads: int = option(4, "heads of each block", group="study", common=True)
+    key_channels: int | None = option(64, "see FADenseConfig", group="study", common=True)
+    key_gain: float = option(3.0, "factor on the first weights of the blocks' keys", group="study", common=True)
+    query_gain: float = option(6.0, "factor on the first weights of their queries", group="study", common=True)
+    num_canvases: int = option(3000, "canvases to train on", group="study", common=True)
     num_eval_canvases: int = option(100, "canvases of validation and of test each", group="study", common=True)
-    num_train_epochs: float = option(2.0, "passes over them", group="study", common=True)
-    learning_rate: float = option(1e-3, "peak rate", group="study", common=True)
+    num_train_epochs: float = option(2.5, "passes over them", group="study", common=True)
+    learning_rate: float = option(2e-3, "peak rate", group="study", common=True)
     extra: str = option("", "further flags of finetune_dense, in quotes", group="study")
     output_dir: Path = option(
         Path("outputs/odd_one_out"), "folder for the runs; those that are finished there are taken", group="study",
@@ -61,7 +67,7 @@ class OddOneOutOptions(OptionGroup):
             raise ValueError(f"--kinds {unknown[0]} is unknown; choose from {', '.join(KINDS)}.")
         check_positive(
             self, "num_canvases", "num_eval_canvases", "num_train_epochs", "learning_rate", "attention_heads",
-            "key_channels",
+            "key_channels", "key_gain", "query_gain",
         )  # fmt: skip
 
 
@@ -86,8 +92,47 @@ def put_blocks(source: Path, kind: str, options: OddOneOutOptions, folder: Path)
     model = FADenseForObjectDetection(FADenseConfig(backbone, **fields))
     missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
     assert not unexpected and all("attention_blocks" in name for name in missing)
+    processor = FADenseImageProcessor.from_pretrained(source)
+    if kind != "none":
+        prepare_blocks(model, processor, options.key_gain, options.query_gain)
     model.save_pretrained(folder)
-    FADenseImageProcessor.from_pretrained(source).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def prepare_blocks(
+    model: FADenseForObjectDetection, processor: FADenseImageProcessor, key_gain: float, query_gain: float
+) -> None:
+    """Let what new blocks attend to differ between places and pictures from the first step on.
+
+    As they are drawn, queries and keys are so even that each place gets about the mean of all values, which is nearly
+    the same in all pictures. Here the weights of queries and keys get larger, and values are shifted and scaled so that
+    over `NUM_DRAWN` training canvases what is attended to has mean 0 and deviation 1 in every channel, which holds for
+    both kinds of attention, as their weights sum to 1. The blocks stay the identity.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, FactorizedAttentionBlock)]
+    for block in blocks:  # the identity, so that none changes what another one reads
+        block.keys.weight *= key_gain
+        block.queries.weight *= query_gain
+        values = collect_attended(model, processor, block)
+        mean, deviation = values.mean(dim=(0, 2)), values.std(dim=(0, 2))
+        block.values.weight /= deviation[:, None, None]
+        block.values.bias.copy_((block.values.bias - mean) / deviation)
+
+
+@torch.no_grad()
+def collect_attended(
+    model: FADenseForObjectDetection, processor: FADenseImageProcessor, block: FactorizedAttentionBlock
+) -> torch.Tensor:
+    """Return what a block attends to on `NUM_DRAWN` training canvases, before its reprojection: [canvases, C, N]."""
+    model.eval()
+    attended: list[torch.Tensor] = []
+    hook = block.reprojection.register_forward_pre_hook(lambda module, inputs: attended.append(inputs[0]))
+    for row in range(NUM_DRAWN):
+        canvas = draw_digit_scene("train", row, CANVAS_PX, 0, None, ODD_DIGIT_PX).image
+        model(**processor(canvas, return_tensors="pt"))
+    hook.remove()
+    return torch.cat(attended)
 
 
 def train(start: Path, seed: int, options: OddOneOutOptions, folder: Path) -> dict[str, Any]:

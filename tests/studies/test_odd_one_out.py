@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fa_transformers.models import FADenseConfig, FADenseForObjectDetection, FADenseImageProcessor
+from fa_transformers.studies import odd_one_out
 from fa_transformers.studies.odd_one_out import KINDS, OddOneOutOptions, keep_settings, put_blocks, summarise, train
 
 SIZES = dict(hidden_sizes=[8, 16, 16, 24], depths=[1, 1, 1, 1], embedding_size=8, layer_type="basic")
@@ -22,11 +23,18 @@ def write_detector(folder, **fields) -> FADenseForObjectDetection:
     return model
 
 
+@pytest.fixture(autouse=True)
+def few_small_canvases(monkeypatch):
+    monkeypatch.setattr(odd_one_out, "NUM_DRAWN", 2)
+    monkeypatch.setattr(odd_one_out, "CANVAS_PX", 128)
+    monkeypatch.setattr(odd_one_out, "ODD_DIGIT_PX", (12, 16))
+
+
 def test_all_kinds_start_as_the_detector_they_are_put_into(tmp_path):
     source = write_detector(tmp_path / "digits", attention_places=[])
     images = torch.rand(1, 3, 64, 96)
     expected = source(images)
-    options = OddOneOutOptions(attention_places=("fp3", "fp5"), attention_heads=2)
+    options = OddOneOutOptions(attention_places=("fp3", "fp5"), attention_heads=2, key_channels=8)
     for kind in KINDS:
         put_blocks(tmp_path / "digits", kind, options, tmp_path / kind)
         model = FADenseForObjectDetection.from_pretrained(tmp_path / kind).eval()
@@ -34,6 +42,18 @@ def test_all_kinds_start_as_the_detector_they_are_put_into(tmp_path):
         assert kind == "none" or model.config.attention_kind == kind
         output = model(images)
         assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_boxes, expected.pred_boxes)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_what_new_blocks_attend_to_is_scaled_by_training_canvases(tmp_path, kind):
+    write_detector(tmp_path / "digits", attention_places=[])
+    options = OddOneOutOptions(attention_places=("fp3", "fp5"), attention_heads=2, key_channels=8)
+    put_blocks(tmp_path / "digits", kind, options, tmp_path / "start")
+    model = FADenseForObjectDetection.from_pretrained(tmp_path / "start").eval()
+    for block in model.pyramid.attention_blocks.values():
+        values = odd_one_out.collect_attended(model, FADenseImageProcessor(), block)
+        # What rounding is of values of a mean of 1 and a deviation of 0.01, which were scaled to 0 and 1.
+        assert values.mean(dim=(0, 2)).abs().max() < 1e-3 and (values.std(dim=(0, 2)) - 1).abs().max() < 1e-3
 
 
 def test_a_detector_that_has_blocks_or_is_not_there_is_refused(tmp_path):
@@ -63,7 +83,7 @@ def test_runs_of_other_settings_are_not_taken(tmp_path):
     options = OddOneOutOptions(output_dir=tmp_path / "runs")
     keep_settings(tmp_path / "digits", options)
     keep_settings(tmp_path / "digits", replace(options, seeds=(4,), kinds=("none",)))
-    with pytest.raises(ValueError, match=r"runs holds runs with num_canvases 1500, not 7: give another folder"):
+    with pytest.raises(ValueError, match=r"runs holds runs with num_canvases 3000, not 7: give another folder"):
         keep_settings(tmp_path / "digits", replace(options, num_canvases=7))
     with pytest.raises(ValueError, match="holds runs with source"):
         keep_settings(tmp_path / "others", options)

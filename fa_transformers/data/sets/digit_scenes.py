@@ -3,9 +3,10 @@
 `load_digit_scenes`: ten to sixty digits of 20 to 64 px on canvases of 1,024 px, turned by up to 15 degrees, in random
 colours; the classes are "0" to "9".
 
-`load_odd_one_out`: the same canvases, where the class of a digit depends on the whole picture: "single" if no other
-digit of its kind is on the canvas, else "repeated". Kinds are drawn alike for both, so that what a digit looks like
-says nothing about its class: a model has to compare it with all others.
+`load_odd_one_out`: such canvases with fewer and larger digits, where the class of a digit depends on the whole picture:
+"single" if no other digit of its kind is on the canvas, else "repeated". One kind is repeated, and makes up about half
+of the digits. Kinds are drawn alike for both, so that what a digit looks like says nothing about its class: a model has
+to compare it with all others.
 
 The digits are scikit-learn's copy of "Optical Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI Machine
 Learning Repository, 1998, CC-BY-4.0), 8 x 8 pixels each; splits use disjoint digits and disjoint parts of the
@@ -29,13 +30,13 @@ ATTRIBUTION = (
     f'{digit_canvas.ATTRIBUTION} The photographs "china.jpg" (danielbuechele) and "flower.jpg" (vultilion), '
     "CC-BY-2.0, as distributed with scikit-learn."
 )
-RECIPE = 1
-"""Stands for the code in the names of kept sets, and goes up when the pictures change."""
+RECIPE, ODD_RECIPE = 1, 2
+"""Stand for the code in the names of kept sets, and go up when their pictures change."""
 DIGIT_PX = (20, 64)
 """Longer side of a digit's tight box, drawn evenly on a log scale."""
 TURN_DEGREES = 15.0
-NUM_SINGLE, NUM_REPEATED_KINDS, NUM_COPIES = (5, 7), 3, (2, 3)
-"""Of an odd-one-out canvas: single digits, kinds that are repeated, and digits of each of these."""
+NUM_SINGLE, NUM_COPIES, ODD_DIGIT_PX = (4, 6), (4, 6), (40, 72)
+"""Of an odd-one-out canvas: fewest and most single digits, and digits of the kind that is repeated; `DIGIT_PX`."""
 ODD_CLASSES = ("single", "repeated")
 DRAWN_PX = 128
 INK = (0.3, 0.7)
@@ -106,8 +107,8 @@ def draw_odd_kinds(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     """Return the kinds 0 to 9 of the digits of one odd-one-out canvas and their labels, both int64 [n], shuffled."""
     kinds = random.permutation(NUM_CLASSES)
     num_single = int(random.integers(NUM_SINGLE[0], NUM_SINGLE[1] + 1))
-    single, rest = kinds[:num_single], kinds[num_single : num_single + NUM_REPEATED_KINDS]
-    repeated = np.repeat(rest, random.integers(NUM_COPIES[0], NUM_COPIES[1] + 1, size=len(rest)))
+    single = kinds[:num_single]
+    repeated = np.repeat(kinds[num_single], random.integers(NUM_COPIES[0], NUM_COPIES[1] + 1))
     labels = np.repeat([0, 1], [len(single), len(repeated)])
     order = random.permutation(len(labels))
     return np.concatenate([single, repeated])[order], labels[order]
@@ -160,11 +161,11 @@ def load_odd_one_out(
 ) -> DenseData:
     """Handwritten digits on cluttered photographs, classes "single" and "repeated": what is there once, and more often.
 
-    A canvas has 11 to 16 digits. Train on whole canvases: a part of one would have other classes.
+    A canvas has 8 to 12 digits. Train on whole canvases: a part of one would have other classes.
 
     Raises:
         ValueError: a count is below 1, or the digits find no place.
     """
-    settings = SetSettings("odd-one-out", RECIPE, size_px, seed, (num_train, num_validation, num_test), None)
-    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=None)
+    settings = SetSettings("odd-one-out", ODD_RECIPE, size_px, seed, (num_train, num_validation, num_test), None)
+    draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=None, digit_px=ODD_DIGIT_PX)
     return load_drawn_set(settings, list(ODD_CLASSES), draw, cache_dir)
