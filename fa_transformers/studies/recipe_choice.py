@@ -22,7 +22,7 @@ from ..data.sets.license_documents import load_license_documents
 from ..data.sets.python_docs import load_python_docs
 from ..files import write_json
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, option, resolve
-from ..training.baselines import score_baselines
+from ..training.baselines import WORD_COUNTS, score_baselines
 from ..training.finetune import fit
 from ..training.job import FinetuneJob, Fitted
 from ..training.recipes import recipe_of
@@ -161,7 +161,7 @@ def train(
 def score_tfidf(name: str) -> float:
     """Return the accuracy of TF-IDF with logistic regression on the test documents of a set, read whole."""
     data = load_data("text-classification", DataOptions(), CardOptions(), 0, rows=load_set(name))
-    return score_baselines(data)["TF-IDF + logistic regression"]["accuracy"]
+    return score_baselines(data)[WORD_COUNTS]["accuracy"]
 
 
 def summarise_recipes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

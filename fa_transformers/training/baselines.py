@@ -17,6 +17,9 @@ COUNTED_ENTRIES = 2**22
 TFIDF_MAX_CLASSES = 100
 """Classes up to which TF-IDF is scored: it fits 50,000 weights for each of them, one class after the other."""
 
+WORD_COUNTS = "TF-IDF + logistic regression"
+"""Name of the baseline that counts words."""
+
 
 def constant_scores(data: LabelledData) -> dict:
     """Scores of the best constant answer: the majority class, each label that most rows have, or the mean number."""
@@ -50,7 +53,7 @@ def score_baselines(data: LabelledData) -> dict[str, dict]:
     is_text = "text" in data.dataset["train"].column_names
     if data.problem_type == "single_label_classification" and is_text and data.num_labels <= TFIDF_MAX_CLASSES:
         try:
-            scores["TF-IDF + logistic regression"] = tfidf_baseline(data.dataset, data.score_split)
+            scores[WORD_COUNTS] = tfidf_baseline(data.dataset, data.score_split)
         except Exception as error:  # whatever it is: the trained model is complete without the comparison
-            logger.warning("TF-IDF + logistic regression was not scored: %s: %s", type(error).__name__, error)
+            logger.warning("%s was not scored: %s: %s", WORD_COUNTS, type(error).__name__, error)
     return scores

@@ -39,6 +39,7 @@ from fa_transformers.data.readers.images import encode_images
 from fa_transformers.data.readers.tables import DataError, ReadingOptions
 from fa_transformers.training import finetune
 from fa_transformers.training.checkpointing import TrainingState, list_checkpoints
+from fa_transformers.training.report import describe_lesson
 
 SCRIPT = SCRIPTS / "finetune.py"
 SINGLE = "single_label_classification"
@@ -337,12 +338,20 @@ def test_the_image_demo_prints_full_resolution_beside_low_resolution(tmp_path, m
     assert "the same at 32 px" in capsys.readouterr().out
 
 
+def test_what_the_demo_teaches_depends_on_which_of_the_two_is_better():
+    for model, words, taught in ((0.61, 0.69, "count words first"), (0.7, 0.69, "worth more than counting them")):
+        shown, length = describe_lesson(model, words)
+        assert f"{words:.3f}" in shown and f"{model:.3f}" in shown and shown.endswith(f"{taught}.")
+        assert "needle.py" in length
+
+
 @pytest.mark.slow
-def test_the_text_demo_reads_the_packaged_documents(tmp_path, tiny_bert):
+def test_the_text_demo_reads_the_packaged_documents(tmp_path, tiny_bert, capsys):
     pytest.importorskip("licensedcode", reason="the package licensedcode-data holds the documents")
     flags = ["--model_name_or_path", tiny_bert, "--max_length", 64, "--max_steps", 2, "--max_train_samples", 30]
     results = run(*flags, "--max_eval_samples", 12, "--output_dir", tmp_path / "out", "--use_cpu")
     assert results["num_examples"] == 12
+    assert len(results["lesson"]) == 2 and all(line in capsys.readouterr().out for line in results["lesson"][:1])
     card = (tmp_path / "out/README.md").read_text()
     assert "CC-BY-4.0" in card and "ScanCode" in card
     assert list((tmp_path / "out").rglob("events.out.tfevents.*")), "tensorboard is the default tracker"
