@@ -15,22 +15,29 @@ from typing import Any
 from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.hub.card import FACTS_FILE, FROM_SCRATCH, ModelFacts
-from fa_transformers.models import FADenseConfig
+from fa_transformers.models import FADenseConfig, FAResNetConfig, FAViTConfig
 from fa_transformers.studies.dense_benchmark_report import ABOUT
 from fa_transformers.studies.page_tables import make_table, update_tables
 from fa_transformers.tables import counted, format_table
 
 PROGRAM = "python scripts/studies/real_objects.py"
 RESULTS_FILE = "all_results.json"
-SCORES = ("box_ap50", "box_ap", "box_ap_small", "box_ap_medium", "box_ap_large")
-BACKBONES = {"fa_resnet": "FAResNet", "fa_vit": "FA-ViT"}
+SCORES = ("box_ap50", "box_ap", "box_ap_small", "box_ap_medium")
 COLUMNS: dict[str, dict[str, Any]] = {
     "backbone": {"name": "backbone"}, "parameters": {"name": "parameters"}, "trained": {"name": "of them train"},
     "steps": {"name": "steps"}, "cpu_seconds": {"name": "CPU seconds of training", "digits": 0},
     "box_ap50": {"name": "box AP50", "digits": 3}, "box_ap": {"name": "box AP", "digits": 3},
     "box_ap_small": {"name": "small", "digits": 3}, "box_ap_medium": {"name": "medium", "digits": 3},
-    "box_ap_large": {"name": "large", "digits": 3},
 }  # fmt: skip
+
+
+def describe_backbone(folder: Path) -> str:
+    """Return the kind of a network's backbone, and of a ViT the layers whose maps are used."""
+    backbone = FADenseConfig.from_pretrained(folder).backbone_config
+    if not isinstance(backbone, FAViTConfig):
+        return "FAResNet" if isinstance(backbone, FAResNetConfig) else backbone.model_type
+    layers = ", ".join(name.removeprefix("stage") for name in backbone.out_features)
+    return f"FA-ViT ({'layers' if len(backbone.out_features) > 1 else 'layer'} {layers})"
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -43,11 +50,10 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "frozen_parameters" not in results:
         raise DataError(f"{path}: there are no results of a finished finetune_dense run")
-    model_type = FADenseConfig.from_pretrained(folder).backbone_config.model_type
-    facts, kind = ModelFacts.load(folder / FACTS_FILE), BACKBONES.get(model_type, model_type)
+    facts = ModelFacts.load(folder / FACTS_FILE)
     start = "new weights" if facts.base_model == FROM_SCRATCH else facts.base_model
     row = {
-        "backbone": f"{kind}, {start}{', frozen' if results['frozen_parameters'] else ''}",
+        "backbone": f"{describe_backbone(folder)}, {start}{', frozen' if results['frozen_parameters'] else ''}",
         "parameters": results["parameters"],
         "trained": results["parameters"] - results["frozen_parameters"],
         "steps": results["steps"],

@@ -30,7 +30,7 @@ def test_runs_of_one_set_are_rows_beside_a_guess_and_others_are_refused(tmp_path
     scratch = write_run(tmp_path / "scratch", None, FROM_SCRATCH, 0)
     page = tmp_path / "page.json"
     first, second, last = script.main([frozen, scratch, "--results", str(page)])
-    assert first["backbone"] == "FA-ViT, facebook/dinov2-small, frozen" and first["trained"] == 10
+    assert first["backbone"] == "FA-ViT (layer 1), facebook/dinov2-small, frozen" and first["trained"] == 10
     assert second["backbone"] == "FAResNet, new weights" and second["trained"] == 100
     assert last["box_ap50"] == 0.01 and "cpu_seconds" not in last
     table = json.loads(page.read_text())["tables"]["real_objects"]
