@@ -4,8 +4,11 @@ Paper: Shen et al. 2021, "Efficient Attention: Attention with Linear Complexitie
 have such blocks after stages of a ResNet. The stages are transformers' own, with the names of stock checkpoints.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 from transformers import ResNetBackbone
 from transformers.modeling_outputs import BackboneOutput
 
@@ -49,6 +52,7 @@ def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
     stem's 7×7 convolution and 3×3 pooling as of two 3×3 convolutions, whichever of them has the stride.
     """
     height, halo = x.shape[2], 2 * stride
+    layer = fold_norms(layer)
     rows = max(STRIP_NUMBERS // x[:, :, 0].numel(), 16 * halo) // stride * stride
     strips = []
     for start in range(0, height, rows):
@@ -56,6 +60,16 @@ def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
         strip = layer(x[:, :, first : start + rows + halo])
         strips.append(strip[:, :, (start - first) // stride :][:, :, : rows // stride])
     return torch.cat(strips, dim=2) if len(strips) > 1 else strips[0]
+
+
+def fold_norms(layer: nn.Module) -> nn.Module:
+    """Return a copy of the stem or a residual layer whose convolutions do what their batch norms do in evaluation."""
+    layer = copy.deepcopy(layer)
+    for module in layer.modules():
+        if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
+            module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
+            module.normalization = nn.Identity()
+    return layer
 
 
 class FAResNetBackbone(ResNetBackbone):
