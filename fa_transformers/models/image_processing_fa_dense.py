@@ -97,11 +97,11 @@ class FADenseImageProcessor(BaseImageProcessor):
             kwargs: not known; a name that the processor has as a field may come with the value it has.
 
         Returns:
-            `pixel_values` [B, 3, H, W] in torch's memory format `channels_last`, `pixel_mask` int64 [B, H, W] (a view
-            of one number where nothing is padding), and `labels`: for each image {"class_labels": int64 [K], "boxes":
-            float32 [K, 4] (centre x, centre y, width, height) in fractions of the image, "orig_size" and "size":
-            (height, width) before and after, and where they were given "image_id", "masks": bool [K, height, width] and
-            "ignore": bool [height, width]}. With masks, boxes are the masks' tight boxes.
+            `pixel_values` [B, 3, H, W] in torch's memory format `channels_last`, `pixel_mask` int64 [B, H, W], and
+            `labels`: for each image {"class_labels": int64 [K], "boxes": float32 [K, 4] (centre x, centre y, width,
+            height) in fractions of the image, "orig_size" and "size": (height, width) before and after, and where they
+            were given "image_id", "masks": bool [K, height, width] and "ignore": bool [height, width]}. With masks,
+            boxes are the masks' tight boxes.
 
         Raises:
             ValueError: an image has more than 8 bits or another shape, an annotation doesn't fit its image or has no
@@ -121,12 +121,9 @@ class FADenseImageProcessor(BaseImageProcessor):
         pixel_values = torch.zeros(len(pictures), height, width, 3)  # channels side by side, as pictures have them
         for picture, values, (rows, columns) in zip(pictures, pixel_values, sizes, strict=True):
             self._write(picture, values[:rows, :columns])
-        if len(set(sizes)) == 1:
-            pixel_mask = torch.ones(1, dtype=torch.long).expand(len(pictures), height, width)
-        else:
-            pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.long)
-            for mask, (rows, columns) in zip(pixel_mask, sizes, strict=True):
-                mask[:rows, :columns] = 1
+        pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.long)
+        for mask, (rows, columns) in zip(pixel_mask, sizes, strict=True):
+            mask[:rows, :columns] = 1
         data = {"pixel_values": pixel_values.permute(0, 3, 1, 2), "pixel_mask": pixel_mask}
         batch = BatchFeature(data, tensor_type=return_tensors)
         if annotations is not None:

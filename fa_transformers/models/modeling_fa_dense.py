@@ -184,7 +184,7 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
         # CPUs compute convolutions fastest where a pixel's channels lie side by side.
         memory_format = torch.channels_last if pixel_values.device.type == "cpu" else torch.contiguous_format
         for (height, width), indices in groups.items():
-            # Cut out even where nothing is cut off, so that a batch of one size runs as each of its images does.
+            # In one memory format, so that a batch of one size runs as each of its images does.
             images = pixel_values if len(groups) == 1 else pixel_values[indices]
             images = images[:, :, :height, :width].to(self.dtype).contiguous(memory_format=memory_format)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_is_frozen):

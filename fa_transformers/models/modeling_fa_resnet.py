@@ -39,10 +39,18 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def is_local(network: nn.Module) -> bool:
-    """Return True where no gradients are recorded and no norm has statistics of the map it is given."""
+    """Return True where a part of a map can be computed alone: no gradients are recorded, no norm has statistics of the
+    map that it is given, and no hook waits for a whole one."""
     if torch.is_grad_enabled() or is_tracing():
         return False
-    return not any(module.training or isinstance(module, nn.GroupNorm) for module in network.modules())
+    return not any(
+        module.training
+        or isinstance(module, nn.GroupNorm)
+        or (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        for module in network.modules()
+    )
 
 
 def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
@@ -63,12 +71,17 @@ def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
 
 
 def fold_norms(layer: nn.Module) -> nn.Module:
-    """Return a copy of the stem or a residual layer whose convolutions do what their batch norms do in evaluation."""
+    """Return a copy of the stem or a residual layer whose convolutions do what their batch norms do in evaluation.
+
+    Its rectifiers work in place, as nothing reads again what they are given.
+    """
     layer = copy.deepcopy(layer)
     for module in layer.modules():
-        if isinstance(getattr(module, "normalization", None), nn.BatchNorm2d):
-            module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
-            module.normalization = nn.Identity()
+        convolution, norm = (getattr(module, name, None) for name in ("convolution", "normalization"))
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            module.convolution, module.normalization = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
     return layer
 
 
@@ -96,9 +109,6 @@ class FAResNetBackbone(ResNetBackbone):
                 for name, child in module.named_children():
                     if isinstance(child, nn.BatchNorm2d):
                         setattr(module, name, group_norm(child.num_features))
-        for module in self.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = True  # of sums and norms, which nothing reads again
         self.post_init()
 
     @property

@@ -117,6 +117,7 @@ def prepare_blocks(
         values = collect_attended(model, processor, block)
         mean, deviation = values.mean(dim=(0, 2)), values.std(dim=(0, 2))
         block.values.weight /= deviation[:, None, None]
+        assert block.values.bias is not None
         block.values.bias.copy_((block.values.bias - mean) / deviation)
 
 

@@ -4,7 +4,6 @@ The time is that of a single thread and is met by the number of steps: a few ste
 of the attention transfer apart, and what is left of the budget after the transfer is filled with optimiser steps.
 """
 
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from ..data.labelled import load_data
 from ..data.sets.license_documents import load_license_documents
 from ..data.sets.python_docs import load_python_docs
 from ..files import write_json
+from ..hub.folder_lock import released
 from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, OptionGroup, option, resolve
 from ..training.baselines import WORD_COUNTS, score_baselines
+from ..training.checkpointing import prepare_output_dir
 from ..training.finetune import fit
 from ..training.job import FinetuneJob, Fitted
 from ..training.recipes import recipe_of
@@ -153,9 +154,9 @@ def train(
     rows["test"] = rows["test"].select(range(min(num_test or len(rows["test"]), len(rows["test"]))))
     accelerator = make_accelerator(loop)
     labelled = load_data(job.task, data, job.card, seed, rows=rows)
-    shutil.rmtree(loop.output_dir, ignore_errors=True)
-    loop.output_dir.mkdir(parents=True)
-    return fit(job, read_source(options.model_name_or_path), labelled, accelerator, loop.output_dir)
+    with released(loop.output_dir):
+        prepare_output_dir(loop.output_dir, overwrite=True, resume=False)
+        return fit(job, read_source(options.model_name_or_path), labelled, accelerator, loop.output_dir)
 
 
 def score_tfidf(name: str) -> float:

@@ -43,6 +43,7 @@ def random_mask(height: int, width: int, seed: int) -> torch.Tensor:
 def test_images_keep_their_aspect_and_their_size_unless_told(size, expected):
     batch = FADenseImageProcessor(size=size)(draw(60, 90), return_tensors="pt")
     assert tuple(batch["pixel_values"].shape) == (1, 3, *expected) and batch["pixel_mask"].all()
+    assert batch["pixel_mask"].is_contiguous(), "loaders copy it into pinned memory, and users write into it"
     assert tuple(FADenseImageProcessor()(draw(60, 90), size=size)["pixel_values"].shape) == (1, 3, *expected)
 
 

@@ -98,11 +98,19 @@ def test_every_place_of_a_map_reads_all_others_through_a_block():
 SMALL = dict(embedding_size=8, hidden_sizes=[16, 16, 24, 24], depths=[2, 1, 2, 1], attention_stages=["stage1"])
 
 
-def count_calls(model: FAResNetBackbone) -> list[int]:
-    """Return a list that gets the rows of each map that the first convolution sees."""
-    rows: list[int] = []
-    model.embedder.embedder.convolution.register_forward_hook(lambda module, inputs, _: rows.append(inputs[0].shape[2]))
-    return rows
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of each map that a first convolution sees, which has three channels. Not by hooks: these get whole maps."""
+    seen: list[int] = []
+    forward = nn.Conv2d.forward
+
+    def spy(self, x):
+        if self.in_channels == 3:
+            seen.append(x.shape[2])
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", spy)
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -115,9 +123,9 @@ def count_calls(model: FAResNetBackbone) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("height", [256, 301])
-def test_strips_of_a_large_map_give_what_it_gives_at_once(fields, height, monkeypatch):
+def test_strips_of_a_large_map_give_what_it_gives_at_once(fields, height, rows, monkeypatch):
     model = trained(FAResNetBackbone(FAResNetConfig(**SMALL, **fields, out_features=STAGES))).double()
-    inputs, rows = as_float64(image_inputs(height, 23)), count_calls(model)
+    inputs = as_float64(image_inputs(height, 23))
     with torch.no_grad():
         expected = model(**inputs).feature_maps
         monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
@@ -127,19 +135,23 @@ def test_strips_of_a_large_map_give_what_it_gives_at_once(fields, height, monkey
         torch.testing.assert_close(one, other, **EXACT)
 
 
-def test_maps_whose_gradients_or_statistics_are_wanted_are_computed_at_once(monkeypatch):
+def test_maps_whose_gradients_or_statistics_are_wanted_are_computed_at_once(rows, monkeypatch):
     monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
     inputs = image_inputs(256, 9)
-    for norm_type, is_training, needs_gradients in (
-        ("batch", False, True),
-        ("batch", True, False),
-        ("group", False, False),
+    for norm_type, is_training, needs_gradients, has_hook in (
+        ("batch", False, True, False),
+        ("batch", True, False, False),
+        ("group", False, False, False),
+        ("batch", False, False, True),
     ):
         model = FAResNetBackbone(FAResNetConfig(**SMALL, norm_type=norm_type)).train(is_training)
-        rows = count_calls(model)
+        heights: list[int] = []
+        if has_hook:
+            model.encoder.stages[0].register_forward_hook(lambda module, x, y, seen=heights: seen.append(y.shape[2]))
+        rows.clear()
         with torch.set_grad_enabled(needs_gradients):
             model(**inputs)
-        assert rows == [256]
+        assert rows == [256] and heights == [64] * has_hook
 
 
 def test_attention_kind_chooses_the_block():
