@@ -1,7 +1,7 @@
 """Recipes of fine-tuning at equal time, each on three sets of real text with three seeds.
 
 python scripts/studies/choose_recipe.py
-python scripts/studies/choose_recipe.py --sets licences --seeds 0 --seconds 120 --recipes window
+python scripts/studies/choose_recipe.py --sets licences --seeds 0 --seconds 120
 
 Each run is kept when it is done; the same command goes on. Ends with a table and one line of JSON.
 """
