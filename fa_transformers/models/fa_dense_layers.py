@@ -35,11 +35,11 @@ def begun(size: int, stride: int) -> int:
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """A convolution that keeps the size, a group norm, and a rectifier."""
+    """A convolution that keeps the size, a group norm, and a rectifier, which works in place."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         group_norm(out_channels),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     )
 
 
@@ -146,7 +146,7 @@ class MaskHead(nn.Module):
         self.features = features
         self.coarse = nn.Conv2d(width, features, kernel_size=1)
         self.fine = nn.Conv2d(channels[0], features, kernel_size=1) if len(channels) == 4 else None
-        self.smooth = nn.Sequential(group_norm(features), nn.ReLU(), convolution(features, features, 3))
+        self.smooth = nn.Sequential(group_norm(features), nn.ReLU(inplace=True), convolution(features, features, 3))
         self.sizes = ((features + 2) * HIDDEN, HIDDEN, HIDDEN, 1)
         self.filters = FilterOutput(width, sum(self.sizes))
 

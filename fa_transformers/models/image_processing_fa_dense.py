@@ -97,7 +97,7 @@ class FADenseImageProcessor(BaseImageProcessor):
             kwargs: not known; a name that the processor has as a field may come with the value it has.
 
         Returns:
-            `pixel_values` [B, 3, H, W] in torch's memory format `channels_last`, `pixel_mask` int64 [B, H, W], and
+            `pixel_values` [B, 3, H, W] in torch's memory format `channels_last`, `pixel_mask` bool [B, H, W], and
             `labels`: for each image {"class_labels": int64 [K], "boxes": float32 [K, 4] (centre x, centre y, width,
             height) in fractions of the image, "orig_size" and "size": (height, width) before and after, and where they
             were given "image_id", "masks": bool [K, height, width] and "ignore": bool [height, width]}. With masks,
@@ -121,9 +121,9 @@ class FADenseImageProcessor(BaseImageProcessor):
         pixel_values = torch.zeros(len(pictures), height, width, 3)  # channels side by side, as pictures have them
         for picture, values, (rows, columns) in zip(pictures, pixel_values, sizes, strict=True):
             self._write(picture, values[:rows, :columns])
-        pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.long)
+        pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)
         for mask, (rows, columns) in zip(pixel_mask, sizes, strict=True):
-            mask[:rows, :columns] = 1
+            mask[:rows, :columns] = True
         data = {"pixel_values": pixel_values.permute(0, 3, 1, 2), "pixel_mask": pixel_mask}
         batch = BatchFeature(data, tensor_type=return_tensors)
         if annotations is not None:
