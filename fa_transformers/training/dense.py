@@ -37,7 +37,7 @@ from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .data_digests import digest_objects
-from .dense_backbone import build_around_backbone, make_config, note_trained
+from .dense_backbone import build_around_backbone, freeze_backbone, make_config, note_trained
 from .dense_pictures import draw_pictures
 from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
@@ -201,7 +201,7 @@ def build_network(
     """
     model, processor = _build_network(task, options, class_names)
     if options.freeze_backbone:
-        model.freeze_backbone()
+        freeze_backbone(model, options.backbone_name_or_path or options.model_name_or_path)
     return model, processor
 
 

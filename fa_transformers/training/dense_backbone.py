@@ -73,6 +73,23 @@ def make_config(options: DenseModelOptions, labels: dict[str, Any], source: str 
     return FADenseConfig(backbone, **options.config_fields, **labels)
 
 
+def freeze_backbone(model: FADenseForObjectDetection, name: str) -> None:
+    """Freeze a network's backbone; warn where its layers were not trained since their conversion.
+
+    Args:
+        model: the network.
+        name: what its weights, or those of its backbone, were loaded from.
+    """
+    if getattr(model.config.backbone_config, "recovery", None) == "pending":
+        logger.warning(
+            "The backbone of %s was not trained since its attention was factorized, and a frozen one never will be: "
+            "its maps are not those that the checkpoint gave. Recover it first (fa-transformers distill --task "
+            "images), or train it too, at a low --learning_rate.",
+            name,
+        )
+    model.freeze_backbone()
+
+
 def note_trained(model: FADenseForObjectDetection) -> None:
     """Say in a trained network's configuration that the layers of its backbone were trained since their conversion."""
     config = model.config.backbone_config
@@ -110,13 +127,6 @@ def _around_vit(
     if options.backbone_layers is not None:
         fields["out_indices"] = _check_layers(options.backbone_layers, source)
     backbone = load_factorized(source, "AutoBackbone", **fields)
-    if backbone.config.recovery == "pending" and options.freeze_backbone:
-        logger.warning(
-            "%s was not trained since its attention was factorized, and a frozen backbone never will be: its maps are "
-            "not those that the checkpoint gave. Recover it first (fa-transformers distill --task images), or train it "
-            "too, at a low --learning_rate.",
-            source.name,
-        )
     model = model_class(FADenseConfig(backbone.config, **options.config_fields, **labels))
     model.backbone = backbone
     return model

@@ -47,6 +47,11 @@ def tiny(folder, **options):
     return build_network("object-detection", resolve(given, recipe_of(None, is_pretrained=False)), list(NAMES))
 
 
+def again(folder, **options):
+    given = DenseModelOptions(model_name_or_path=str(folder), **options)
+    return build_network("object-detection", resolve(given, recipe_of(None, is_pretrained=True)), list(NAMES))
+
+
 def loss_of(model):
     inputs = image_inputs(40, 48)
     return model(inputs["pixel_values"], labels=object_labels(40, 48)).loss
@@ -121,13 +126,20 @@ def test_a_frozen_backbone_has_no_gradient_no_dropout_and_no_new_statistics(tmp_
         assert model.num_parameters() - trained == model.backbone.num_parameters()
 
 
-def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one_says_so(dinov2_folder, caplog):
+def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one_says_so(
+    dinov2_folder, tmp_path, caplog
+):
+    model, processor = tiny(dinov2_folder)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "pending")
     for freeze in (True, False):
-        model, _ = tiny(dinov2_folder, freeze_backbone=freeze)
-        assert caplog.text.count("Recover it first (fa-transformers distill --task images)") == freeze
-        caplog.clear()
-        note_trained(model)
-        assert model.config.backbone_config.recovery == ("pending" if freeze else "fine_tuned")
+        for build, folder in ((tiny, dinov2_folder), (again, tmp_path / "pending")):
+            model, _ = build(folder, freeze_backbone=freeze)
+            assert caplog.text.count("Recover it first (fa-transformers distill --task images)") == freeze
+            assert model.backbone_is_frozen == freeze
+            caplog.clear()
+            note_trained(model)
+            assert model.config.backbone_config.recovery == ("pending" if freeze else "fine_tuned")
 
 
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
