@@ -196,7 +196,8 @@ def build_network(
     """Build the network and its image processor, new or from a folder, for these classes.
 
     Raises:
-        ValueError: a field of the configuration can't be used, or the weights of a backbone.
+        ValueError: a field of the configuration can't be used, or the weights of a backbone, or a frozen one has new
+            blocks.
         FileNotFoundError: there is no such folder.
     """
     model, processor = _build_network(task, options, class_names)

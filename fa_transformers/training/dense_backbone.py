@@ -79,7 +79,19 @@ def freeze_backbone(model: FADenseForObjectDetection, name: str) -> None:
     Args:
         model: the network.
         name: what its weights, or those of its backbone, were loaded from.
+
+    Raises:
+        ValueError: the backbone has a block that was never trained and would stay the identity.
     """
+    blocks = getattr(model.backbone, "attention_blocks", {})
+    places = {stage: place for place, stage in STAGE_PLACES.items()}
+    new = [places[stage] for stage, block in blocks.items() if not block.reprojection.weight.any()]
+    if new:
+        raise ValueError(
+            f"--freeze_backbone would keep the blocks that --attention_places has at {' '.join(new)} the identity, as "
+            f"{name} has no trained ones there; take places in the pyramid alone (fp3 fp4 fp5), or let the backbone "
+            "train."
+        )
     if getattr(model.config.backbone_config, "recovery", None) == "pending":
         logger.warning(
             "The backbone of %s was not trained since its attention was factorized, and a frozen one never will be: "

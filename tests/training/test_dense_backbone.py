@@ -41,6 +41,14 @@ def dinov2_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def resnet_folder(tmp_path):
+    """A folder with a tiny stock ResNet."""
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1] * 4, layer_type="basic")
+    randomize(ResNetBackbone(resnet)).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
 def tiny(folder, **options):
     torch.manual_seed(0)
     given = DenseModelOptions(backbone_name_or_path=str(folder), **TINY | options)
@@ -140,6 +148,22 @@ def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one
             caplog.clear()
             note_trained(model)
             assert model.config.backbone_config.recovery == ("pending" if freeze else "fine_tuned")
+
+
+def test_a_frozen_backbone_has_no_new_blocks(resnet_folder, tmp_path):
+    model, processor = tiny(resnet_folder, attention_places=("res3", "fp3"))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "new")
+    torch.nn.init.ones_(model.backbone.attention_blocks["stage3"].reprojection.weight)
+    model.backbone.save_pretrained(tmp_path / "trained")
+    assert tiny(tmp_path / "trained", attention_places=("res3", "fp3"), freeze_backbone=True)[0].backbone_is_frozen
+    refusal = "--freeze_backbone would keep the blocks that --attention_places has at {} the identity, as .*{} has"
+    with pytest.raises(ValueError, match=refusal.format("res3 res4", "resnet")):
+        tiny(resnet_folder, attention_places=("five",), freeze_backbone=True)
+    with pytest.raises(ValueError, match=refusal.format("res4", "trained")):
+        tiny(tmp_path / "trained", attention_places=("five",), freeze_backbone=True)
+    with pytest.raises(ValueError, match=refusal.format("res3", "new")):
+        again(tmp_path / "new", freeze_backbone=True)
 
 
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
