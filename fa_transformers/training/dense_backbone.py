@@ -8,7 +8,7 @@ from ..conversion.json_file import read_json
 from ..conversion.source import CheckpointSource, read_source
 from ..conversion.stock_checkpoints import FAMILIES
 from ..conversion.student_fields import student_fields
-from ..models import FADenseConfig, FADenseForObjectDetection, FAResNetConfig, FAViTConfig
+from ..models import FADenseConfig, FADenseForObjectDetection, FAResNetConfig, FAViTBackbone, FAViTConfig
 from ..models.configuration_fa_dense import STAGE_PLACES
 from .dense_recipe import DenseModelOptions
 
@@ -29,7 +29,7 @@ def build_around_backbone(
 
     A ResNet keeps its weights as they are. A stock ViT's layers are converted with the learned parts that `distill`
     gives its students; a FAViT keeps its own. Maps are those of `options.backbone_layers`, or else of the last layer or
-    of those that the configuration of a backbone names.
+    of those that the configuration of a backbone names; the layers above them are left out.
 
     Args:
         model_class: of the network.
@@ -139,9 +139,23 @@ def _around_vit(
     if options.backbone_layers is not None:
         fields["out_indices"] = _check_layers(options.backbone_layers, source)
     backbone = load_factorized(source, "AutoBackbone", **fields)
+    _cut_layers(backbone)
     model = model_class(FADenseConfig(backbone.config, **options.config_fields, **labels))
     model.backbone = backbone
     return model
+
+
+def _cut_layers(backbone: FAViTBackbone) -> None:
+    """Take the layers above the last map out of a backbone: nothing reads them, so that no gradient reaches them."""
+    config, maps = backbone.config, backbone.out_features
+    count = max(config.stage_names.index(maps[-1]), 1)
+    backbone.encoder.layer = backbone.encoder.layer[:count]
+    config.softmax_layers = [index for index in config.softmax_layers if index < count]
+    config.num_hidden_layers = count
+    config.out_features = maps
+    if not config.factorized_layers:
+        config.recovery = None
+    backbone.stage_names, backbone.num_features = config.stage_names, backbone.num_features[: count + 1]
 
 
 def _check_layers(layers: tuple[int, ...], source: CheckpointSource) -> list[int]:

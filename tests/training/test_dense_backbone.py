@@ -166,6 +166,28 @@ def test_a_frozen_backbone_has_no_new_blocks(resnet_folder, tmp_path):
         again(tmp_path / "new", freeze_backbone=True)
 
 
+def test_layers_above_the_last_map_are_left_out(tmp_path):
+    stock = make_stock("Dinov2Model", {**IMAGES, "num_hidden_layers": 4}).float()
+    whole = randomize(load_factorized(stock, "AutoBackbone", softmax_layers=[0, 3], out_indices=[1, 2, -2])).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    for given, count in ((None, 3), ((1,), 1)):
+        model, _ = tiny(tmp_path / "whole", backbone_layers=given)
+        config = model.config.backbone_config
+        assert (config.num_hidden_layers, len(model.backbone.encoder.layer)) == (count, count)
+        assert (config.softmax_layers, config.recovery) == ([0], "pending" if count > 1 else None)
+        loss_of(model.train()).backward()
+        assert all(weight.grad is not None for weight in model.parameters())
+        model.save_pretrained(tmp_path / "saved")
+        saved, info = FADenseForObjectDetection.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not any(info.values())
+        pixels = image_inputs(40, 48)["pixel_values"].double()
+        with torch.no_grad():
+            wanted = whole.double()(pixels).feature_maps[:count]
+            for network in (model.eval(), saved):
+                maps = network.double().backbone(pixels).feature_maps
+                assert len(maps) == len(wanted) and all(map(torch.equal, maps, wanted))
+
+
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
     write_coco(tmp_path / "set")
     result = run(tmp_path, dinov2_folder, dry_run=True)
