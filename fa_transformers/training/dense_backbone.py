@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+import torch
+
 from ..conversion.convert import load_factorized
 from ..conversion.json_file import read_json
 from ..conversion.source import CheckpointSource, read_source
@@ -120,7 +122,8 @@ def _around_resnet(
             f"--backbone_layers is of a ViT; of --backbone_name_or_path {source.name}, a ResNet, all stages are used."
         )
     folder = str(source.model_folder)
-    return model_class.from_backbone(folder, make_config(options, labels, folder))
+    # Float32 whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
+    return model_class.from_backbone(folder, make_config(options, labels, folder), dtype=torch.float32)
 
 
 def _around_vit(

@@ -188,6 +188,14 @@ def test_layers_above_the_last_map_are_left_out(tmp_path):
                 assert len(maps) == len(wanted) and all(map(torch.equal, maps, wanted))
 
 
+def test_the_weights_of_a_resnet_in_half_precision_train_in_float32(resnet_folder, tmp_path):
+    ResNetBackbone.from_pretrained(resnet_folder).bfloat16().save_pretrained(tmp_path / "half")
+    model, _ = tiny(tmp_path / "half")
+    model.save_pretrained(tmp_path / "saved")
+    for network in (model, FADenseForObjectDetection.from_pretrained(tmp_path / "saved")):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
     write_coco(tmp_path / "set")
     result = run(tmp_path, dinov2_folder, dry_run=True)
