@@ -297,7 +297,7 @@ def _fit(
     def evaluate(trained: Any, loader: DataLoader, split: str) -> dict[str, Any]:
         return evaluate_dense(trained, processor, loader, truths[split], data.class_names, accelerator)
 
-    return fit_network(
+    trained, scores, run, state = fit_network(
         job.loop,
         model,
         _build_examples(job, processor, data),
@@ -310,6 +310,9 @@ def _fit(
         resume_command=job.resume_command,
         digest=lambda: digest_objects(data.splits) | {"the views": str(_views(job.data))},
     )
+    if job.model.freeze_backbone:  # a new model where the weights were sharded
+        trained.freeze_backbone()
+    return trained, scores, run, state
 
 
 def _views(options: DenseDataOptions) -> AugmentOptions:

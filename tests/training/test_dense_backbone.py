@@ -22,7 +22,7 @@ from fa_transformers import CardOptions, load_factorized
 from fa_transformers.models import FADenseForObjectDetection, FAViTBackbone
 from fa_transformers.models.fa_checkpoint_names import translate_vit_name
 from fa_transformers.options import LoopOptions, resolve
-from fa_transformers.training import network_card
+from fa_transformers.training import dense, network_card
 from fa_transformers.training.dense import build_network, finetune_dense
 from fa_transformers.training.dense_backbone import note_trained
 from fa_transformers.training.dense_recipe import DenseDataOptions, DenseModelOptions, recipe_of
@@ -194,6 +194,20 @@ def test_the_weights_of_a_resnet_in_half_precision_train_in_float32(resnet_folde
     model.save_pretrained(tmp_path / "saved")
     for network in (model, FADenseForObjectDetection.from_pretrained(tmp_path / "saved")):
         assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_a_model_gathered_from_shards_is_frozen_again(dinov2_folder, tmp_path, monkeypatch):
+    write_coco(tmp_path / "set")
+    model, processor = tiny(dinov2_folder, freeze_backbone=True)
+    gathered = FADenseForObjectDetection(model.config)
+    monkeypatch.setattr(dense, "fit_network", lambda *args, **options: (gathered, {}, {}, None))
+    given = DenseDataOptions(coco_folder=tmp_path / "set"), DenseModelOptions(freeze_backbone=True), LoopOptions()
+    recipe = recipe_of(None, is_pretrained=False)
+    job = dense.DenseJob("object-detection", *(resolve(part, recipe) for part in (*given, CardOptions())), "", "")
+    trained, *_ = dense._fit(job, model, processor, dense.read_data(job.task, job.data, 0), None)
+    note_trained(trained)
+    assert trained.num_parameters(True) == model.num_parameters(True) < model.num_parameters()
+    assert trained.config.backbone_config.recovery == "pending"
 
 
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
