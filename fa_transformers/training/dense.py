@@ -37,7 +37,7 @@ from ..tables import counted
 from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .data_digests import digest_objects
-from .dense_backbone import build_around_backbone, make_config, note_trained
+from .dense_backbone import build_around_backbone, freeze_backbone, make_config, note_trained
 from .dense_pictures import draw_pictures
 from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, DenseTask, recipe_of
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
@@ -196,12 +196,13 @@ def build_network(
     """Build the network and its image processor, new or from a folder, for these classes.
 
     Raises:
-        ValueError: a field of the configuration can't be used, or the weights of a backbone.
+        ValueError: a field of the configuration can't be used, or the weights of a backbone, or a frozen one has new
+            blocks.
         FileNotFoundError: there is no such folder.
     """
     model, processor = _build_network(task, options, class_names)
     if options.freeze_backbone:
-        model.freeze_backbone()
+        freeze_backbone(model, options.backbone_name_or_path or options.model_name_or_path)
     return model, processor
 
 
@@ -296,7 +297,7 @@ def _fit(
     def evaluate(trained: Any, loader: DataLoader, split: str) -> dict[str, Any]:
         return evaluate_dense(trained, processor, loader, truths[split], data.class_names, accelerator)
 
-    return fit_network(
+    trained, scores, run, state = fit_network(
         job.loop,
         model,
         _build_examples(job, processor, data),
@@ -309,6 +310,9 @@ def _fit(
         resume_command=job.resume_command,
         digest=lambda: digest_objects(data.splits) | {"the views": str(_views(job.data))},
     )
+    if job.model.freeze_backbone:  # a new model where the weights were sharded
+        trained.freeze_backbone()
+    return trained, scores, run, state
 
 
 def _views(options: DenseDataOptions) -> AugmentOptions:

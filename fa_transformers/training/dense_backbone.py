@@ -3,12 +3,14 @@
 import logging
 from typing import Any
 
+import torch
+
 from ..conversion.convert import load_factorized
 from ..conversion.json_file import read_json
 from ..conversion.source import CheckpointSource, read_source
 from ..conversion.stock_checkpoints import FAMILIES
 from ..conversion.student_fields import student_fields
-from ..models import FADenseConfig, FADenseForObjectDetection, FAResNetConfig, FAViTConfig
+from ..models import FADenseConfig, FADenseForObjectDetection, FAResNetConfig, FAViTBackbone, FAViTConfig
 from ..models.configuration_fa_dense import STAGE_PLACES
 from .dense_recipe import DenseModelOptions
 
@@ -29,7 +31,7 @@ def build_around_backbone(
 
     A ResNet keeps its weights as they are. A stock ViT's layers are converted with the learned parts that `distill`
     gives its students; a FAViT keeps its own. Maps are those of `options.backbone_layers`, or else of the last layer or
-    of those that the configuration of a backbone names.
+    of those that the configuration of a backbone names; the layers above them are left out.
 
     Args:
         model_class: of the network.
@@ -73,6 +75,35 @@ def make_config(options: DenseModelOptions, labels: dict[str, Any], source: str 
     return FADenseConfig(backbone, **options.config_fields, **labels)
 
 
+def freeze_backbone(model: FADenseForObjectDetection, name: str) -> None:
+    """Freeze a network's backbone; warn where its layers were not trained since their conversion.
+
+    Args:
+        model: the network.
+        name: what its weights, or those of its backbone, were loaded from.
+
+    Raises:
+        ValueError: the backbone has a block that was never trained and would stay the identity.
+    """
+    blocks = getattr(model.backbone, "attention_blocks", {})
+    places = {stage: place for place, stage in STAGE_PLACES.items()}
+    new = [places[stage] for stage, block in blocks.items() if not block.reprojection.weight.any()]
+    if new:
+        raise ValueError(
+            f"--freeze_backbone would keep the blocks that --attention_places has at {' '.join(new)} the identity, as "
+            f"{name} has no trained ones there; take places in the pyramid alone (fp3 fp4 fp5), or let the backbone "
+            "train."
+        )
+    if getattr(model.config.backbone_config, "recovery", None) == "pending":
+        logger.warning(
+            "The backbone of %s was not trained since its attention was factorized, and a frozen one never will be: "
+            "its maps are not those that the checkpoint gave. Recover it first (fa-transformers distill --task "
+            "images), or train it too, at a low --learning_rate.",
+            name,
+        )
+    model.freeze_backbone()
+
+
 def note_trained(model: FADenseForObjectDetection) -> None:
     """Say in a trained network's configuration that the layers of its backbone were trained since their conversion."""
     config = model.config.backbone_config
@@ -91,7 +122,8 @@ def _around_resnet(
             f"--backbone_layers is of a ViT; of --backbone_name_or_path {source.name}, a ResNet, all stages are used."
         )
     folder = str(source.model_folder)
-    return model_class.from_backbone(folder, make_config(options, labels, folder))
+    # Float32 whatever the checkpoint's type: in half precision an optimizer's small steps are rounded away.
+    return model_class.from_backbone(folder, make_config(options, labels, folder), dtype=torch.float32)
 
 
 def _around_vit(
@@ -110,16 +142,23 @@ def _around_vit(
     if options.backbone_layers is not None:
         fields["out_indices"] = _check_layers(options.backbone_layers, source)
     backbone = load_factorized(source, "AutoBackbone", **fields)
-    if backbone.config.recovery == "pending" and options.freeze_backbone:
-        logger.warning(
-            "%s was not trained since its attention was factorized, and a frozen backbone never will be: its maps are "
-            "not those that the checkpoint gave. Recover it first (fa-transformers distill --task images), or train it "
-            "too, at a low --learning_rate.",
-            source.name,
-        )
+    _cut_layers(backbone)
     model = model_class(FADenseConfig(backbone.config, **options.config_fields, **labels))
     model.backbone = backbone
     return model
+
+
+def _cut_layers(backbone: FAViTBackbone) -> None:
+    """Take the layers above the last map out of a backbone: nothing reads them, so that no gradient reaches them."""
+    config, maps = backbone.config, backbone.out_features
+    count = max(config.stage_names.index(maps[-1]), 1)
+    backbone.encoder.layer = backbone.encoder.layer[:count]
+    config.softmax_layers = [index for index in config.softmax_layers if index < count]
+    config.num_hidden_layers = count
+    config.out_features = maps
+    if not config.factorized_layers:
+        config.recovery = None
+    backbone.stage_names, backbone.num_features = config.stage_names, backbone.num_features[: count + 1]
 
 
 def _check_layers(layers: tuple[int, ...], source: CheckpointSource) -> list[int]:

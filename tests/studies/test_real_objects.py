@@ -37,8 +37,6 @@ def test_runs_of_one_set_are_rows_beside_a_guess_and_others_are_refused(tmp_path
     assert table["rows"][0][:7] == [first["backbone"], 100, 10, 7, 60.5, 0.5, 0.25] and "40 held-out" in table["title"]
     write_run(tmp_path / "other", None, FROM_SCRATCH, 0, guess=0.2)
     with pytest.raises(DataError, match="other: this run was scored on other pictures than .*frozen"):
-        script.compare(
-            [tmp_path / "frozen", tmp_path / write_run(tmp_path / "other", None, FROM_SCRATCH, 0, guess=0.2)]
-        )
+        script.compare([tmp_path / "frozen", tmp_path / "other"])
     with pytest.raises(DataError, match="nothing.*there are no results of a finished finetune_dense run"):
         script.compare([tmp_path / "nothing"])

@@ -22,7 +22,7 @@ from fa_transformers import CardOptions, load_factorized
 from fa_transformers.models import FADenseForObjectDetection, FAViTBackbone
 from fa_transformers.models.fa_checkpoint_names import translate_vit_name
 from fa_transformers.options import LoopOptions, resolve
-from fa_transformers.training import network_card
+from fa_transformers.training import dense, network_card
 from fa_transformers.training.dense import build_network, finetune_dense
 from fa_transformers.training.dense_backbone import note_trained
 from fa_transformers.training.dense_recipe import DenseDataOptions, DenseModelOptions, recipe_of
@@ -41,10 +41,23 @@ def dinov2_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def resnet_folder(tmp_path):
+    """A folder with a tiny stock ResNet."""
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 24], depths=[1] * 4, layer_type="basic")
+    randomize(ResNetBackbone(resnet)).save_pretrained(tmp_path / "resnet")
+    return tmp_path / "resnet"
+
+
 def tiny(folder, **options):
     torch.manual_seed(0)
     given = DenseModelOptions(backbone_name_or_path=str(folder), **TINY | options)
     return build_network("object-detection", resolve(given, recipe_of(None, is_pretrained=False)), list(NAMES))
+
+
+def again(folder, **options):
+    given = DenseModelOptions(model_name_or_path=str(folder), **options)
+    return build_network("object-detection", resolve(given, recipe_of(None, is_pretrained=True)), list(NAMES))
 
 
 def loss_of(model):
@@ -121,13 +134,80 @@ def test_a_frozen_backbone_has_no_gradient_no_dropout_and_no_new_statistics(tmp_
         assert model.num_parameters() - trained == model.backbone.num_parameters()
 
 
-def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one_says_so(dinov2_folder, caplog):
+def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one_says_so(
+    dinov2_folder, tmp_path, caplog
+):
+    model, processor = tiny(dinov2_folder)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "pending")
     for freeze in (True, False):
-        model, _ = tiny(dinov2_folder, freeze_backbone=freeze)
-        assert caplog.text.count("Recover it first (fa-transformers distill --task images)") == freeze
-        caplog.clear()
-        note_trained(model)
-        assert model.config.backbone_config.recovery == ("pending" if freeze else "fine_tuned")
+        for build, folder in ((tiny, dinov2_folder), (again, tmp_path / "pending")):
+            model, _ = build(folder, freeze_backbone=freeze)
+            assert caplog.text.count("Recover it first (fa-transformers distill --task images)") == freeze
+            assert model.backbone_is_frozen == freeze
+            caplog.clear()
+            note_trained(model)
+            assert model.config.backbone_config.recovery == ("pending" if freeze else "fine_tuned")
+
+
+def test_a_frozen_backbone_has_no_new_blocks(resnet_folder, tmp_path):
+    model, processor = tiny(resnet_folder, attention_places=("res3", "fp3"))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "new")
+    torch.nn.init.ones_(model.backbone.attention_blocks["stage3"].reprojection.weight)
+    model.backbone.save_pretrained(tmp_path / "trained")
+    assert tiny(tmp_path / "trained", attention_places=("res3", "fp3"), freeze_backbone=True)[0].backbone_is_frozen
+    refusal = "--freeze_backbone would keep the blocks that --attention_places has at {} the identity, as .*{} has"
+    with pytest.raises(ValueError, match=refusal.format("res3 res4", "resnet")):
+        tiny(resnet_folder, attention_places=("five",), freeze_backbone=True)
+    with pytest.raises(ValueError, match=refusal.format("res4", "trained")):
+        tiny(tmp_path / "trained", attention_places=("five",), freeze_backbone=True)
+    with pytest.raises(ValueError, match=refusal.format("res3", "new")):
+        again(tmp_path / "new", freeze_backbone=True)
+
+
+def test_layers_above_the_last_map_are_left_out(tmp_path):
+    stock = make_stock("Dinov2Model", {**IMAGES, "num_hidden_layers": 4}).float()
+    whole = randomize(load_factorized(stock, "AutoBackbone", softmax_layers=[0, 3], out_indices=[1, 2, -2])).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    for given, count in ((None, 3), ((1,), 1)):
+        model, _ = tiny(tmp_path / "whole", backbone_layers=given)
+        config = model.config.backbone_config
+        assert (config.num_hidden_layers, len(model.backbone.encoder.layer)) == (count, count)
+        assert (config.softmax_layers, config.recovery) == ([0], "pending" if count > 1 else None)
+        loss_of(model.train()).backward()
+        assert all(weight.grad is not None for weight in model.parameters())
+        model.save_pretrained(tmp_path / "saved")
+        saved, info = FADenseForObjectDetection.from_pretrained(tmp_path / "saved", output_loading_info=True)
+        assert not any(info.values())
+        pixels = image_inputs(40, 48)["pixel_values"].double()
+        with torch.no_grad():
+            wanted = whole.double()(pixels).feature_maps[:count]
+            for network in (model.eval(), saved):
+                maps = network.double().backbone(pixels).feature_maps
+                assert len(maps) == len(wanted) and all(map(torch.equal, maps, wanted))
+
+
+def test_the_weights_of_a_resnet_in_half_precision_train_in_float32(resnet_folder, tmp_path):
+    ResNetBackbone.from_pretrained(resnet_folder).bfloat16().save_pretrained(tmp_path / "half")
+    model, _ = tiny(tmp_path / "half")
+    model.save_pretrained(tmp_path / "saved")
+    for network in (model, FADenseForObjectDetection.from_pretrained(tmp_path / "saved")):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_a_model_gathered_from_shards_is_frozen_again(dinov2_folder, tmp_path, monkeypatch):
+    write_coco(tmp_path / "set")
+    model, processor = tiny(dinov2_folder, freeze_backbone=True)
+    gathered = FADenseForObjectDetection(model.config)
+    monkeypatch.setattr(dense, "fit_network", lambda *args, **options: (gathered, {}, {}, None))
+    given = DenseDataOptions(coco_folder=tmp_path / "set"), DenseModelOptions(freeze_backbone=True), LoopOptions()
+    recipe = recipe_of(None, is_pretrained=False)
+    job = dense.DenseJob("object-detection", *(resolve(part, recipe) for part in (*given, CardOptions())), "", "")
+    trained, *_ = dense._fit(job, model, processor, dense.read_data(job.task, job.data, 0), None)
+    note_trained(trained)
+    assert trained.num_parameters(True) == model.num_parameters(True) < model.num_parameters()
+    assert trained.config.backbone_config.recovery == "pending"
 
 
 def test_the_plan_of_a_run_counts_what_is_frozen(dinov2_folder, tmp_path):
