@@ -56,8 +56,11 @@ def to_values(
     Args:
         resample: Pillow's number of the filter.
         scale: factor of the values from 0 to 255; None leaves them.
-        mean, std: of each channel, after the factor; None leaves the values.
+        mean, std: of each channel or one for all, after the factor; None leaves the values.
         out: float32 [height, width, 3] to write to, without gaps within a row; None makes one. The result is its view.
+
+    Raises:
+        ValueError: `mean` or `std` is of another length, or `std` has a 0.
     """
     height, width = size
     if (picture.height, picture.width) != size:
@@ -66,8 +69,23 @@ def to_values(
     out = torch.empty(height, width, 3) if out is None else out
     out.copy_(pixels)
     # (value · scale - mean) / std as a product and a sum, over rows: three channels alone are too short to be fast.
-    middle, deviation = (0.0, 0.0, 0.0) if mean is None else mean, (1.0, 1.0, 1.0) if std is None else std
+    middle = per_channel("image_mean", [0.0] if mean is None else mean)
+    deviation = per_channel("image_std", [1.0] if std is None else std)
     factor = [(1.0 if scale is None else scale) / one for one in deviation]
     shift = [-one / other for one, other in zip(middle, deviation, strict=True)]
     out.view(height, 3 * width).mul_(torch.tensor(factor).repeat(width)).add_(torch.tensor(shift).repeat(width))
     return out.permute(2, 0, 1)
+
+
+def per_channel(name: str, values: Any) -> list[float]:
+    """Return the number of each of the three channels in `image_mean` or `image_std`, where one may hold for all.
+
+    Raises:
+        ValueError: there is another number of them, or a deviation is 0; the message has `name`.
+    """
+    numbers = [float(value) for value in values]
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"`{name}` must be one number or three, got {numbers}.")
+    if name == "image_std" and 0.0 in numbers:
+        raise ValueError(f"`{name}` must not have a 0, by which values would be divided, got {numbers}.")
+    return numbers * (3 // len(numbers))

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
+from .fa_pictures import per_channel
+
 try:
     import numpy as np
     from PIL import Image
@@ -27,7 +29,7 @@ class FAStereoImageProcessor(BaseImageProcessor):
     Args:
         scale_factor: factor on both sides of the images, in (0, 1] for images whose disparities are larger than the
             model looks for: half the size has half the disparities. Post-processing undoes it.
-        image_mean, image_std: of each channel, in units of white.
+        image_mean, image_std: of each channel or one for all, in units of white.
 
     Raises:
         ValueError: `scale_factor` is not in (0, 1].
@@ -57,7 +59,8 @@ class FAStereoImageProcessor(BaseImageProcessor):
             `pixel_values` float32 [pairs, 2, 3, H, W] and `pixel_mask` int64 [pairs, H, W], 1 on the pair.
 
         Raises:
-            ValueError: the images are no pairs, the two of a pair differ in size, or an image can't be read.
+            ValueError: the images are no pairs, the two of a pair differ in size, an image can't be read, or
+                `image_std` has a 0.
         """
         scale = self.scale_factor if scale_factor is None else _check_scale(scale_factor)
         pairs = [self._prepare(pair, number, scale) for number, pair in enumerate(_as_pairs(images), start=1)]
@@ -84,7 +87,8 @@ class FAStereoImageProcessor(BaseImageProcessor):
                 np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in (left, right)
             )
         values = np.stack([left, right]).astype(np.float32) / 255
-        values = (values - np.array(self.image_mean, np.float32)) / np.array(self.image_std, np.float32)
+        mean, std = per_channel("image_mean", self.image_mean), per_channel("image_std", self.image_std)
+        values = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
         return values.transpose(0, 3, 1, 2)
 
     def post_process_disparity(

@@ -37,16 +37,14 @@ class FABertTokenizerFast(PreTrainedTokenizerFast):
             self.deprecation_warnings["cut"] = True
         return encoded
 
-    def save_pretrained(self, save_directory, *args, push_to_hub=False, **kwargs):
-        """Save as transformers does, but name a class of the library, which loads without this one's code."""
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        commit_message = kwargs.pop("commit_message", None)
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
-        for file in map(Path, saved):
+    def _save_pretrained(self, save_directory, file_names, *args, **kwargs):
+        """Save as transformers does, but name a class of the library, which loads without this one's code.
+
+        This hook is private, but the only one that `save_pretrained` calls between writing the settings and uploading.
+        """
+        for file in map(Path, file_names):
             if file.name.endswith("tokenizer_config.json"):
                 settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": STOCK_CLASS}
                 text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
                 file.write_text(text, encoding="utf-8")
-        if push_to_hub:
-            self.push_to_hub(repo_id, commit_message=commit_message, token=kwargs.get("token"))
-        return saved
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)

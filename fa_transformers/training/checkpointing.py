@@ -51,9 +51,9 @@ class TrainingState:
 
     `num_processes` is how many processes train now. `epoch` and `batch` count finished epochs and, within the current
     one, finished batches of all processes together, of `epoch_batches` (None where it has no end). `tokens` are real
-    tokens over all processes, `seconds` the time spent on them, `data_wait_seconds` the part of it in which this
-    process waited for its next batch. `mean_loss` is a running mean over about the last 20 batches of the main process.
-    `curve` is the course so far.
+    tokens over all processes, `seconds` the time spent on them, `cpu_seconds` the processor time of this process alone,
+    without workers that load data, `data_wait_seconds` the part of `seconds` in which it waited for its next batch.
+    `mean_loss` is a running mean over about the last 20 batches of the main process. `curve` is the course so far.
     """
 
     settings: dict
@@ -64,6 +64,7 @@ class TrainingState:
     epoch_batches: int | None = None
     tokens: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     mean_loss: float | None = None
     best_score: float | None = None

@@ -43,7 +43,7 @@ from .dense_recipe import DATA_SOURCES, DenseDataOptions, DenseModelOptions, Den
 from .dense_scores import evaluate_dense, plain_scores, score_guess, without_masks
 from .job import FinetuneResult
 from .network import fit_network, plan_network
-from .network_card import NetworkRun, publish_network, user_data_facts
+from .network_card import NetworkRun, describe_start, publish_network, user_data_facts
 from .report import draw_course, write_page_of
 from .report_page import network_page
 from .setup import make_accelerator, start_trackers
@@ -258,6 +258,7 @@ def _run(job: DenseJob) -> FinetuneResult:
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             prepare_output_dir(loop.output_dir, overwrite=loop.overwrite_output_dir, resume=resume is not None)
+    start = describe_start(job.model.model_name_or_path, job.model.backbone_name_or_path)
     config = flat(job.data, job.model, loop, job.card) | {"task": job.task, "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_dense", config)
     model, scores, run, state = _fit(job, model, processor, data, accelerator)
@@ -271,7 +272,7 @@ def _run(job: DenseJob) -> FinetuneResult:
         baselines["a guess"] = score_guess(data.splits["train"], truths, data.class_names)
         summary = _summarise(job, scores, baselines, run, model)
         write_json(loop.output_dir / "all_results.json", summary)
-        finished = _describe(job, data, scores, baselines, run, model.config.num_queries)
+        finished = _describe(job, data, scores, baselines, run, model.config.num_queries, start)
         try:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
@@ -366,6 +367,7 @@ def _describe(
     baselines: dict[str, dict],
     run: dict[str, Any],
     num_queries: int,
+    start: tuple[str, str],
 ) -> NetworkRun:
     """Return what the card says of the run."""
     source, names = job.data.source, ", ".join(data.class_names[:20]) + (", …" if len(data.class_names) > 20 else "")
@@ -382,7 +384,7 @@ def _describe(
         summary=f"It finds {'the masks and boxes' if job.has_masks else 'the boxes'} of objects of "
         f"{counted(len(data.class_names), 'class')}: {names}.",
         pipeline_tag="image-segmentation" if job.has_masks else "object-detection",
-        start=job.model.backbone_name_or_path or job.model.model_name_or_path,
+        start=start,
         data=facts,
         split="test",
         metrics={f"{kind}_{name}": f"{kind}_{name}" for kind in kinds for name in ("ap", "ap50")},

@@ -379,9 +379,10 @@ def _plan(
     """Do all that comes before training, and tell what would follow."""
     loop, output_dir = job.loop, job.loop.output_dir
     built, recovery = _begin(job, source, data, accelerator, output_dir)
-    model, location, num_added, transfer_seconds = built.model, built.model.name_or_path, 0, None
+    model, location, num_added = built.model, built.model.name_or_path, 0
+    transfer: tuple[float | None, float] = (None, 0.0)
     if built.source is not None and recovery.steps:
-        transfer_seconds = time_transfer(job, recovery, model, built.source, built.processor, data, accelerator)
+        transfer = time_transfer(job, recovery, model, built.source, built.processor, data, accelerator)
     adapted = None
     if job.model.lora_rank:
         num_added = 0 if location else model.num_parameters()  # of the base that the adapter names
@@ -394,7 +395,7 @@ def _plan(
         data=describe_labels(data),
         memory=_describe_memory(job, model, sampler, accelerator),
         limit=built.num_tokens if job.is_text else None,
-        transfer_seconds=transfer_seconds,
+        transfer=transfer,
         num_added=num_added + (model.num_parameters(True) if adapted else 0),
     )  # fmt: skip
     accelerator.end_training()

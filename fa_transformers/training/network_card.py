@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..conversion.source import describe_source
+from ..conversion.source import describe_folder, describe_source
 from ..data.facts import DataFacts
 from ..hub.card import FROM_SCRATCH, ModelFacts, ScoreFacts, SpeedFacts, describe_replacement
 from ..hub.publish import find_auto_class_of, publish
@@ -32,7 +32,7 @@ class NetworkRun:
     Args:
         summary: what the model does, in one sentence.
         pipeline_tag: the Hub's task.
-        start: what the weights, or those of the backbone, began from, as `read_source` takes it; "none" for new ones.
+        start: name and revision of what the weights began from, as `describe_start` gives them before training.
         data: the set that it learnt from and was scored on.
         split: that was scored.
         metrics: name of a score of `scores` -> the Hub's name of the metric.
@@ -46,7 +46,7 @@ class NetworkRun:
 
     summary: str
     pipeline_tag: str
-    start: str
+    start: tuple[str, str]
     data: DataFacts
     split: str
     metrics: Mapping[str, str]
@@ -57,6 +57,23 @@ class NetworkRun:
     seed: int
     limits: tuple[str, ...]
     kept: str = ""
+
+
+def describe_start(model_name_or_path: str, backbone: str | None = None) -> tuple[str, str]:
+    """Return the name by which a card calls what a network begins from, and what fixes which weights those are.
+
+    Args:
+        model_name_or_path: folder of a network, whose files may be links as `from_pretrained` follows them, or "none".
+        backbone: what a new network's backbone is read from, as `read_source` takes it.
+
+    Raises:
+        OSError, ValueError: of `describe_source`, for a backbone that can't be read.
+    """
+    if backbone is not None:
+        return describe_source(backbone)
+    if model_name_or_path == "none":
+        return FROM_SCRATCH, FROM_SCRATCH
+    return describe_folder(model_name_or_path, Path(model_name_or_path))
 
 
 def publish_network(
@@ -84,9 +101,7 @@ def network_facts(model: PreTrainedModel, finished: NetworkRun, card: CardOption
         for name, hub_name in finished.metrics.items()
         if finished.scores.get(name) is not None
     ]
-    base_model, revision = FROM_SCRATCH, FROM_SCRATCH
-    if finished.start != "none":
-        base_model, revision = describe_source(finished.start)
+    base_model, revision = finished.start
     count = finished.scores["num_examples"]
     return ModelFacts(
         repo_id=card.hub_model_id or folder.resolve().name,
@@ -95,7 +110,7 @@ def network_facts(model: PreTrainedModel, finished: NetworkRun, card: CardOption
         auto_class=find_auto_class_of(model),
         language=None,
         license=card.license,
-        base_model=base_model if finished.start == "none" else card.base_model or base_model,
+        base_model=base_model if base_model == FROM_SCRATCH else card.base_model or base_model,
         base_model_revision=revision,
         replaced=describe_replacement(model),
         trained_after=f"{counted(run['steps'], 'step')} on {one_line(finished.data.name)}, seed {finished.seed}"

@@ -43,7 +43,8 @@ class RunPlan:
         transfer_seconds: estimated for those of an attention transfer before; None without one, or where not timed.
         output_dir: folder that would be written.
         refusal: why the run would refuse this folder; None where it would not.
-        written_mib: files of the finished model, and those of its largest number of checkpoints, in MiB.
+        written_mib: files of the finished model, and those of its largest number of checkpoints, that of an
+            attention transfer among them, in MiB.
     """
 
     data: str
@@ -104,7 +105,7 @@ def make_plan(
     data: str,
     memory: str | None = None,
     limit: int | None = None,
-    transfer_seconds: float | None = None,
+    transfer: tuple[float | None, float] = (None, 0.0),
     num_added: int = 0,
 ) -> RunPlan:
     """Time a few batches of a run that was set up, and tell its plan. The model's weights stay as they are.
@@ -115,7 +116,7 @@ def make_plan(
         data: what the plan says of the splits.
         memory: what the plan says of memory.
         limit: length in tokens that documents are cut to; None where nothing is cut.
-        transfer_seconds: of the attention transfer before, as `estimate_seconds` gives them.
+        transfer: seconds of the attention transfer before, and MiB of its checkpoint, as `time_transfer` gives them.
         num_added: parameters that are written beside the model and the checkpoints.
     """
     lengths = np.asarray(getattr(examples["train"], "lengths", ()))
@@ -123,8 +124,7 @@ def make_plan(
     num_parameters = sum(weight.numel() for weight in model.parameters())
     num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     seconds, timed = estimate_seconds(loop, model, examples["train"], collate, loader, sampler, accelerator, steps)
-    # Of float32; AdamW keeps two numbers for each weight that trains.
-    mib, checkpoint_mib = (4 * number / 2**20 for number in (num_parameters, num_parameters + 2 * num_trained))
+    transfer_seconds, transfer_mib = transfer
     return RunPlan(
         data=data,
         lengths={q: int(np.quantile(lengths, q, method="higher")) for q in QUANTILES} if len(lengths) else {},
@@ -143,10 +143,15 @@ def make_plan(
         ),
         # The newest, the best and the one that is being written.
         written_mib=(
-            mib + 4 * num_added / 2**20,
-            checkpoint_mib * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan),
+            4 * (num_parameters + num_added) / 2**20,
+            checkpoint_mib(model) * ((2 + loop.save_total_limit) if loop.save_total_limit else math.nan) + transfer_mib,
         ),
     )
+
+
+def checkpoint_mib(model: nn.Module) -> float:
+    """Return the size of a checkpoint in float32, in MiB; AdamW keeps two numbers for each weight that trains."""
+    return sum(4 * weight.numel() * (3 if weight.requires_grad else 1) for weight in model.parameters()) / 2**20
 
 
 def describe_end(output_dir: Path, written_mib: tuple[float, float], refusal: str | None) -> str:
@@ -216,8 +221,9 @@ def estimate_seconds(
         begun = now
         if rates and now - started > LONGEST_TIMING_S:
             break
-    if accelerator.num_processes > 1:  # DDP's hooks on the weights would take part in what is trained or timed next
-        accelerator.free_memory()
+    # What was prepared would stay in memory with all that it holds, such as a teacher, and DDP's hooks on the weights
+    # would take part in what is trained or timed next.
+    accelerator.free_memory()
     return (num_batches * size * float(np.mean(rates)) if rates else None), len(rates)
 
 

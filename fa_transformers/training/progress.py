@@ -164,8 +164,8 @@ class ProgressMeter:
     """Progress bar over optimiser steps with loss, tokens per second of all processes, where the time goes, memory, and
     remaining time; silent off the main process.
 
-    Keeps `tokens`, `seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where a resumed run
-    stopped; the split of a step and the rate of operations are of this start alone, and of this process.
+    Keeps `tokens`, `seconds`, `cpu_seconds`, `data_wait_seconds` and `mean_loss` of the run's state, which go on where
+    a resumed run stopped; the split of a step and the rate of operations are of this start alone, and of this process.
 
     Args:
         flops_per_token: as `training_flops_per_token` gives it.
@@ -193,7 +193,7 @@ class ProgressMeter:
         self._num_tokens = self._num_examples = 0
         self._seconds_before = state.seconds
         self._started = time.perf_counter() - state.seconds
-        self._cpu_seconds, self._cpu_started = 0.0, time.process_time()
+        self._cpu_started = time.process_time() - state.cpu_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -236,7 +236,7 @@ class ProgressMeter:
 
     def finish_step(self) -> None:
         self.state.seconds = time.perf_counter() - self._started
-        self._cpu_seconds = time.process_time() - self._cpu_started
+        self.state.cpu_seconds = time.process_time() - self._cpu_started
         self.times.collect()
         shown = {"loss": f"{self.state.mean_loss:.3f}", "tokens_per_s": f"{self.tokens_per_second:,.0f}"}
         shown |= {name: f"{share:.0%}" for name, share in self.step_shares.items()}
@@ -294,8 +294,11 @@ class ProgressMeter:
         return {name: value for name, value in values.items() if value is not None}
 
     def figures(self) -> dict:
-        """Return the report's figures: split of a step, seconds of processor time, which others' work on the machine
-        doesn't count in, memory of the process that takes most, operations per second.
+        """Return the report's figures: split of a step, memory of the process that takes most, operations per second,
+        and seconds of processor time, in which others' work on the machine doesn't count.
+
+        Processor time is that of the main process over all starts of the run: other processes, workers that load data
+        among them, are not counted.
 
         All processes must call this. A figure that can't be had here is None.
         """
@@ -305,7 +308,7 @@ class ProgressMeter:
         mfu = self._utilisation(flops)
         return {
             "step_shares": {part: round(share, 4) for part, share in self.step_shares.items()},
-            "cpu_seconds": round(self._cpu_seconds, 1),
+            "cpu_seconds": round(self.state.cpu_seconds, 1),
             "peak_memory_gib": None if memory is None else round(int(peaks.max()) / 2**30, 3),
             "model_tflops_per_second": None if flops is None else float(f"{flops / 1e12:.4g}"),
             "mfu": None if mfu is None else round(mfu, 4),

@@ -27,7 +27,7 @@ from .job import FinetuneJob
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
-from .plan import estimate_seconds
+from .plan import checkpoint_mib, estimate_seconds
 from .setup import log_after
 
 FOLDER, FIGURES_FILE = "recovery", "figures.json"
@@ -175,23 +175,25 @@ def time_transfer(
     tokenizer: PreTrainedTokenizerBase,
     data: LabelledData,
     accelerator: Accelerator,
-) -> float | None:
-    """Return the estimated seconds of what `recover` would do with the same arguments, from a few of its batches.
+) -> tuple[float | None, float]:
+    """Return the estimated seconds of what `recover` would do with the same arguments, from a few of its batches, and
+    the MiB of the checkpoint that it leaves until the run ends.
 
-    None where an earlier start finished it, or nothing can be timed.
+    Seconds are None where an earlier start finished it, which leaves nothing new either, or nothing can be timed.
 
     Raises:
         DataError: no document is long enough.
     """
     if recovery.is_done:
-        return None
+        return None, 0.0
     transfer = _set_up(job, recovery, model, source, tokenizer, data, accelerator)
     seconds, _ = estimate_seconds(
         transfer.loop, transfer.objective, transfer.pieces["train"], transfer.collate, transfer.loaders["train"],
         transfer.sampler, accelerator, recovery.steps,
     )  # fmt: skip
+    mib = checkpoint_mib(transfer.objective)
     model.requires_grad_(True)
-    return seconds
+    return seconds, mib
 
 
 @dataclass(frozen=True)

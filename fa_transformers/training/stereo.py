@@ -32,7 +32,7 @@ from .calls import RESUME_CALL, describe_call, fill_options
 from .checkpointing import TrainingState, choose_resume, prepare_output_dir
 from .job import FinetuneResult
 from .network import fit_network, plan_network
-from .network_card import NetworkRun, publish_network, user_data_facts
+from .network_card import NetworkRun, describe_start, publish_network, user_data_facts
 from .report import draw_course, write_page_of
 from .report_page import network_page
 from .setup import make_accelerator, start_trackers
@@ -194,6 +194,7 @@ def _run(job: StereoJob) -> FinetuneResult:
         return FinetuneResult(
             {}, {}, {}, loop.output_dir, model, processor, plan=plan if accelerator.is_main_process else None
         )
+    start = describe_start(job.model.model_name_or_path)
     config = flat(data, job.model, loop, job.card) | {"task": "stereo-depth-estimation", "command": job.command}
     start_trackers(accelerator, loop.report_to, "finetune_stereo", config)
     split = "test" if "test" in samples else "validation"
@@ -206,7 +207,7 @@ def _run(job: StereoJob) -> FinetuneResult:
         baselines["constant"] = score_constant(samples["train"], samples[split])
         summary = _summarise(job, scores, baselines, run, split, model.num_parameters())
         write_json(loop.output_dir / "all_results.json", summary)
-        finished = _describe(job, scores, baselines, run, split)
+        finished = _describe(job, scores, baselines, run, split, start)
         try:
             pushed = publish_network(model, processor, finished, job.card, loop.output_dir)
         finally:
@@ -283,7 +284,12 @@ def _summarise(
 
 
 def _describe(
-    job: StereoJob, scores: dict[str, Any], baselines: dict[str, dict], run: dict[str, Any], split: str
+    job: StereoJob,
+    scores: dict[str, Any],
+    baselines: dict[str, dict],
+    run: dict[str, Any],
+    split: str,
+    start: tuple[str, str],
 ) -> NetworkRun:
     """Return what the card says of the run."""
     if job.data.train_folder is None:
@@ -297,7 +303,7 @@ def _describe(
     return NetworkRun(
         summary="It finds the disparities of the left image of a rectified pair, and from them depths.",
         pipeline_tag="depth-estimation",
-        start=job.model.model_name_or_path,
+        start=start,
         data=facts,
         split=split,
         metrics={name: name for name in ("epe", "over_3px")},

@@ -5,12 +5,14 @@ so, without an argument.
 import json
 import logging
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_card import make_facts
 from tiny_models import build, make_tokenizer
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline, tokenization_utils_base
 
 from fa_transformers.hub.publish import publish
 from fa_transformers.models import (
@@ -19,7 +21,9 @@ from fa_transformers.models import (
     FABertForSequenceClassification,
     FABertForTokenClassification,
     FABertModel,
+    FABertTokenizerFast,
 )
+from fa_transformers.models.tokenization_fa_bert import STOCK_CLASS
 
 WORDS = ["red", "green", "blue", "sea", "ship"]
 LONG = "red sea ship green " * 30
@@ -119,6 +123,36 @@ def test_a_tokenizer_of_a_table_cuts_unless_it_is_told_otherwise_and_stays_one_o
     stock = AutoTokenizer.from_pretrained(tmp_path / "again")
     assert type(stock) is type(plain) and stock.model_max_length == ROWS
     assert stock([LONG, "red"], truncation=True).data == plain([LONG, "red"], truncation=True).data
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_saving_with_a_push_does_what_the_library_does(positional, tmp_path, monkeypatch):
+    done, classes = [], []
+
+    def create_repo(repo_id, **given):
+        done.append(("create", repo_id, given))
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload(self, folder, *args, **given):
+        names = sorted(path.name for path in Path(folder).iterdir())
+        classes.append(json.loads((Path(folder) / "tokenizer_config.json").read_text())["tokenizer_class"])
+        done.append(("upload", names, args, given))
+
+    if hasattr(tokenization_utils_base, "hf_api"):  # of later versions
+        monkeypatch.setattr(tokenization_utils_base, "hf_api", lambda: SimpleNamespace(create_repo=create_repo))
+    else:
+        monkeypatch.setattr(tokenization_utils_base, "create_repo", create_repo)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_upload_modified_files", upload)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "push_to_hub", lambda *args, **given: done.append("push_to_hub"))
+    stock = make_tokenizer(WORDS, max_length=ROWS)
+    ours = FABertTokenizerFast(tokenizer_object=stock.backend_tokenizer, **stock.special_tokens_map)
+    asked = {"private": True, "token": "hf_mine", "commit_message": "here"}
+    given = ([None, None, True], asked) if positional else ([], asked | {"push_to_hub": True, "repo_id": "me/mine"})
+    for folder, tokenizer in (("stock", stock), ("ours", ours)):
+        tokenizer.save_pretrained(str(tmp_path / folder / "name"), *given[0], **given[1])
+    assert [entry[0] for entry in done] == ["create", "upload"] * 2 and done[2:] == done[:2]
+    assert done[2][2]["private"] is True, "or a public repository would come about"
+    assert classes == [type(stock).__name__, STOCK_CLASS], "named before the upload"
 
 
 def test_a_tokenizer_of_any_length_has_no_limit_and_no_code(tmp_path):

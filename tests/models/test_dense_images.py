@@ -3,12 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
-from fa_transformers.models import FADenseImageProcessor
+from fa_transformers.models import FADenseImageProcessor, FAStereoImageProcessor, FAViTImageProcessor
 from fa_transformers.models.fa_rle import decode_mask, encode_mask, tight_boxes
 from fa_transformers.models.modeling_fa_dense import FADenseOutput
 
@@ -61,6 +62,21 @@ def test_values_are_rescaled_and_normalised(kept):
         # Half a unit of float32 for each of factor, shift, product and sum.
         bound = 2.0**-24 * (3 * product + 2 * shift.abs())
         assert ((inside - (product + shift)).abs() <= bound * 1.01).all()
+
+
+@pytest.mark.parametrize("processor", [FADenseImageProcessor, FAViTImageProcessor, FAStereoImageProcessor])
+def test_one_mean_and_deviation_hold_for_all_channels_and_a_deviation_of_0_is_named(processor):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    images = [(image, image)] if processor is FAStereoImageProcessor else image
+    three, one = (
+        processor(image_mean=[0.25] * count, image_std=[0.5] * count)(images, return_tensors="pt")["pixel_values"]
+        for count in (3, 1)
+    )
+    assert torch.equal(one, three)
+    with pytest.raises(ValueError, match="`image_std` must not have a 0"):
+        processor(image_std=[0.5, 0, 0.5])(images)
+    with pytest.raises(ValueError, match="`image_mean` must be one number or three"):
+        processor(image_mean=[0.5, 0.5])(images)
 
 
 def test_a_batch_is_padded_on_the_right_and_bottom():

@@ -144,7 +144,7 @@ def test_several_labels_and_numbers_have_their_own_columns_and_scores(models, he
         (
             "several",
             [[1, 0, 0, 1], ["0", "1", "0", "0"], [0, 1, 1, 0], [0] * 4, None, [1]],
-            "expected 4 zeros and ones",
+            "expected 4 zeros and ones, one for each class, in the order of the model's classes, which are",
         ),
         ("text", ["ant", "bee", "cat", "cat", None, "1"], "the label '1' doesn't occur in the model's classes"),
     ],

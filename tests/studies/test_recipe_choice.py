@@ -8,7 +8,7 @@ import pytest
 
 from fa_transformers.data.sets import python_docs
 from fa_transformers.studies import recipe_choice
-from fa_transformers.studies.recipe_choice import RECIPES, RecipeOptions, run_recipes, summarise_recipes
+from fa_transformers.studies.recipe_choice import RECIPES, RecipeOptions, run_recipes, score_tfidf, summarise_recipes
 
 
 def documents(kind: str):
@@ -59,6 +59,15 @@ def test_every_recipe_gets_the_same_time_and_finished_runs_are_taken_again(tmp_p
     assert len(calls) == 4 * len(rows), "of another budget"
     table = summarise_recipes(rows)
     assert [row["runs"] for row in table] == [2] * len(RECIPES) and table[0]["mean"] == table[0]["licences"] == 0.5
+
+
+def test_tfidf_learns_the_training_documents_and_is_scored_on_the_test_ones(monkeypatch):
+    learnt = {"text": ["the first one", "the second two"] * 10, "label": ["a", "b"] * 10}
+    tested = {"text": ["one", "two", "two", "two"], "label": ["a", "b", "b", "a"]}
+    splits = {"train": learnt, "validation": learnt, "test": tested}
+    made = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split, rows in splits.items()})
+    monkeypatch.setattr(recipe_choice, "load_set", {"modules": made}.get)
+    assert score_tfidf("modules") == 0.75, "all but the one whose label is another's"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import fa_transformers as fa
 from fa_transformers.checks import check_run
 from fa_transformers.options import resolve
-from fa_transformers.training import progress
+from fa_transformers.training import finetune, progress, recovery
 from fa_transformers.training.adapters import add_adapter, remove_adapter
 from fa_transformers.training.recipes import recipe_of
 
@@ -116,13 +116,27 @@ def test_a_plan_counts_what_trains_and_times_the_transfer_before(home, monkeypat
     monkeypatch.chdir(home)
     estimates = []
     monkeypatch.setattr(progress, "describe_peak", lambda estimate, *_, **__: estimates.append(estimate) or "")
+    kept, mib = [], []
+
+    def watched(*arguments):
+        found = recovery.time_transfer(*arguments)
+        kept.append(list(arguments[-1]._models))
+        mib.append(found[1])
+        return found
+
+    monkeypatch.setattr(finetune, "time_transfer", watched)
     result = train("stock", "planned", dry_run=True, recovery_steps=2000)
+    assert kept == [[]], "the teacher is let go"
     plan, adapter = result.plan, load_file("mine/adapter/adapter_model.safetensors")
     trained = sum(tensor.numel() for tensor in adapter.values())
     assert plan.num_trained == trained < plan.num_parameters and f"{trained:,} of them train" in str(plan)
     assert [(estimate.gradients, estimate.optimizer) for estimate in estimates] == [(4 * trained, 8 * trained)]
     base, model = (Path(f"mine/{name}model.safetensors").stat().st_size / 2**20 for name in ("base/", ""))
     assert plan.written_mib[0] == pytest.approx(base + model, rel=0.5) and plan.written_mib[1] < 6 * 2 * model
+    weights = load_file("mine/base/model.safetensors")
+    sizes = {name: tensor.numel() * (3 if ".mixer." in name else 1) for name, tensor in weights.items()}
+    assert mib == [pytest.approx(4 * sum(size for name, size in sizes.items() if name.startswith("bert.")) / 2**20)]
+    assert plan.written_mib[1] == pytest.approx(4 * 4 * (plan.num_parameters + 2 * trained) / 2**20 + mib[0])
     assert plan.transfer_seconds > 2 * plan.seconds and "for the attention transfer before" in str(plan)
     assert not Path("planned").exists() and result.model.name_or_path == ""
     assert result.model.state_dict().keys() == load_file("mine/base/model.safetensors").keys()

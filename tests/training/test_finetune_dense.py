@@ -22,10 +22,12 @@ from transformers import pipeline
 
 from fa_transformers import CardOptions, check_folder
 from fa_transformers.commands.finetune_dense import parse
+from fa_transformers.conversion.source import describe_folder
 from fa_transformers.data.augment import AugmentOptions
 from fa_transformers.data.dense_examples import DenseCollator, DenseExamples
 from fa_transformers.data.readers.coco import load_coco_folder
 from fa_transformers.data.readers.tables import DataError
+from fa_transformers.hub.card import FROM_SCRATCH
 from fa_transformers.metrics.detection import detection_scores
 from fa_transformers.models import FADenseForObjectDetection, FADenseImageProcessor
 from fa_transformers.models.fa_dense_layers import HeatmapOutput
@@ -111,6 +113,20 @@ def test_classes_of_other_names_get_a_fresh_output_and_the_same_ones_keep_it(tmp
         assert caplog.text.count("starts fresh: its labels are") == (kind == "other")
     before = next(part for part in model.modules() if isinstance(part, HeatmapOutput)).weight
     assert torch.equal(outputs["same"], before) and not torch.equal(outputs["other"], before)
+
+
+def test_a_folder_whose_files_are_links_elsewhere_is_named_as_any_other(tmp_path):
+    model, processor = tiny()
+    for name in ("plain", "first"):
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    for path in list((tmp_path / "first").iterdir()):
+        path.rename(tmp_path / path.name)
+        path.symlink_to(tmp_path / path.name)
+    build_network("object-detection", DenseModelOptions(model_name_or_path=str(tmp_path / "first")), list(NAMES))
+    name, revision = network_card.describe_start(str(tmp_path / "first"))
+    assert name == "local/first" and revision == describe_folder("plain", tmp_path / "plain")[1]
+    assert network_card.describe_start("none") == (FROM_SCRATCH, FROM_SCRATCH)
 
 
 def test_training_goes_on_from_a_folder_of_ours_with_other_classes(tmp_path):

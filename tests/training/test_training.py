@@ -429,6 +429,13 @@ def test_processor_time_is_that_of_the_steps_without_pauses(monkeypatch):
         pass_time(30.0)
     meter.close()
     assert meter.figures()["cpu_seconds"] == 4.0
+    pass_time(50.0)
+    resumed = ProgressMeter(accelerator, 2, meter.state)
+    pass_time(2.5)
+    resumed.add_batch(1.0, 5, 1)
+    resumed.finish_step()
+    resumed.close()
+    assert resumed.figures()["cpu_seconds"] == 6.5, "as the seconds, of all starts"
 
 
 def test_loader_processes_are_chosen_by_device_unless_given():

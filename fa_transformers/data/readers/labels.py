@@ -140,8 +140,10 @@ class LabelScheme:
         assert self.names is not None
         bits = bits_of(label)
         if bits is None or len(bits) != len(self.names):
+            source, _ = self.origin
             raise LabelError(
-                f"expected {len(self.names)} zeros and ones, one for each class, as train's rows have, got {cut(label)}"
+                f"expected {len(self.names)} zeros and ones, one for each class, in the order of {source} "
+                f"{listing(self.names)}, got {cut(label)}"
             )
         return [name for name, bit in zip(self.names, bits, strict=True) if bit]
 
