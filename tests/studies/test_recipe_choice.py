@@ -46,6 +46,7 @@ def test_every_recipe_gets_the_same_time_and_finished_runs_are_taken_again(tmp_p
     splits = {split: datasets.Dataset.from_dict(texts) for split in ("train", "validation", "test")}
     monkeypatch.setattr(recipe_choice, "fit", fake_fit(calls))
     monkeypatch.setattr(recipe_choice, "read_source", lambda name: None)
+    monkeypatch.setattr(recipe_choice, "make_accelerator", lambda loop: None)  # its precision is one for all tests
     monkeypatch.setattr(recipe_choice, "load_set", lambda name: datasets.DatasetDict(splits))
     options = RecipeOptions(sets=("licences",), seeds=(0, 1), seconds=200.0, output_dir=tmp_path)
     rows = run_recipes(options)
