@@ -36,7 +36,7 @@ DIGIT_PX = (20, 64)
 """Longer side of a digit's tight box, drawn evenly on a log scale."""
 TURN_DEGREES = 15.0
 NUM_SINGLE, NUM_COPIES, ODD_DIGIT_PX = (4, 6), (4, 6), (40, 72)
-"""Of an odd-one-out canvas: fewest and most single digits, and digits of the kind that is repeated; `DIGIT_PX`."""
+"""Of an odd-one-out canvas: fewest and most single digits, and digits of the kind that is repeated; their sizes."""
 ODD_CLASSES = ("single", "repeated")
 DRAWN_PX = 128
 INK = (0.3, 0.7)
