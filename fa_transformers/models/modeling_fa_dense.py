@@ -181,8 +181,10 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
             groups.setdefault(size, []).append(index)
         found: list = [None] * len(sizes)
         losses = []
-        # CPUs compute convolutions fastest where a pixel's channels lie side by side.
-        memory_format = torch.channels_last if pixel_values.device.type == "cpu" else torch.contiguous_format
+        # CPUs compute convolutions fastest where a pixel's channels lie side by side. Not where gradients are recorded:
+        # their backward pass has ended processes there, with damaged memory.
+        is_fastest = pixel_values.device.type == "cpu" and not torch.is_grad_enabled()
+        memory_format = torch.channels_last if is_fastest else torch.contiguous_format
         for (height, width), indices in groups.items():
             # In one memory format, so that a batch of one size runs as each of its images does.
             images = pixel_values if len(groups) == 1 else pixel_values[indices]

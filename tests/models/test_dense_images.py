@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from fa_transformers.models import FADenseImageProcessor, FAStereoImageProcessor, FAViTImageProcessor
+from fa_transformers.models import (
+    FADenseConfig,
+    FADenseForObjectDetection,
+    FADenseImageProcessor,
+    FAStereoImageProcessor,
+    FAViTImageProcessor,
+)
 from fa_transformers.models.fa_rle import decode_mask, encode_mask, tight_boxes
 from fa_transformers.models.modeling_fa_dense import FADenseOutput
 
@@ -249,3 +255,15 @@ def test_the_map_shows_the_surest_object_of_each_pixel():
     assert torch.equal(whole["segmentation"], expected) and (masks[0] & masks[1]).any()
     assert [info["id"] for info in whole["segments_info"]] == [1, 2, 3]
     assert whole["segments_info"] == single["segments_info"]
+
+
+def test_pictures_that_train_are_computed_plane_by_plane():
+    model = FADenseForObjectDetection(FADenseConfig(num_labels=2))
+    seen = []
+    hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
+    pixels = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for records in (True, False):
+        with torch.set_grad_enabled(records):
+            model(pixels)
+    hook.remove()
+    assert seen == [True, False], "torch's backward pass damages memory where channels lie side by side"
