@@ -44,6 +44,18 @@ def test_all_kinds_start_as_the_detector_they_are_put_into(tmp_path):
         assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_boxes, expected.pred_boxes)
 
 
+def test_queries_and_keys_of_new_blocks_start_larger(tmp_path):
+    write_detector(tmp_path / "digits", attention_places=[])
+    blocks = []
+    for key_gain, query_gain in ((1.0, 1.0), (3.0, 6.0)):
+        options = OddOneOutOptions(attention_heads=2, key_channels=8, key_gain=key_gain, query_gain=query_gain)
+        put_blocks(tmp_path / "digits", "factorized", options, tmp_path / f"start-{key_gain}")
+        model = FADenseForObjectDetection.from_pretrained(tmp_path / f"start-{key_gain}")
+        blocks.append(model.pyramid.attention_blocks["fp3"])
+    torch.testing.assert_close(blocks[1].keys.weight, 3 * blocks[0].keys.weight)
+    torch.testing.assert_close(blocks[1].queries.weight, 6 * blocks[0].queries.weight)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_what_new_blocks_attend_to_is_scaled_by_training_canvases(tmp_path, kind):
     write_detector(tmp_path / "digits", attention_places=[])
