@@ -47,7 +47,7 @@ class OddOneOutOptions(OptionGroup):
     attention_heads: int = option(4, "heads of each block", group="study", common=True)
     key_channels: int | None = option(64, "see FADenseConfig", group="study", common=True)
     key_gain: float = option(3.0, "factor on the first weights of the blocks' keys", group="study", common=True)
-    query_gain: float = option(6.0, "factor on the first weights of their queries", group="study", common=True)
+    query_gain: float = option(6.0, "the same for their queries, which start as the keys", group="study", common=True)
     num_canvases: int = option(3000, "canvases to train on", group="study", common=True)
     num_eval_canvases: int = option(100, "canvases of validation and of test each", group="study", common=True)
     num_train_epochs: float = option(2.5, "passes over them", group="study", common=True)
@@ -106,14 +106,15 @@ def prepare_blocks(
     """Let what new blocks attend to differ between places and pictures from the first step on.
 
     As they are drawn, queries and keys are so even that each place gets about the mean of all values, which is nearly
-    the same in all pictures. Here the weights of queries and keys get larger, and values are shifted and scaled so that
-    over `NUM_DRAWN` training canvases what is attended to has mean 0 and deviation 1 in every channel, which holds for
-    both kinds of attention, as their weights sum to 1. The blocks stay the identity.
+    the same in all pictures. Here queries start as the keys, so that a place reads from those that look like it, and
+    both get larger; values are shifted and scaled so that over `NUM_DRAWN` training canvases what is attended to has
+    mean 0 and deviation 1 in every channel, which holds for both kinds of attention, as their weights sum to 1. The
+    blocks stay the identity.
     """
     blocks = [module for module in model.modules() if isinstance(module, FactorizedAttentionBlock)]
     for block in blocks:  # the identity, so that none changes what another one reads
+        block.queries.weight.copy_(query_gain * block.keys.weight)
         block.keys.weight *= key_gain
-        block.queries.weight *= query_gain
         values = collect_attended(model, processor, block)
         mean, deviation = values.mean(dim=(0, 2)), values.std(dim=(0, 2))
         block.values.weight /= deviation[:, None, None]
