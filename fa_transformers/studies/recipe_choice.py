@@ -6,7 +6,7 @@ of the attention transfer apart, and what is left of the budget after the transf
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,13 @@ ALL_PARTS: dict[str, Any] = WINDOW | dict(local_kernel_size=15, key_feature_size
 SHORT: dict[str, Any] = dict(short_epochs=1000)
 RECIPES: dict[str, dict[str, Any]] = {
     "plain operator, 2e-4": PLAIN | dict(learning_rate=2e-4),
-    "plain operator, 4e-4, cut to 256": PLAIN | SHORT | dict(learning_rate=4e-4, short_length=256),
-    "window, 2e-4, cut to 512": WINDOW | SHORT | dict(learning_rate=2e-4),
     "window, 2e-4, cut to 256": WINDOW | SHORT | dict(learning_rate=2e-4, short_length=256),
-    "window, 4e-4, cut to 256": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=256),
-    "window, 4e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=128),
-    "window, convolution, maps, 2e-4, cut to 256": ALL_PARTS | SHORT | dict(learning_rate=2e-4, short_length=256),
-    "window, transfer, 2e-4, cut to 256": WINDOW
+    "window, 2e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=2e-4, short_length=128),
+    "window, transfer, 2e-4, cut to 128": WINDOW
     | SHORT
-    | dict(learning_rate=2e-4, short_length=256, recovery_steps=40),
+    | dict(learning_rate=2e-4, short_length=128, recovery_steps=20),
+    "window, convolution, maps, 2e-4, cut to 128": ALL_PARTS | SHORT | dict(learning_rate=2e-4, short_length=128),
+    "window, 4e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=128),
 }
 """Name -> options of fine-tuning that are not those of the other recipes; pooling is the checkpoint's unless said."""
 TIMED_STEPS = 10
@@ -101,28 +99,51 @@ def load_set(name: str) -> datasets.DatasetDict:
 def run_recipes(options: RecipeOptions) -> list[dict[str, Any]]:
     """Train every recipe on every set with every seed, and return a row for each, those that are there already too."""
     cells = [(name, recipe, seed) for seed in options.seeds for name in options.sets for recipe in options.recipes]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    paces: dict[tuple[str, str], Pace] = {}
     for name, recipe, seed in tqdm(cells, desc="recipes", unit="run"):
         path = options.output_dir / f"{name}-{list(RECIPES).index(recipe)}-{seed}.json"
         settings = {"recipe": RECIPES[recipe], "seconds": options.seconds, "model": options.model_name_or_path}
         kept = read_json(path, dict) if path.is_file() else {}
         if kept.get("settings") != settings | {"max_length": options.max_length}:
-            kept = run_cell(options, name, recipe, seed)
+            kept = run_cell(options, name, recipe, seed, paces.get((name, recipe)))
             write_json(path, kept | {"settings": settings | {"max_length": options.max_length}})
         rows.append(kept["row"])
+        paces[name, recipe] = Pace(**kept["pace"])
     return rows
 
 
-def run_cell(options: RecipeOptions, name: str, recipe: str, seed: int) -> dict[str, Any]:
-    """Train one recipe on one set with one seed for `options.seconds`, and return its row."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of one optimiser step of a recipe on a set, and of one step of its attention transfer."""
+
+    step: float
+    transfer_step: float
+
+
+def time_steps(options: RecipeOptions, name: str, recipe: str, seed: int) -> Pace:
+    """Time a few steps of a recipe on a set."""
     fields = RECIPES[recipe]
     timed = train(options, name, fields, seed, TIMED_STEPS, min(TIMED_STEPS, fields["recovery_steps"]), NUM_VALIDATION)
-    transfer = timed.run.get("recovery", {}).get("seconds", 0.0) / TIMED_STEPS * fields["recovery_steps"]
-    steps = max(1, round((options.seconds - transfer) / (timed.state.seconds / TIMED_STEPS)))
+    recovery = timed.run.get("recovery", {})
+    return Pace(timed.state.seconds / TIMED_STEPS, recovery.get("seconds", 0.0) / recovery.get("steps", 1))
+
+
+def run_cell(options: RecipeOptions, name: str, recipe: str, seed: int, pace: Pace | None) -> dict[str, Any]:
+    """Train one recipe on one set with one seed for `options.seconds`, and return its row and the pace.
+
+    Args:
+        options: the comparison's.
+        name, recipe, seed: the cell.
+        pace: of the recipe on the set with another seed, which trains as many steps then; None measures it.
+    """
+    fields = RECIPES[recipe]
+    pace = pace or time_steps(options, name, recipe, seed)
+    steps = max(1, round((options.seconds - pace.transfer_step * fields["recovery_steps"]) / pace.step))
     fitted = train(options, name, fields, seed, steps, fields["recovery_steps"])
     spent = fitted.state.seconds + fitted.run.get("recovery", {}).get("seconds", 0.0)
     row = {"set": name, "recipe": recipe, "seed": seed, "steps": steps, "tokens": fitted.state.tokens, "seconds": spent}
-    return {"row": row | {score: fitted.scores[score] for score in SCORES}}
+    return {"row": row | {score: fitted.scores[score] for score in SCORES}, "pace": asdict(pace)}
 
 
 def train(

@@ -33,7 +33,7 @@ def fake_fit(calls: list):
         calls.append(job)
         loop, run = job.loop, {}
         if loop.recovery_steps:
-            run["recovery"] = {"seconds": 0.5 * loop.recovery_steps}
+            run["recovery"] = {"seconds": 0.5 * loop.recovery_steps, "steps": loop.recovery_steps}
         state = SimpleNamespace(seconds=2.0 * loop.max_steps, tokens=100 * loop.max_steps)
         return SimpleNamespace(scores={"accuracy": 0.5, "macro_f1": 0.4}, state=state, run=run)
 
@@ -53,11 +53,14 @@ def test_every_recipe_gets_the_same_time_and_finished_runs_are_taken_again(tmp_p
     assert all(abs(row["seconds"] - 200.0) <= 1.0 for row in rows), "half a step"
     transferred = {row["steps"] for row in rows if RECIPES[row["recipe"]]["recovery_steps"]}
     assert len(transferred) == 1 and max(transferred) < 100, "what the transfer takes is left for the rest"
-    assert len(calls) == 2 * len(rows) == 4 * len(RECIPES)
+    trained = len(RECIPES) + len(rows)
+    assert len(calls) == trained == 3 * len(RECIPES), "a recipe is timed once for all seeds"
     again = run_recipes(options)
-    assert again == rows and len(calls) == 2 * len(rows)
+    assert again == rows and len(calls) == trained
+    run_recipes(replace(options, seeds=(2,)))
+    assert len(calls) == trained + 2 * len(RECIPES)
     run_recipes(replace(options, seconds=100.0))
-    assert len(calls) == 4 * len(rows), "of another budget"
+    assert len(calls) == 2 * trained + 2 * len(RECIPES), "of another budget"
     table = summarise_recipes(rows)
     assert [row["runs"] for row in table] == [2] * len(RECIPES) and table[0]["mean"] == table[0]["licences"] == 0.5
 
