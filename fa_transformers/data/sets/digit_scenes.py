@@ -166,6 +166,8 @@ def load_odd_one_out(
     Raises:
         ValueError: a count is below 1, or the digits find no place.
     """
-    settings = SetSettings("odd-one-out", ODD_RECIPE, size_px, seed, (num_train, num_validation, num_test), None)
+    drawn = (NUM_SINGLE, NUM_COPIES, ODD_DIGIT_PX)  # a kept set of other digits is another set
+    name = "odd-one-out-" + "-".join(f"{low}to{high}" for low, high in drawn)
+    settings = SetSettings(name, ODD_RECIPE, size_px, seed, (num_train, num_validation, num_test), None)
     draw = functools.partial(draw_digit_scene, size_px=size_px, seed=seed, num_objects=None, digit_px=ODD_DIGIT_PX)
     return load_drawn_set(settings, list(ODD_CLASSES), draw, cache_dir)
