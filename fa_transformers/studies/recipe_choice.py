@@ -121,21 +121,26 @@ class Pace:
     transfer_step: float
 
 
+def pace_of(fitted: Fitted) -> Pace:
+    """Return the pace of a run."""
+    recovery = fitted.run.get("recovery", {})
+    return Pace(fitted.state.seconds / fitted.state.step, recovery.get("seconds", 0.0) / recovery.get("steps", 1))
+
+
 def time_steps(options: RecipeOptions, name: str, recipe: str, seed: int) -> Pace:
-    """Time a few steps of a recipe on a set."""
+    """Return the pace of a few steps of a recipe on a set."""
     fields = RECIPES[recipe]
-    timed = train(options, name, fields, seed, TIMED_STEPS, min(TIMED_STEPS, fields["recovery_steps"]), NUM_VALIDATION)
-    recovery = timed.run.get("recovery", {})
-    return Pace(timed.state.seconds / TIMED_STEPS, recovery.get("seconds", 0.0) / recovery.get("steps", 1))
+    transfer_steps = min(TIMED_STEPS, fields["recovery_steps"])
+    return pace_of(train(options, name, fields, seed, TIMED_STEPS, transfer_steps, NUM_VALIDATION))
 
 
 def run_cell(options: RecipeOptions, name: str, recipe: str, seed: int, pace: Pace | None) -> dict[str, Any]:
-    """Train one recipe on one set with one seed for `options.seconds`, and return its row and the pace.
+    """Train one recipe on one set with one seed for `options.seconds`, and return its row and its pace.
 
     Args:
         options: the comparison's.
         name, recipe, seed: the cell.
-        pace: of the recipe on the set with another seed, which trains as many steps then; None measures it.
+        pace: that of the run with the seed before, by which the steps are counted; None times a few steps first.
     """
     fields = RECIPES[recipe]
     pace = pace or time_steps(options, name, recipe, seed)
@@ -143,7 +148,7 @@ def run_cell(options: RecipeOptions, name: str, recipe: str, seed: int, pace: Pa
     fitted = train(options, name, fields, seed, steps, fields["recovery_steps"])
     spent = fitted.state.seconds + fitted.run.get("recovery", {}).get("seconds", 0.0)
     row = {"set": name, "recipe": recipe, "seed": seed, "steps": steps, "tokens": fitted.state.tokens, "seconds": spent}
-    return {"row": row | {score: fitted.scores[score] for score in SCORES}, "pace": asdict(pace)}
+    return {"row": row | {score: fitted.scores[score] for score in SCORES}, "pace": asdict(pace_of(fitted))}
 
 
 def train(

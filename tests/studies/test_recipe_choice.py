@@ -34,7 +34,7 @@ def fake_fit(calls: list):
         loop, run = job.loop, {}
         if loop.recovery_steps:
             run["recovery"] = {"seconds": 0.5 * loop.recovery_steps, "steps": loop.recovery_steps}
-        state = SimpleNamespace(seconds=2.0 * loop.max_steps, tokens=100 * loop.max_steps)
+        state = SimpleNamespace(seconds=2.0 * loop.max_steps, step=loop.max_steps, tokens=100 * loop.max_steps)
         return SimpleNamespace(scores={"accuracy": 0.5, "macro_f1": 0.4}, state=state, run=run)
 
     return run
