@@ -140,10 +140,16 @@ class FADenseForObjectDetection(FADensePreTrainedModel):
         self.mask_head = MaskHead(config, channels) if self.has_masks else None
         self.post_init()
 
-    def freeze_backbone(self) -> None:
-        """Keep the backbone as it is while the rest trains: no gradients, no dropout, no new statistics of batches."""
+    def freeze_backbone(self, *, pyramid: bool = False) -> None:
+        """Keep the backbone as it is while the rest trains: no gradients, no dropout, no new statistics of batches.
+
+        Args:
+            pyramid: keep the layers of the pyramid too, so that only its attention blocks and the heads train.
+        """
         self.backbone_is_frozen = True
-        self.backbone.requires_grad_(False)
+        frozen = [self.backbone, *((self.pyramid.laterals, self.pyramid.smooth) if pyramid else ())]
+        for module in frozen:
+            module.requires_grad_(False)
         self.backbone.eval()
 
     def train(self, mode: bool = True):

@@ -156,6 +156,10 @@ def check_dense(job: DenseJob) -> None:
             "--freeze_backbone would keep weights that were never trained; give some by --backbone_name_or_path or "
             "--model_name_or_path."
         )
+    if model.freeze_pyramid and not (model.freeze_backbone and model.model_name_or_path != "none"):
+        raise ValueError(
+            "--freeze_pyramid goes with --freeze_backbone and a trained network, which --model_name_or_path names."
+        )
     if job.loop.sequence_parallel_size > 1:
         raise ValueError("--sequence_parallel_size is for texts: pictures are not shared between processes.")
 
@@ -202,7 +206,8 @@ def build_network(
     """
     model, processor = _build_network(task, options, class_names)
     if options.freeze_backbone:
-        freeze_backbone(model, options.backbone_name_or_path or options.model_name_or_path)
+        name = options.backbone_name_or_path or options.model_name_or_path
+        freeze_backbone(model, name, pyramid=options.freeze_pyramid)
     return model, processor
 
 
@@ -312,7 +317,7 @@ def _fit(
         digest=lambda: digest_objects(data.splits) | {"the views": str(_views(job.data))},
     )
     if job.model.freeze_backbone:  # a new model where the weights were sharded
-        trained.freeze_backbone()
+        trained.freeze_backbone(pyramid=job.model.freeze_pyramid)
     return trained, scores, run, state
 
 
@@ -394,5 +399,13 @@ def _describe(
         command=job.command,
         seed=job.loop.seed,
         limits=(f"At most {counted(num_queries, 'object')} of an image can be found.",),
-        kept="its backbone kept as it was" if job.model.freeze_backbone else "",
+        kept=_describe_kept(job.model),
+    )
+
+
+def _describe_kept(options: DenseModelOptions) -> str:
+    """Say which part of the network was not trained, for the card; empty where all of it was."""
+    parts = "backbone and pyramid" if options.freeze_pyramid else "backbone"
+    return (
+        f"its {parts} kept as {'they were' if options.freeze_pyramid else 'it was'}" if options.freeze_backbone else ""
     )

@@ -75,12 +75,13 @@ def make_config(options: DenseModelOptions, labels: dict[str, Any], source: str 
     return FADenseConfig(backbone, **options.config_fields, **labels)
 
 
-def freeze_backbone(model: FADenseForObjectDetection, name: str) -> None:
+def freeze_backbone(model: FADenseForObjectDetection, name: str, *, pyramid: bool = False) -> None:
     """Freeze a network's backbone; warn where its layers were not trained since their conversion.
 
     Args:
         model: the network.
         name: what its weights, or those of its backbone, were loaded from.
+        pyramid: freeze the pyramid too, but for its attention blocks.
 
     Raises:
         ValueError: the backbone has a block that was never trained and would stay the identity.
@@ -101,7 +102,7 @@ def freeze_backbone(model: FADenseForObjectDetection, name: str) -> None:
             "images), or train it too, at a low --learning_rate.",
             name,
         )
-    model.freeze_backbone()
+    model.freeze_backbone(pyramid=pyramid)
 
 
 def note_trained(model: FADenseForObjectDetection) -> None:

@@ -105,6 +105,9 @@ class DenseModelOptions(OptionGroup):
     freeze_backbone: bool = option(
         False, "keep the backbone's weights as they are; only pyramid and heads train", group="network"
     )
+    freeze_pyramid: bool = option(
+        False, "with --freeze_backbone, keep the pyramid's too, but for its attention blocks", group="network"
+    )
     shortest_edge: int | None = option(
         None, "shorter side in pixels that pictures are scaled to; unset = as they are", group="processor"
     )

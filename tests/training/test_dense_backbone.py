@@ -134,6 +134,20 @@ def test_a_frozen_backbone_has_no_gradient_no_dropout_and_no_new_statistics(tmp_
         assert model.num_parameters() - trained == model.backbone.num_parameters()
 
 
+def test_in_a_frozen_pyramid_only_the_attention_blocks_train(resnet_folder, tmp_path):
+    model, processor = tiny(resnet_folder, attention_places=("fp3", "fp5"))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "trained")
+    model, _ = again(tmp_path / "trained", freeze_backbone=True, freeze_pyramid=True)
+    loss_of(model.train()).backward()
+    with_gradient = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert with_gradient == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    expected = {
+        name for name, _ in model.named_parameters() if name.startswith(("heads.", "pyramid.attention_blocks."))
+    }
+    assert with_gradient == expected
+
+
 def test_a_frozen_backbone_that_was_not_recovered_is_a_warning_and_a_trained_one_says_so(
     dinov2_folder, tmp_path, caplog
 ):
@@ -268,3 +282,8 @@ def test_what_cannot_be_a_backbone_is_refused_by_name(dinov2_folder, tmp_path):
         tiny(tmp_path / "no where")
     with pytest.raises(ValueError, match="`freeze_backbone=True` would keep weights that were never trained"):
         finetune_dense(model=DenseModelOptions(freeze_backbone=True))
+    for given in ({"freeze_backbone": True, "backbone_name_or_path": str(dinov2_folder)}, {}):
+        with pytest.raises(
+            ValueError, match="`freeze_pyramid=True` goes with `freeze_backbone=True` and a trained network"
+        ):
+            finetune_dense(model=DenseModelOptions(freeze_pyramid=True, **given))
