@@ -4,6 +4,7 @@ The time is that of a single thread and is met by the number of steps: a few ste
 of the attention transfer apart, and what is left of the budget after the transfer is filled with optimiser steps.
 """
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -90,8 +91,9 @@ class RecipeOptions(OptionGroup):
         check_positive(self, "seconds", "max_length")
 
 
+@functools.cache
 def load_set(name: str) -> datasets.DatasetDict:
-    """Return the splits of a set, with the columns text and label."""
+    """Return the splits of a set, with the columns text and label; a set of Python's sources takes a minute to read."""
     rows = load_license_documents() if name == "licences" else load_python_docs(name)  # type: ignore[arg-type]
     return datasets.DatasetDict({split: part.select_columns(["text", "label"]) for split, part in rows.items()})
 
@@ -175,7 +177,7 @@ def train(
     recipe = recipe_of("text-classification", is_demo=False, model_name_or_path=options.model_name_or_path)
     data, model, loop = resolve(DataOptions(), recipe), resolve(model, recipe), resolve(loop, recipe)
     job = FinetuneJob("text-classification", data, model, loop, resolve(CardOptions(), recipe), "", "")
-    rows = load_set(name)
+    rows = datasets.DatasetDict(load_set(name))
     rows["validation"] = rows["validation"].select(range(min(NUM_VALIDATION, len(rows["validation"]))))
     rows["test"] = rows["test"].select(range(min(num_test or len(rows["test"]), len(rows["test"]))))
     accelerator = make_accelerator(loop)
