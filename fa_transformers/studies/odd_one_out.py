@@ -44,7 +44,11 @@ class OddOneOutOptions(OptionGroup):
     attention_places: tuple[str, ...] = option(
         ("fp3",), "where blocks are put, see FADenseConfig", group="study", common=True
     )
-    attention_heads: int = option(4, "heads of each block", group="study", common=True)
+    attention_heads: int = option(4, "heads of a factorized block", group="study", common=True)
+    softmax_heads: int = option(
+        1, "heads of a softmax block: one, as a non-local block has, as its time grows with them", group="study",
+        common=True,
+    )  # fmt: skip
     key_channels: int | None = option(64, "see FADenseConfig", group="study", common=True)
     key_gain: float = option(3.0, "factor on the first weights of the blocks' keys", group="study", common=True)
     query_gain: float = option(6.0, "the same for their queries, which start as the keys", group="study", common=True)
@@ -67,7 +71,7 @@ class OddOneOutOptions(OptionGroup):
             raise ValueError(f"--kinds {unknown[0]} is unknown; choose from {', '.join(KINDS)}.")
         check_positive(
             self, "num_canvases", "num_eval_canvases", "num_train_epochs", "learning_rate", "attention_heads",
-            "key_channels", "key_gain", "query_gain",
+            "softmax_heads", "key_channels", "key_gain", "query_gain",
         )  # fmt: skip
 
 
@@ -87,7 +91,8 @@ def put_blocks(source: Path, kind: str, options: OddOneOutOptions, folder: Path)
     backbone = {name: value for name, value in fields.pop("backbone_config").items() if name not in BLOCK_FIELDS}
     if kind != "none":
         fields |= {"attention_kind": kind, "attention_places": list(options.attention_places)}
-        fields |= {"attention_heads": options.attention_heads, "key_channels": options.key_channels}
+        heads = options.softmax_heads if kind == "softmax" else options.attention_heads
+        fields |= {"attention_heads": heads, "key_channels": options.key_channels}
     torch.manual_seed(0)
     model = FADenseForObjectDetection(FADenseConfig(backbone, **fields))
     missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
