@@ -1,7 +1,8 @@
 """Detectors of what is there once and what more often, with factorized blocks, softmax blocks, and none.
 
 All start from one detector of digits that has no blocks: blocks are put into it, which start as the identity, so that
-before training the kinds are one and the same function.
+before training the kinds are one and the same function. Blocks and heads alone train: backbone and pyramid know the
+digits, and would forget them, as a digit's kind says nothing about its class before the blocks work.
 """
 
 import json
@@ -31,6 +32,11 @@ SCORES = ("box_ap", "box_ap50")
 SETTINGS = "settings.json"
 NUM_DRAWN, CANVAS_PX = 32, 512
 """Canvases by which the values of new blocks are scaled, and their side."""
+TRAINING = (
+    "--freeze_backbone", "--freeze_pyramid", "--per_device_train_batch_size", 4, "--warmup_ratio", 0.3,
+    "--no-swap_colours", "--colour", 0,
+)  # fmt: skip
+"""Flags of every run. Colours stay: all digits have random ones."""
 RECEIPT = "receipt.json"
 """File that is written into a run's folder last: its CPU seconds and the highest resident memory of its process."""
 
@@ -157,7 +163,7 @@ def train(start: Path, seed: int, options: OddOneOutOptions, folder: Path) -> di
             "--task", "object-detection", "--set", "odd_one_out", "--model_name_or_path", start, "--seed", seed,
             "--num_canvases", options.num_canvases, "--num_eval_canvases", options.num_eval_canvases,
             "--num_train_epochs", options.num_train_epochs, "--learning_rate", options.learning_rate,
-            "--num_threads", 1, "--report_to", "none", "--output_dir", folder, *shlex.split(options.extra),
+            "--num_threads", 1, "--report_to", "none", "--output_dir", folder, *TRAINING, *shlex.split(options.extra),
         )  # fmt: skip
         command = [sys.executable, "-m", "fa_transformers.commands.finetune_dense", *map(str, flags)]
         if any(folder.glob("checkpoint-*")):

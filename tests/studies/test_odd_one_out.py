@@ -40,11 +40,12 @@ def test_all_kinds_start_as_the_detector_they_are_put_into(tmp_path):
         model = FADenseForObjectDetection.from_pretrained(tmp_path / kind).eval()
         assert model.config.places == ([] if kind == "none" else ["fp3", "fp5"])
         assert kind == "none" or model.config.attention_kind == kind
+        assert kind == "none" or model.config.attention_heads == {"factorized": 2, "softmax": 1}[kind]
         output = model(images)
         assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_boxes, expected.pred_boxes)
 
 
-def test_queries_and_keys_of_new_blocks_start_larger(tmp_path):
+def test_queries_of_new_blocks_start_as_their_keys_and_both_larger(tmp_path):
     write_detector(tmp_path / "digits", attention_places=[])
     blocks = []
     for key_gain, query_gain in ((1.0, 1.0), (3.0, 6.0)):
@@ -53,7 +54,7 @@ def test_queries_and_keys_of_new_blocks_start_larger(tmp_path):
         model = FADenseForObjectDetection.from_pretrained(tmp_path / f"start-{key_gain}")
         blocks.append(model.pyramid.attention_blocks["fp3"])
     torch.testing.assert_close(blocks[1].keys.weight, 3 * blocks[0].keys.weight)
-    torch.testing.assert_close(blocks[1].queries.weight, 6 * blocks[0].queries.weight)
+    torch.testing.assert_close(blocks[1].queries.weight, 6 * blocks[0].keys.weight)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
