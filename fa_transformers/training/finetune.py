@@ -34,6 +34,7 @@ from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat,
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
+from ..tables import counted
 from .adapters import BASE_FOLDER, add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
@@ -47,7 +48,7 @@ from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_memory
-from .recipes import Task, recipe_of
+from .recipes import STOCK_TEXT_LAYERS, Task, recipe_of
 from .recovery import (
     Recovery,
     describe_exchange,
@@ -134,7 +135,10 @@ def finetune(
     if full_recipe and not is_demo:
         named = f"--{data.sources[0]}" if data.sources else "`rows`"
         raise ValueError(f"--full_recipe is of the built-in demo data; {named} has its own flags.")
-    recipe = recipe_of(task, is_demo=is_demo, model_name_or_path=model.model_name_or_path or None, full=full_recipe)
+    recipe = recipe_of(
+        task, is_demo=is_demo, full=full_recipe, model_name_or_path=model.model_name_or_path or None,
+        num_train_epochs=loop.num_train_epochs or None, max_steps=loop.max_steps or None,
+    )  # fmt: skip
     data, model = resolve(data, recipe), resolve(model, recipe)
     loop, card = resolve(loop, recipe), resolve(card, recipe)
     check_run(data, model, loop, card, is_text=task == "text-classification")
@@ -259,6 +263,8 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
         return _with_images(FAViTForImageClassification(config), processor, options)
     is_stock = not isinstance(source.config, FactorizedConfig)
     if job.is_text:
+        if is_stock:
+            overrides = STOCK_TEXT_LAYERS | overrides
         if is_stock and "classifier_pooling" not in overrides and (pooling := read_pooling_of(source)):
             overrides["classifier_pooling"] = pooling
         length = options.max_length
@@ -437,6 +443,11 @@ def _announce(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{describe_processes(accelerator, job.loop.num_threads)}; {sampler.extent}"
     )
+    if short := job.loop.short_epochs:
+        accelerator.print(
+            f"in the first {counted(short, 'epoch')} documents are cut to {job.loop.short_length} tokens, which goes "
+            "faster; --short_epochs 0 trains on them whole"
+        )
     accelerator.print(_describe_memory(job, model, sampler, accelerator))
 
 

@@ -3,6 +3,7 @@
 Every default that is a matter of tuning stands here. A later table wins over an earlier one, a given value over all.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ Task = Literal["text-classification", "image-classification"]
 COMMON: dict[str, Any] = dict(
     per_device_eval_batch_size=16, gradient_accumulation_steps=1, num_train_epochs=3.0, max_steps=-1, weight_decay=0.01,
     max_grad_norm=1.0, lr_scheduler_type="linear", warmup_ratio=0.1, warmup_steps=0, seed=0,
-    short_epochs=0, short_length=512, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
+    short_epochs=0, short_length=128, eval_steps=0, save_steps=0, save_total_limit=2, early_stopping_patience=0,
     load_best_model_at_end=True, group_by_length=True, num_threads=0, report_to="tensorboard",
     logging_steps=10, output_dir=Path("outputs/finetuned"), license="unknown", language=None, mixed_precision=None,
     max_eval_samples=None,
@@ -28,9 +29,12 @@ TASKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # An image size of None is the one that the checkpoint's processor states.
 PRETRAINED_IMAGES: dict[str, Any] = dict(learning_rate=1e-4, image_size=None)
+# What stands in the place of a stock text checkpoint's softmax attention unless fields of it are given: of the parts
+# that were compared the window alone is the quickest to learn (docs/results/recipes.md).
+STOCK_TEXT_LAYERS: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic")
 DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
-        max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, learning_rate=1e-4, local_window=64,
+        max_tokens_per_batch=2048, num_train_epochs=2.2, short_epochs=2, short_length=512, learning_rate=1e-4, local_window=64,
         classifier_pooling="mean", position_embedding_type="periodic", mixed_precision="auto",
         license="apache-2.0", language="en",
     ),
@@ -39,18 +43,26 @@ DEMOS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 FULL_RECIPES: dict[str, dict[str, Any]] = {
-    "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),
+    "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),  # cut as the demo's
     "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip
 
 
-def recipe_of(task: str, *, is_demo: bool, model_name_or_path: str | None = None, full: bool = False) -> dict[str, Any]:
+def recipe_of(
+    task: str,
+    *,
+    is_demo: bool,
+    model_name_or_path: str | None = None,
+    full: bool = False,
+    num_train_epochs: float | None = None,
+    max_steps: int | None = None,
+) -> dict[str, Any]:
     """Return the value of every option that was not given, by name.
 
     Args:
         task: "text-classification" or "image-classification".
         is_demo: the data is the built-in demo's, for which everything was tuned.
-        model_name_or_path: what was given; None where nothing was.
+        model_name_or_path, num_train_epochs, max_steps: what was given; None where nothing was.
         full: the demo's long recipe.
 
     Raises:
@@ -61,4 +73,11 @@ def recipe_of(task: str, *, is_demo: bool, model_name_or_path: str | None = None
     recipe = COMMON | TASKS[task] | (DEMOS[task] if is_demo else {})
     if task == "image-classification" and model_name_or_path not in (None, "none"):
         recipe |= PRETRAINED_IMAGES | ({"image_size": recipe["image_size"]} if is_demo else {})  # digits need it
+    if task == "text-classification" and not is_demo and (max_steps is None or max_steps < 1):
+        recipe["short_epochs"] = _count_short_epochs(num_train_epochs or recipe["num_train_epochs"])
     return recipe | (FULL_RECIPES[task] if full else {})
+
+
+def _count_short_epochs(num_train_epochs: float) -> int:
+    """Return in how many first epochs texts are cut, which go faster: all but the last, which is of whole texts."""
+    return max(0, math.ceil(num_train_epochs) - 1) if math.isfinite(num_train_epochs) else 0
