@@ -1,6 +1,7 @@
 """Protects fine-tuning from Python: lists in, predictions out, results that are what the files say."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ import fa_transformers as fa
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.training.calls import describe_call, fill_options
 from fa_transformers.training.plan import mean_size
+from fa_transformers.training.recipes import recipe_of
 
 WORDS = ["red", "blue", "green", "one", "two", "three"]
 
@@ -56,7 +58,7 @@ def columns(num: int) -> dict[str, list]:
 
 
 def test_a_list_of_texts_and_labels_becomes_a_prediction(tiny_bert):
-    result = fa.finetune(columns(60), **options(tiny_bert, max_steps=60, eval_steps=60, learning_rate=1e-2))
+    result = fa.finetune(columns(60), **options(tiny_bert, max_steps=100, eval_steps=100, learning_rate=5e-3))
     classify = pipeline("text-classification", str(result.output_dir), trust_remote_code=True)
     assert [row["label"] for row in classify(["red one two", "blue two one"])] == ["red", "blue"]
 
@@ -207,3 +209,33 @@ def test_lengths_that_cannot_be_scored_are_refused_before_anything_is_read(tiny_
     with pytest.raises(ValueError, match="`report_lengths` is for text"):
         fa.finetune(images, task="image-classification", loop=loop)
     assert not Path("mine").exists()
+
+
+def test_texts_are_short_in_all_epochs_but_the_last_unless_steps_are_counted():
+    def short(**given) -> int:
+        return recipe_of("text-classification", is_demo=False, **given)["short_epochs"]
+
+    assert (short(), short(num_train_epochs=1.0), short(num_train_epochs=2.2), short(num_train_epochs=5)) == (
+        2,
+        0,
+        2,
+        4,
+    )
+    assert short(max_steps=200) == 0 == recipe_of("image-classification", is_demo=False)["short_epochs"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, (64, "periodic")), ({"local_window": 0}, (0, "periodic"))])
+def test_a_stock_text_checkpoint_gets_a_window_and_periodic_positions_unless_they_are_given(tiny_bert, given, expected):
+    """One of ours keeps the layers that it has."""
+    loop = fa.LoopOptions(use_cpu=True, num_threads=1, report_to="none", dry_run=True, output_dir="mine")
+
+    def layers(**model) -> tuple:
+        config = fa.finetune(columns(30), model=fa.ModelOptions(max_length=16, **model), loop=loop).model.config
+        return config.local_window, config.position_embedding_type
+
+    assert layers(model_name_or_path=str(tiny_bert), **given) == expected
+    stock = fa.load_factorized(str(tiny_bert), "AutoModelForSequenceClassification", num_labels=3)
+    stock.save_pretrained("ours")
+    shutil.copy(tiny_bert / "tokenizer.json", "ours")
+    shutil.copy(tiny_bert / "tokenizer_config.json", "ours")
+    assert layers(model_name_or_path="ours") == (0, "absolute")
