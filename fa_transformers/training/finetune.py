@@ -430,7 +430,7 @@ def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSou
         model.config,
         sampler.largest_batch(),
         accelerator,
-        num_trained=model.num_parameters(only_trainable=True),
+        trained=model,
         gradient_checkpointing=job.model.gradient_checkpointing,
         num_sharing=job.loop.sequence_parallel_size,
     )
