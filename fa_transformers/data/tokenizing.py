@@ -54,7 +54,8 @@ def check_tokenizer(
     if token is None or "pad" not in token.lower():
         raise ValueError(
             f"{source}: the tokenizer has no padding token, which batches of documents need: name one in its "
-            'tokenizer_config.json, such as "pad_token": "[PAD]", or train with --packing, which pads nothing.'
+            'tokenizer_config.json, such as "pad_token": "[PAD]", or, in fine-tuning, '
+            "train with --packing, which pads nothing."
         )
     logger.warning("%s: the tokenizer names no padding token: %r, the model's, is taken", source, token)
     tokenizer.pad_token = token

@@ -46,7 +46,7 @@ def _plan_stage(
             student.config,
             sampler.largest_batch(),
             accelerator,
-            num_trained=sum(weight.numel() for weight in stage.objective.parameters() if weight.requires_grad),
+            trained=stage.objective,
             beside=sum(weight.numel() * weight.element_size() for weight in teacher.parameters()),
         )
     return make_plan(

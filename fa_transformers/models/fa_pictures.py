@@ -12,17 +12,28 @@ except ImportError:  # the image processors say so when they are made
 
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of pictures with more than 8 bits, which its conversion to RGB cuts at 255."""
+ORIENTATION = 0x0112
+"""Number of the EXIF tag that says how a picture is turned; 1 is upright."""
+STRIP_NUMBERS = 2**17
+"""Numbers of a large picture that are made at once: they stay in a core's cache from Pillow's bytes to the last sum,
+and these bytes take memory that is used again, not new pages of the system's."""
 
 
 def to_picture(image: Any) -> Any:
-    """Return an image as an upright Pillow picture in RGB; ValueError if it can't be one without loss."""
+    """Return an image as an upright Pillow picture in RGB; ValueError if it can't be one without loss.
+
+    It is the image itself where that is one already, not to be changed.
+    """
     if isinstance(image, Image.Image):
         if image.mode in DEEP_MODES:
             raise ValueError(
                 f"An image of mode {image.mode!r} has more than 8 bits a value: scale it to 0 to 255 and convert it "
                 "first."
             )
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image.load()  # some files have their tags behind the pixels
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
     values = torch.as_tensor(image) if not isinstance(image, (str, bytes)) else None
     if values is None or values.dtype != torch.uint8 or values.dim() not in (2, 3):
         raise ValueError(
@@ -37,7 +48,7 @@ def to_picture(image: Any) -> Any:
     height, width, channels = values.shape
     if channels != 3 or not height or not width:
         raise ValueError(f"An image must have 3 channels and pixels, got {tuple(values.shape)}.")
-    return Image.frombytes("RGB", (width, height), values.contiguous().cpu().numpy().tobytes())
+    return Image.frombytes("RGB", (width, height), values.contiguous().cpu().numpy().data.cast("B"))
 
 
 def to_values(
@@ -65,15 +76,19 @@ def to_values(
     height, width = size
     if (picture.height, picture.width) != size:
         picture = picture.resize((width, height), resample=Image.Resampling(resample))
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(height, width, 3)
     out = torch.empty(height, width, 3) if out is None else out
-    out.copy_(pixels)
-    # (value · scale - mean) / std as a product and a sum, over rows: three channels alone are too short to be fast.
+    # (value · scale - mean) / std as a product and a sum, over rows: three channels alone are too short to be fast. In
+    # strips, as reading and writing a large picture whole takes several times as long as the arithmetic.
     middle = per_channel("image_mean", [0.0] if mean is None else mean)
     deviation = per_channel("image_std", [1.0] if std is None else std)
     factor = [(1.0 if scale is None else scale) / one for one in deviation]
     shift = [-one / other for one, other in zip(middle, deviation, strict=True)]
-    out.view(height, 3 * width).mul_(torch.tensor(factor).repeat(width)).add_(torch.tensor(shift).repeat(width))
+    factors, shifts = torch.tensor(factor).repeat(width), torch.tensor(shift).repeat(width)
+    rows = max(STRIP_NUMBERS // (3 * width), 1)
+    for top, values in zip(range(0, height, rows), out.view(height, 3 * width).split(rows), strict=True):
+        strip = picture.crop((0, top, width, top + len(values))) if rows < height else picture
+        pixels = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8)
+        values.copy_(pixels.view_as(values)).mul_(factors).add_(shifts)
     return out.permute(2, 0, 1)
 
 

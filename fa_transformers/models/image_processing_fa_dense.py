@@ -118,12 +118,13 @@ class FADenseImageProcessor(BaseImageProcessor):
                 f"Images of a batch have different sizes {sizes}: set `do_pad`, or process them one by one."
             )
         height, width = (max(side) for side in zip(*sizes, strict=True))
-        pixel_values = torch.zeros(len(pictures), height, width, 3)  # channels side by side, as pictures have them
-        for picture, values, (rows, columns) in zip(pictures, pixel_values, sizes, strict=True):
+        # Channels side by side, as pictures have them. What is written anyway isn't set to 0 before.
+        pixel_values = torch.empty(len(pictures), height, width, 3)
+        pixel_mask = torch.ones(len(pictures), height, width, dtype=torch.bool)
+        for picture, values, mask, (rows, columns) in zip(pictures, pixel_values, pixel_mask, sizes, strict=True):
             self._write(picture, values[:rows, :columns])
-        pixel_mask = torch.zeros(len(pictures), height, width, dtype=torch.bool)
-        for mask, (rows, columns) in zip(pixel_mask, sizes, strict=True):
-            mask[:rows, :columns] = True
+            for tensor in (values, mask):
+                tensor[rows:], tensor[:rows, columns:] = 0, 0
         data = {"pixel_values": pixel_values.permute(0, 3, 1, 2), "pixel_mask": pixel_mask}
         batch = BatchFeature(data, tensor_type=return_tensors)
         if annotations is not None:

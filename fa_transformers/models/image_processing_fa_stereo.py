@@ -56,7 +56,7 @@ class FAStereoImageProcessor(BaseImageProcessor):
             return_tensors: as in transformers, "pt" for torch.
 
         Returns:
-            `pixel_values` float32 [pairs, 2, 3, H, W] and `pixel_mask` int64 [pairs, H, W], 1 on the pair.
+            `pixel_values` float32 [pairs, 2, 3, H, W] and `pixel_mask` bool [pairs, H, W], true on the pair.
 
         Raises:
             ValueError: the images are no pairs, the two of a pair differ in size, an image can't be read, or
@@ -66,10 +66,10 @@ class FAStereoImageProcessor(BaseImageProcessor):
         pairs = [self._prepare(pair, number, scale) for number, pair in enumerate(_as_pairs(images), start=1)]
         height, width = (max(pair.shape[axis] for pair in pairs) for axis in (2, 3))
         pixel_values = np.zeros((len(pairs), 2, 3, height, width), np.float32)
-        pixel_mask = np.zeros((len(pairs), height, width), np.int64)
+        pixel_mask = np.zeros((len(pairs), height, width), bool)
         for index, pair in enumerate(pairs):
             pixel_values[index, :, :, : pair.shape[2], : pair.shape[3]] = pair
-            pixel_mask[index, : pair.shape[2], : pair.shape[3]] = 1
+            pixel_mask[index, : pair.shape[2], : pair.shape[3]] = True
         return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
 
     def _prepare(self, pair, number: int, scale: float):

@@ -8,7 +8,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import ResNetBackbone
 from transformers.modeling_outputs import BackboneOutput
 
@@ -40,7 +40,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 def is_local(network: nn.Module) -> bool:
     """Return True where a part of a map can be computed alone: no gradients are recorded, no norm has statistics of the
-    map that it is given, and no hook waits for a whole one."""
+    map that it is given, and no hook, nor a method in place of a layer's own, waits for a whole one."""
     if torch.is_grad_enabled() or is_tracing():
         return False
     return not any(
@@ -49,6 +49,7 @@ def is_local(network: nn.Module) -> bool:
         or (isinstance(module, nn.BatchNorm2d) and module.running_mean is None)
         or module._forward_hooks
         or module._forward_pre_hooks
+        or "forward" in vars(module)
         for module in network.modules()
     )
 
@@ -73,15 +74,22 @@ def in_strips(layer: nn.Module, x: Tensor, stride: int) -> Tensor:
 def fold_norms(layer: nn.Module) -> nn.Module:
     """Return a copy of the stem or a residual layer whose convolutions do what their batch norms do in evaluation.
 
-    Its rectifiers work in place, as nothing reads again what they are given.
+    Its rectifiers work in place, as nothing reads again what they are given. What isn't changed is the layer's own, and
+    not copied: a copy in depth would take longer than the convolutions of a small strip.
     """
-    layer = copy.deepcopy(layer)
-    for module in layer.modules():
-        convolution, norm = (getattr(module, name, None) for name in ("convolution", "normalization"))
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            module.convolution, module.normalization = fuse_conv_bn_eval(convolution, norm), nn.Identity()
-        if isinstance(module, nn.ReLU):
-            module.inplace = True
+    layer = copy.copy(layer)
+    layer._modules = {name: None if child is None else fold_norms(child) for name, child in layer._modules.items()}
+    convolution, norm = (layer._modules.get(name) for name in ("convolution", "normalization"))
+    if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None  # `is_local` says so
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        )
+        convolution._parameters = {"weight": weight, "bias": bias}  # of the copy that it is by now
+        layer._modules["normalization"] = nn.Identity()
+    if isinstance(layer, nn.ReLU):
+        layer.inplace = True
     return layer
 
 

@@ -163,6 +163,16 @@ class FAViTBackbone(BackboneMixin, FAViTModel):
     def __init__(self, config: FAViTConfig):
         super().__init__(config, add_pooling_layer=False)
         self.num_features = [config.hidden_size] * len(config.stage_names)
+        self._freeze_unread()
+
+    def _freeze_unread(self) -> None:
+        """Freeze the last norm where no map passes it: several processes would wait for a gradient of it."""
+        if not self.config.apply_layernorm:
+            self.layernorm.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        self._freeze_unread()  # again, as loading made new parameters
+        return super().train(mode)
 
     @property
     def out_features(self):

@@ -42,7 +42,8 @@ def load_classifier(
     if not isinstance(source.config, FactorizedConfig):
         raise SourceError(
             f"{name} is a stock {model_type} model with softmax attention: convert it first (fa-transformers convert "
-            f"{name} OUTPUT_DIR), and fine-tune what comes out, or fine-tune it at once with --model_name_or_path"
+            f"{name} OUTPUT_DIR), and fine-tune what comes out, or fine-tune it at once "
+            f"(fa-transformers finetune --model_name_or_path {name})"
         )
     head = next((head for head in HEADS if source.architecture.endswith(head)), None)
     if head is None:

@@ -181,8 +181,9 @@ def chained(digest: str, row: SourceRow) -> str:
 class LabelReader:
     """True labels of rows in the model's numbers; `num_unknown` counts labels that the model doesn't know.
 
-    The first labels say what all are: names of the classes; whole numbers from 0 on, where no class is called by a
-    whole number; of several labels lists of either, or rows with a zero or a one for each class.
+    The first labels say what all are: names of the classes; whole numbers from 0 on, the places of the classes in the
+    model's list, where none of them is the name of a class, and where no class is called by a whole number or all are
+    such places; of several labels lists of either, or rows with a zero or a one for each class.
 
     Args:
         predictor: whose model's classes the labels name.
@@ -198,6 +199,8 @@ class LabelReader:
             separator,
             is_whole=names is not None and all(as_whole(name) is not None for name in names),
             takes_decimals=True,
+            number_needed="which the model gives",
+            way_out="",
             origin=("the model's classes, which are", "mend the row"),
         )
         labels = [label for label in map(scheme.clean, first) if not scheme.is_missing(label)]
@@ -219,15 +222,27 @@ class LabelReader:
 
 
 def _meaning_of(labels: Sequence[Any], scheme: LabelScheme) -> LabelScheme:
-    """Return the scheme by what the labels of a table look like, as training decides with `--label_names`."""
+    """Return the scheme by what the labels of a table look like, as training decides with `--label_names`.
+
+    A whole number may be the name of a class and a place in the list of names. It is a name where any of the labels is
+    one, and a place where none is; unknown labels are told which of the two was decided.
+    """
     names = scheme.names or ()
     if scheme.is_multi_label:
         length, has_twice = indicator_of(labels)
         if length == len(names) and (has_twice or set(names) != {"0", "1"}):
             return replace(scheme, is_indicator=True)
     values = [value for label in labels for value in (label if isinstance(label, list) else [label])]
-    is_numbered = bool(values) and all(as_whole(value) is not None for value in values)
-    if not is_numbered or any(as_whole(name) is not None for name in names):
+    wholes = [as_whole(value) for value in values]
+    if not values or None in wholes:
         return scheme
-    logger.warning("the labels are whole numbers, and no class is called by one: 0 is %s", cut(names[0]))
-    return replace(scheme, is_position=True)
+    source, advice = scheme.origin
+    called = [name for name in names if as_whole(name) is not None]
+    by_name = [str(whole) for whole in wholes if str(whole) in names]
+    if by_name or (called and not all(0 <= whole < len(names) for whole in wholes if whole is not None)):
+        reason = f"as {cut(by_name[0])} is one" if by_name else "as there are classes that are called by numbers"
+        return replace(scheme, origin=(source, f"the labels were read as names of classes, {reason}, not as places"))
+    logger.warning("the labels are whole numbers, none of them the name of a class: as places, 0 is %s", cut(names[0]))
+    return replace(
+        scheme, is_position=True, origin=(source, f"the labels were read as places, none is a name; {advice}")
+    )

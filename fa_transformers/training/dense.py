@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
@@ -221,7 +222,8 @@ def _build_network(
         folder = Path(options.model_name_or_path)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"--model_name_or_path {folder}: there is no model folder of that name")
-        model = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, **labels)
+        # Float32 whatever the folder's type: in half precision an optimizer's small steps are rounded away.
+        model = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, dtype=torch.float32, **labels)
         _redraw_classes(model, folder)
         return model, FADenseImageProcessor.from_pretrained(folder, **size)
     if options.backbone_name_or_path is not None:

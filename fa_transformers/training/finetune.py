@@ -1,7 +1,7 @@
 """Fine-tuning of a factorized encoder: data in, a scored model in a folder that is ready to publish out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts, describe_cut, describe_shape
 from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
 from .data_digests import digest_data, digest_once
-from .job import FinetuneJob, FinetuneResult, Fitted
+from .job import Built, FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
@@ -232,22 +232,6 @@ def _fit_at_low_resolution(
     return fit(small, source, data, accelerator, folder, log_after(steps_before, accelerator, name))
 
 
-@dataclass(frozen=True)
-class Built:
-    """A model to train, its processor, and what follows from the two.
-
-    `num_tokens`: the longest document in tokens, or the patches of a square image; `source`: the checkpoint, None where
-    all weights are new; `mixers_are_new`: the checkpoint is a stock one, which has no weights for them.
-    """
-
-    model: PreTrainedModel
-    processor: Any
-    num_tokens: int
-    image_size: int | None
-    source: CheckpointSource | None = None
-    mixers_are_new: bool = False
-
-
 def build_model(job: FinetuneJob, source: CheckpointSource | None, data: LabelledData) -> Built:
     """Build the model with a head for the data's labels, and its tokenizer or image processor.
 
@@ -310,8 +294,8 @@ def fit(
     built, recovery = _begin(job, source, data, accelerator, output_dir)
     model, adapted = built.model, None
     recovered: dict[str, Any] = {}
-    if built.source is not None and recovery.steps:
-        recovered = recover(job, recovery, model, built.source, built.processor, data, accelerator, output_dir)
+    if recovery.steps:
+        recovered = recover(job, recovery, built, data, accelerator, output_dir)
         model.config.recovery = "transferred"
     if recovery.resume:  # the loop below has no checkpoint yet
         loop = replace(loop, resume_from_checkpoint=None)
@@ -364,9 +348,9 @@ def _begin(
     """Build the model, plan its attention transfer, and print what was replaced in a stock checkpoint."""
     set_seed(job.loop.seed)
     built = build_model(job, source, data)
-    recovery = plan_recovery(job, built.model, built.mixers_are_new, data, output_dir)
-    if built.source is not None and built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(job, built.source, built.model, data, recovery.steps)}\n")
+    recovery = plan_recovery(job, built, data, output_dir)
+    if built.mixers_are_new:
+        accelerator.print(f"{describe_exchange(job, built, data, recovery.steps)}\n")
     return built, recovery
 
 
@@ -387,8 +371,8 @@ def _plan(
     built, recovery = _begin(job, source, data, accelerator, output_dir)
     model, location, num_added = built.model, built.model.name_or_path, 0
     transfer: tuple[float | None, float] = (None, 0.0)
-    if built.source is not None and recovery.steps:
-        transfer = time_transfer(job, recovery, model, built.source, built.processor, data, accelerator)
+    if recovery.steps:
+        transfer = time_transfer(job, recovery, built, data, accelerator)
     adapted = None
     if job.model.lora_rank:
         num_added = 0 if location else model.num_parameters()  # of the base that the adapter names
@@ -457,7 +441,7 @@ def _describe_memory(job: FinetuneJob, model: PreTrainedModel, sampler: BatchSou
         model.config,
         sampler.largest_batch(),
         accelerator,
-        num_trained=model.num_parameters(only_trainable=True),
+        trained=model,
         gradient_checkpointing=job.model.gradient_checkpointing,
         num_sharing=job.loop.sequence_parallel_size,
     )

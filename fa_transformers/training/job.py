@@ -35,6 +35,22 @@ class FinetuneJob:
 
 
 @dataclass(frozen=True)
+class Built:
+    """A model to train, its processor, and what follows from the two.
+
+    `num_tokens`: the longest document in tokens, or the patches of a square image; `source`: the checkpoint, None where
+    all weights are new; `mixers_are_new`: the checkpoint is a stock one, which has no weights for them.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    num_tokens: int
+    image_size: int | None
+    source: CheckpointSource | None = None
+    mixers_are_new: bool = False
+
+
+@dataclass(frozen=True)
 class Fitted:
     """One trained model, the checkpoint that it started from (None: fresh weights), and what was measured on it.
 

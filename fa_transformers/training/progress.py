@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -130,17 +131,19 @@ def describe_memory(
     largest_batch: tuple[int, int],
     accelerator: Accelerator,
     *,
-    num_trained: int,
+    trained: nn.Module,
     gradient_checkpointing: bool = False,
     num_sharing: int = 1,
     beside: int = 0,
 ) -> str:
     """Return a sentence on the memory that a step on the largest batch may take.
 
+    Where adapters or some layers alone train, it says that activations are counted as if all did.
+
     Args:
         config: of the model that trains.
         largest_batch: its examples, and the tokens that they are padded to.
-        num_trained: parameters that train.
+        trained: what trains, of whose parameters some may be frozen.
         num_sharing: processes that share the tokens of a batch.
         beside: bytes of weights that are held beside the model's, such as a teacher's.
     """
@@ -150,14 +153,16 @@ def describe_memory(
         -(-longest // num_sharing),
         batch_size=num_examples,
         training=True,
-        num_trained=num_trained,
+        num_trained=sum(weight.numel() for weight in trained.parameters() if weight.requires_grad),
         gradient_checkpointing=gradient_checkpointing,
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
+    is_partial = not all(weight.requires_grad for weight in trained.parameters())
+    counted_as = "; activations are counted as if all parameters trained, which is an upper end" if is_partial else ""
     estimate = replace(estimate, weights=estimate.weights + beside)
     peak = describe_peak(estimate, accelerator.device, returns_freed=gradient_checkpointing)
-    return f"{peak}; the largest batch has {counted(num_examples * longest, 'token')}"
+    return f"{peak}{counted_as}; the largest batch has {counted(num_examples * longest, 'token')}"
 
 
 class ProgressMeter:
@@ -225,7 +230,7 @@ class ProgressMeter:
         """
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate or --head_learning_rate, raise "
+                f"The loss is {loss} at step {self.state.step}. Lower --learning_rate, raise "
                 "--warmup_ratio, or train without --mixed_precision; checkpoints before this step are sound."
             )
         mean = self.state.mean_loss

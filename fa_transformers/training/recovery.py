@@ -8,9 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
-from ..conversion.source import CheckpointSource
 from ..conversion.teacher import load_teacher
 from ..data.batching import BatchSource
 from ..data.collators import TextCollator
@@ -23,7 +22,7 @@ from ..options import LoopOptions
 from .attention_transfer import AttentionTransfer, evaluate_objective
 from .checkpointing import delete_checkpoint, list_checkpoints
 from .data_digests import digest_data, digest_once
-from .job import FinetuneJob
+from .job import Built, FinetuneJob
 from .loaders import build_loaders
 from .loop import plan_steps, run_training
 from .optimizer import build_optimizer, group_by_rates
@@ -59,15 +58,12 @@ class Recovery:
     is_done: bool = False
 
 
-def plan_recovery(
-    job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data: LabelledData, folder: Path
-) -> Recovery:
+def plan_recovery(job: FinetuneJob, built: Built, data: LabelledData, folder: Path) -> Recovery:
     """Return the attention transfer that a run begins with.
 
     Args:
         job: the run.
-        model: the model with the replaced layers.
-        is_stock: the checkpoint had softmax attention in them.
+        built: the model with the replaced layers, and the checkpoint that it was made from.
         data: the data to fine-tune on.
         folder: the run's output folder.
 
@@ -78,7 +74,7 @@ def plan_recovery(
     steps = job.loop.recovery_steps
     if not steps:
         return Recovery(0)
-    if (reason := _why_useless(job, model, is_stock, data)) is not None:
+    if (reason := _why_useless(job, built, data)) is not None:
         raise ValueError(f"--recovery_steps {steps} {reason}.")
     resume = job.loop.resume_from_checkpoint
     if resume is None:
@@ -89,14 +85,14 @@ def plan_recovery(
     return Recovery(steps, is_done=True)
 
 
-def _why_useless(job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data: LabelledData) -> str | None:
+def _why_useless(job: FinetuneJob, built: Built, data: LabelledData) -> str | None:
     """Return why an attention transfer has no use, as the end of a sentence; None where it has one."""
     has_parameters = any(
-        True for module in model.modules() if isinstance(module, FactorizedMixer) for _ in module.parameters()
+        True for module in built.model.modules() if isinstance(module, FactorizedMixer) for _ in module.parameters()
     )
     reasons = {
         "is for text; images are fine-tuned at once": not job.is_text,
-        "is for checkpoints with softmax attention, and this one has none to learn from": not is_stock,
+        "is for checkpoints with softmax attention, and this one has none to learn from": not built.mixers_are_new,
         "needs layers with something to train: give --local_window, --local_kernel_size, --key_feature_size or "
         "--learned_temperatures": not has_parameters,
         "needs documents that are there before training; leave out --streaming": data.stream is not None,
@@ -107,14 +103,12 @@ def _why_useless(job: FinetuneJob, model: PreTrainedModel, is_stock: bool, data:
 def recover(
     job: FinetuneJob,
     recovery: Recovery,
-    model: PreTrainedModel,
-    source: CheckpointSource,
-    tokenizer: PreTrainedTokenizerBase,
+    built: Built,
     data: LabelledData,
     accelerator: Accelerator,
     folder: Path,
 ) -> dict[str, Any]:
-    """Let the model's mixers learn the attention outputs of `source` on the documents, and return what it came to.
+    """Let the model's mixers learn its checkpoint's attention outputs on the documents, and return what it came to.
 
     The documents are cut into pieces that the checkpoint can read; those of the validation split say how far the layers
     are from it: `error_before` and `error_after` are means over them of `relative_error`, where 1 is what a constant
@@ -126,7 +120,7 @@ def recover(
     path = folder / FOLDER / FIGURES_FILE
     if recovery.is_done:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    transfer = _set_up(job, recovery, model, source, tokenizer, data, accelerator)
+    transfer = _set_up(job, recovery, built, data, accelerator)
     loop, loaders, sampler, objective = transfer.loop, transfer.loaders, transfer.sampler, transfer.objective
 
     def evaluate(objective: nn.Module) -> dict:
@@ -144,7 +138,7 @@ def recover(
     )  # fmt: skip
     after = evaluate(trained)
     accelerator.free_memory()
-    model.requires_grad_(True)
+    built.model.requires_grad_(True)
     figures = {
         "steps": state.step,
         "seconds": round(state.seconds, 1),
@@ -168,13 +162,7 @@ def forget_transfer(folder: Path) -> None:
 
 
 def time_transfer(
-    job: FinetuneJob,
-    recovery: Recovery,
-    model: PreTrainedModel,
-    source: CheckpointSource,
-    tokenizer: PreTrainedTokenizerBase,
-    data: LabelledData,
-    accelerator: Accelerator,
+    job: FinetuneJob, recovery: Recovery, built: Built, data: LabelledData, accelerator: Accelerator
 ) -> tuple[float | None, float]:
     """Return the estimated seconds of what `recover` would do with the same arguments, from a few of its batches, and
     the MiB of the checkpoint that it leaves until the run ends.
@@ -186,13 +174,13 @@ def time_transfer(
     """
     if recovery.is_done:
         return None, 0.0
-    transfer = _set_up(job, recovery, model, source, tokenizer, data, accelerator)
+    transfer = _set_up(job, recovery, built, data, accelerator)
     seconds, _ = estimate_seconds(
         transfer.loop, transfer.objective, transfer.pieces["train"], transfer.collate, transfer.loaders["train"],
         transfer.sampler, accelerator, recovery.steps,
     )  # fmt: skip
     mib = checkpoint_mib(transfer.objective)
-    model.requires_grad_(True)
+    built.model.requires_grad_(True)
     return seconds, mib
 
 
@@ -209,15 +197,11 @@ class _Transfer:
 
 
 def _set_up(
-    job: FinetuneJob,
-    recovery: Recovery,
-    model: PreTrainedModel,
-    source: CheckpointSource,
-    tokenizer: PreTrainedTokenizerBase,
-    data: LabelledData,
-    accelerator: Accelerator,
+    job: FinetuneJob, recovery: Recovery, built: Built, data: LabelledData, accelerator: Accelerator
 ) -> _Transfer:
-    teacher = load_teacher(source, "AutoModel", model.base_model)
+    assert built.source is not None  # else there is nothing to learn from, which `plan_recovery` refuses
+    encoder, tokenizer = built.model.base_model, built.processor
+    teacher = load_teacher(built.source, "AutoModel", encoder)
     length = min(LONGEST_PIECE, job.model.max_length, _longest_input(teacher.config))
     with accelerator.main_process_first():
         pieces = {
@@ -232,30 +216,30 @@ def _set_up(
     )  # fmt: skip
     collate = TextCollator(tokenizer)
     loaders, sampler = build_loaders(loop, pieces, collate, accelerator)
-    objective = AttentionTransfer(model.base_model, teacher.to(accelerator.device)).to(accelerator.device)
+    objective = AttentionTransfer(encoder, teacher.to(accelerator.device)).to(accelerator.device)
     return _Transfer(loop, pieces, collate, loaders, sampler, objective)
 
 
-def describe_exchange(
-    job: FinetuneJob, source: CheckpointSource, model: PreTrainedModel, data: LabelledData, steps: int
-) -> str:
+def describe_exchange(job: FinetuneJob, built: Built, data: LabelledData, steps: int) -> str:
     """Return two lines on what stands in the place of a checkpoint's softmax attention, and what that costs."""
+    assert built.source is not None  # whose attention it is
+    name = built.source.name
     if steps:
         cost = (
             f"first {steps:,} steps of attention transfer on your documents (--recovery_steps), so that the new layers "
-            f"come nearer to what {source.name} was trained with; then the fine-tuning begins"
+            f"come nearer to what {name} was trained with; then the fine-tuning begins"
         )
     else:
         ways = ["distillation before"]
-        if _why_useless(job, model, True, data) is None:
+        if _why_useless(job, built, data) is None:
             ways.insert(0, "--recovery_steps 300")
         elif job.is_text and data.stream is None:
             ways.insert(0, "--local_window 64 with --recovery_steps 300")
         cost = (
-            f"the new layers give something else than {source.name} was trained with, and fine-tuning has to make up "
+            f"the new layers give something else than {name} was trained with, and fine-tuning has to make up "
             f"for it: {' or '.join(ways)} makes the difference smaller"
         )
-    return f"replaced: {describe_replacement(model)}\ncost: {cost}."
+    return f"replaced: {describe_replacement(built.model)}\ncost: {cost}."
 
 
 def describe_recovery(config: PretrainedConfig, is_stock: bool, steps: int) -> str | None:

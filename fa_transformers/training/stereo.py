@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -140,7 +141,8 @@ def build_network(options: StereoModelOptions) -> tuple[FAStereoForDepthEstimati
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"--model_name_or_path {folder}: there is no model folder of that name")
     return (
-        FAStereoForDepthEstimation.from_pretrained(folder),
+        # Float32 whatever the folder's type: in half precision an optimizer's small steps are rounded away.
+        FAStereoForDepthEstimation.from_pretrained(folder, dtype=torch.float32),
         FAStereoImageProcessor.from_pretrained(folder, **scale),
     )
 

@@ -1,8 +1,12 @@
 """Protects command lines made from dataclasses: types, groups, mistakes that name what was meant, an answer at once."""
 
+import ast
+import importlib
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,11 +17,19 @@ from accelerate.state import AcceleratorState
 from repository import ROOT, SCRIPTS
 
 from fa_transformers import commands
+from fa_transformers.commands import COMMANDS
 from fa_transformers.commands.flags import FlagParser, describe_command, mistakes_in_one_line, script_parser
 from fa_transformers.conversion.json_file import SourceError
 from fa_transformers.options import UNSET, LoopOptions, OptionGroup, Scheduler, option, resolve
 from fa_transformers.training.checkpointing import CheckpointError
 
+PARTS = {
+    "prediction/*": {"predict"}, "training/recovery": {"finetune"}, "training/finetune": {"finetune"},
+    "training/dense*": {"finetune_dense"}, "training/stereo*": {"finetune_stereo"}, "distillation/*": {"distill"},
+    "conversion/*": {"convert", "finetune", "distill"}, "hub/p*": {"push", "finetune", "distill", "check"},
+    "training/progress": {"finetune"}, "data/readers/labels": {"finetune"}, "hub/folder_lock": {"predict"},
+}  # fmt: skip
+"""Modules of the package, and the commands that print their messages."""
 TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks
 
 
@@ -230,3 +242,34 @@ def test_no_error_shows_a_token(monkeypatch, capsys):
         sys.excepthook(type(error), error, error.__traceback__)
     shown = capsys.readouterr().err
     assert shown.splitlines()[-1] == "KeyError: 'hidden-token'" and "a-token-of" not in shown
+
+
+def flags_of(command: str, capsys) -> set[str]:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"fa_transformers.commands.{command}").parse(["--help-all"])
+    return set(re.findall(r"^ +(?:-h, )?--(\w+)", capsys.readouterr().out, re.MULTILINE))
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """Return a module's strings without docstrings, arguments of programs, and commands that are named as a whole."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in alone:
+            continue
+        if not re.fullmatch(r"--[\w-]+", node.value):
+            yield re.sub(r"(pip install|fa-transformers \w+)[^)`;,]*", "", node.value)
+
+
+def test_messages_name_flags_that_their_command_has(capsys):
+    """Flags of another command are named with it."""
+    known = {command: flags_of(command, capsys) for command in COMMANDS}
+    assert all(known.values())
+    of_python = {"sequence_parallel_size"}  # an option that the loop's dataclass has for all kinds of networks
+    for pattern, commands_of_part in PARTS.items():
+        allowed = set.union(*(known[command] for command in commands_of_part)) | of_python
+        paths = list((ROOT / "fa_transformers").glob(f"{pattern}.py"))
+        assert paths, pattern
+        for path in paths:
+            named = {flag for text in texts_of(path) for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", text)}
+            assert named <= allowed, f"{path.name} names {named - allowed}"

@@ -15,6 +15,7 @@ from fa_transformers.models import (
     FADenseImageProcessor,
     FAStereoImageProcessor,
     FAViTImageProcessor,
+    fa_pictures,
 )
 from fa_transformers.models.fa_rle import decode_mask, encode_mask, tight_boxes
 from fa_transformers.models.modeling_fa_dense import FADenseOutput
@@ -70,6 +71,19 @@ def test_values_are_rescaled_and_normalised(kept):
         assert ((inside - (product + shift)).abs() <= bound * 1.01).all()
 
 
+@pytest.mark.parametrize("rows", [1, 4, 13, 50])
+def test_strips_of_a_picture_have_the_values_of_the_formula_to_the_last_bit(rows, monkeypatch):
+    monkeypatch.setattr(fa_pictures, "STRIP_NUMBERS", 3 * 7 * rows)
+    images = [draw(13, 7), draw(9, 12)]
+    before = [image.tobytes() for image in images]
+    batch = FADenseImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[1.0, 2.0, 0.25])(images)["pixel_values"]
+    factors, shifts = torch.tensor([1 / 255, 1 / 510, 4 / 255]), torch.tensor([-0.1, -0.1, -1.2])
+    for values, image, pixels in zip(batch, images, before, strict=True):
+        values = values[:, : image.height, : image.width].permute(1, 2, 0)
+        whole = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(values.shape)
+        assert torch.equal(values, whole.float() * factors + shifts) and image.tobytes() == pixels
+
+
 @pytest.mark.parametrize("processor", [FADenseImageProcessor, FAViTImageProcessor, FAStereoImageProcessor])
 def test_one_mean_and_deviation_hold_for_all_channels_and_a_deviation_of_0_is_named(processor):
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
@@ -98,6 +112,13 @@ def test_a_batch_is_padded_on_the_right_and_bottom():
         assert not batch["pixel_values"][index, :, batch["pixel_mask"][index] == 0].any()
     with pytest.raises(ValueError, match="`do_pad`"):
         FADenseImageProcessor(do_pad=False)(images)
+
+
+def test_masks_of_both_processors_are_of_truth_values():
+    image = draw(32, 48)
+    for processor, images in ((FADenseImageProcessor(), image), (FAStereoImageProcessor(), (image, image))):
+        assert processor(images, return_tensors="pt")["pixel_mask"].dtype == torch.bool
+        assert processor(images, return_tensors="np")["pixel_mask"].dtype == bool
 
 
 def test_every_kind_of_image_gives_the_same_pixels():

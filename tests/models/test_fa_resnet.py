@@ -2,6 +2,8 @@
 and lives in transformers' own heads.
 """
 
+import copy
+
 import pytest
 import torch
 from tiny_models import EXACT, as_float64, image_inputs, randomize, rewrite_config
@@ -135,6 +137,22 @@ def test_strips_of_a_large_map_give_what_it_gives_at_once(fields, height, rows, 
         torch.testing.assert_close(one, other, **EXACT)
 
 
+def test_strips_follow_the_weights_and_leave_the_network_as_it_is(monkeypatch):
+    monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
+    model = trained(FAResNetBackbone(FAResNetConfig(**SMALL))).double()
+    before, parts = copy.deepcopy(model.state_dict()), [repr(module) for module in model.modules()]
+    inputs = as_float64(image_inputs(256, 9))
+    with torch.no_grad():
+        first = model(**inputs).feature_maps[0]
+        assert [repr(module) for module in model.modules()] == parts
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+        model.embedder.embedder.normalization.weight.zero_()
+        changed = model(**inputs).feature_maps[0]
+        monkeypatch.undo()
+        torch.testing.assert_close(changed, model(**inputs).feature_maps[0], **EXACT)
+    assert not torch.equal(changed, first)
+
+
 def test_maps_whose_gradients_or_statistics_are_wanted_are_computed_at_once(rows, monkeypatch):
     monkeypatch.setattr(modeling_fa_resnet, "STRIP_NUMBERS", 1)
     inputs = image_inputs(256, 9)
@@ -152,6 +170,13 @@ def test_maps_whose_gradients_or_statistics_are_wanted_are_computed_at_once(rows
         with torch.set_grad_enabled(needs_gradients):
             model(**inputs)
         assert rows == [256] and heights == [64] * has_hook
+    model = FAResNetBackbone(FAResNetConfig(**SMALL)).eval()
+    convolution = model.embedder.embedder.convolution
+    convolution.forward = convolution.forward  # as libraries do that move weights in and out
+    rows.clear()
+    with torch.no_grad():
+        model(**inputs)
+    assert rows == [256]
 
 
 def test_attention_kind_chooses_the_block():

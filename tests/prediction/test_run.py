@@ -3,21 +3,24 @@
 import csv
 import errno
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from tiny_predictors import NUMBER, SEVERAL, make_texts, write_image_model, write_text_model
+from tiny_predictors import NUMBER, SEVERAL, SINGLE, make_texts, write_image_model, write_text_model
 
 from fa_transformers.data.readers.tables import DataError
 from fa_transformers.options import PredictOptions
 from fa_transformers.prediction import inputs, output
 from fa_transformers.prediction.predictor import Predictor
 from fa_transformers.prediction.run import Columns, predict_file
+from fa_transformers.prediction.sources import LabelReader
 
 OPTIONS = PredictOptions(max_tokens_per_batch=64, chunk_size=16, device="cpu")
 NAMES = ["ant", "bee", "cat"]
@@ -160,6 +163,37 @@ def test_labels_may_be_numbers_of_classes_or_zeros_and_ones(models, here, model,
         several if model == "several" else single
     )
     assert done.counts.labelled == 4 and done.counts.unknown_labels == 1 and unknown in done.counts.first_unknown
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "numbers", "told"),
+    [
+        (["10", "20", "30"], [0, "2", 1.0], [0, 2, 1], ""),
+        (["10", "20", "30"], [20, "30", 10.0], [1, 2, 0], ""),
+        (["1", "0"], [0, "1", 0.0], [1, 0, 1], ""),
+        (
+            ["1", "2", "3"],
+            [1, 3, 0],
+            [0, 2, None],
+            "'0' doesn't .*'1', '2', '3'; the labels were read as names.* as '1' is",
+        ),
+        (["10", "20"], [0, 5], [None, None], "'0' doesn't .*as there are classes that are called by numbers"),
+        (["ant", "20", "cat"], [0, 1, 2], [0, 1, 2], ""),
+        (["ant", "bee"], [0, 1, 2], [0, 1, None], "2 is no place among the 2.*the labels were read as places"),
+        (["0", "1"], [True, 0], [None, 0], "'True' doesn't occur"),
+    ],
+)
+def test_a_whole_number_is_the_name_of_a_class_or_a_place_and_the_reason_says_which(names, labels, numbers, told):
+    reader = LabelReader(SimpleNamespace(problem_type=SINGLE, label_names=names), None, labels)
+    assert [reader.read(label) for label in labels] == numbers
+    assert re.search(told, reader.first_unknown) if told else not reader.first_unknown
+
+
+def test_labels_that_cannot_be_read_are_told_without_flags_of_training():
+    for problem_type, label in ((NUMBER, "high"), (SEVERAL, "ant")):
+        reader = LabelReader(SimpleNamespace(problem_type=problem_type, label_names=NAMES), None)
+        assert reader.read(label) is None and "mend the row" in reader.first_unknown
+        assert "--problem_type" not in reader.first_unknown
 
 
 def test_folders_of_texts_and_of_images_are_answered_file_by_file(models, here):

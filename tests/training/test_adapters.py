@@ -129,6 +129,7 @@ def test_a_plan_counts_what_trains_and_times_the_transfer_before(home, monkeypat
     assert kept == [[]], "the teacher is let go"
     plan, adapter = result.plan, load_file("mine/adapter/adapter_model.safetensors")
     trained = sum(tensor.numel() for tensor in adapter.values())
+    assert plan.memory.startswith("; activations are counted as if all parameters trained, which is an upper end; the")
     assert plan.num_trained == trained < plan.num_parameters and f"{trained:,} of them train" in str(plan)
     assert [(estimate.gradients, estimate.optimizer) for estimate in estimates] == [(4 * trained, 8 * trained)]
     base, model = (Path(f"mine/{name}model.safetensors").stat().st_size / 2**20 for name in ("base/", ""))

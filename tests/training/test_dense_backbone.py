@@ -202,6 +202,19 @@ def test_layers_above_the_last_map_are_left_out(tmp_path):
                 assert len(maps) == len(wanted) and all(map(torch.equal, maps, wanted))
 
 
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_a_norm_that_no_map_passes_waits_for_no_gradient(has_norm, tmp_path):
+    fields = {"out_features": ["stem", "stage1", "stage2"], "apply_layernorm": has_norm}
+    randomize(Dinov2Backbone(Dinov2Config(**IMAGES, **fields))).save_pretrained(tmp_path / "stock")
+    for part in (built := tiny(tmp_path / "stock")):
+        part.save_pretrained(tmp_path / "saved")
+    for network in (built[0], again(tmp_path / "saved")[0]):
+        loss_of(network.train()).backward()
+        for name, weight in network.named_parameters():
+            is_read = has_norm or "backbone.layernorm" not in name
+            assert (weight.grad is not None) == weight.requires_grad == is_read, name
+
+
 def test_the_weights_of_a_resnet_in_half_precision_train_in_float32(resnet_folder, tmp_path):
     ResNetBackbone.from_pretrained(resnet_folder).bfloat16().save_pretrained(tmp_path / "half")
     model, _ = tiny(tmp_path / "half")

@@ -100,6 +100,17 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     check_resume(partial(train, tmp_path / "set"), tmp_path)
 
 
+def test_a_folder_in_half_precision_trains_in_float32(tmp_path):
+    model, processor = tiny(shortest_edge=40)
+    model.bfloat16().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = resolve(DenseModelOptions(model_name_or_path=str(tmp_path)), recipe_of(None, is_pretrained=True))
+    network, _ = build_network("instance-segmentation", options, list(NAMES))
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32} == {network.config.dtype}
+    before = model.state_dict()
+    assert all(torch.equal(weight, before[name].float()) for name, weight in network.state_dict().items())
+
+
 def test_classes_of_other_names_get_a_fresh_output_and_the_same_ones_keep_it(tmp_path, caplog):
     model, processor = tiny(shortest_edge=40)
     model.save_pretrained(tmp_path)

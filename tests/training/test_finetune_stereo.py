@@ -27,7 +27,13 @@ from fa_transformers.metrics.stereo import score_disparity, total_scores
 from fa_transformers.models import FAStereoConfig, FAStereoForDepthEstimation, FAStereoImageProcessor
 from fa_transformers.options import LoopOptions, resolve
 from fa_transformers.training import network_card
-from fa_transformers.training.stereo import evaluate_stereo, finetune_stereo, read_samples, score_constant
+from fa_transformers.training.stereo import (
+    build_network,
+    evaluate_stereo,
+    finetune_stereo,
+    read_samples,
+    score_constant,
+)
 from fa_transformers.training.stereo_recipe import StereoDataOptions, StereoModelOptions, recipe_of
 
 TINY = dict(max_disparity=8, feature_channels=8, volume_channels=8, num_hourglasses=1)
@@ -87,6 +93,13 @@ def test_folders_of_the_other_layouts_are_trained_on(layout, tmp_path):
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     write_set("kitti 2015", tmp_path / "set", count=6)
     check_resume(partial(train, tmp_path / "set"), tmp_path)
+
+
+def test_a_folder_in_half_precision_trains_in_float32(tmp_path):
+    FAStereoForDepthEstimation(FAStereoConfig(**TINY)).bfloat16().save_pretrained(tmp_path)
+    FAStereoImageProcessor().save_pretrained(tmp_path)
+    network, _ = build_network(StereoModelOptions(model_name_or_path=str(tmp_path)))
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32} == {network.config.dtype}
 
 
 def test_scores_count_every_pair_once_at_its_own_size():

@@ -21,7 +21,7 @@ OTHER_TYPES = {
     (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz"): "unpack it first",
     (".txt", ".text", ".dat", ".tab", ".psv"): "a table whose first line names the columns is read as .csv; rename it",
     (".ndjson", ".jsonlines"): "rename it to .jsonl",
-    (".arrow", ".feather"): "write it as .parquet, or load the folder of a saved data set with --dataset_name",
+    (".arrow", ".feather"): "write it as .parquet; fine-tuning takes the folder of a saved data set, too",
     (".pkl", ".pickle", ".npz", ".h5"): "write it as .parquet or csv",
 }
 

@@ -42,6 +42,7 @@ class LabelScheme:
         is_position: whole numbers are places in `names`, from 0 on.
         takes_decimals: a number such as 0.5 may name a class.
         number_needed: why a label must be a number, for messages.
+        way_out: what may be done instead of mending a row of another problem type, for messages.
         origin: where the classes come from, and what to do with a label that isn't among them.
     """
 
@@ -53,6 +54,7 @@ class LabelScheme:
     is_position: bool = False
     takes_decimals: bool = False
     number_needed: str = "which regression needs"
+    way_out: str = " or choose another --problem_type"
     origin: tuple[str, str] = ("train, whose labels are", "mend the row, or add such rows to train")
 
     @property
@@ -98,8 +100,7 @@ class LabelScheme:
                 raise LabelError("the label is missing")
             if number is None:
                 raise LabelError(
-                    f"{cut(label)} is not a finite float32 number, {self.number_needed}; mend the row or choose "
-                    "another --problem_type"
+                    f"{cut(label)} is not a finite float32 number, {self.number_needed}; mend the row{self.way_out}"
                 )
             return number
         numbers = []
@@ -124,7 +125,7 @@ class LabelScheme:
             raise LabelError("the label is missing")
         if self.is_multi_label != isinstance(label, list):
             wanted = "a list of labels (in csv: give --label_separator)" if self.is_multi_label else "one label"
-            raise LabelError(f"expected {wanted}, got {cut(label)}; mend the row or choose another --problem_type")
+            raise LabelError(f"expected {wanted}, got {cut(label)}; mend the row{self.way_out}")
         if self.is_indicator:
             return self._names_of_bits(label)
         names = [self._name_of(value) for value in (label if isinstance(label, list) else [label])]
