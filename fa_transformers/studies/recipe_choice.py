@@ -31,9 +31,7 @@ from ..training.recipes import recipe_of
 from ..training.setup import make_accelerator
 
 SETS = ("licences", "docstrings", "modules")
-PLAIN: dict[str, Any] = dict(
-    local_window=0, position_embedding_type="absolute", recovery_steps=0, short_epochs=0
-)
+PLAIN: dict[str, Any] = dict(local_window=0, position_embedding_type="absolute", recovery_steps=0, short_epochs=0)
 WINDOW: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic", recovery_steps=0)
 ALL_PARTS: dict[str, Any] = WINDOW | dict(local_kernel_size=15, key_feature_size=64)
 SHORT: dict[str, Any] = dict(short_epochs=1000)
