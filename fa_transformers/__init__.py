@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .data.readers.tables import DataError
     from .distillation.distill import DistillationResult, distill
     from .distillation.job import DistillationPlan
+    from .explain.attention import attention_received, attention_rows, context_maps, effective_support, rollout
     from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
     from .hub.certificate import Certificate, CheckFacts
     from .hub.facts import FactError
@@ -111,6 +112,12 @@ __all__ = [
     "Predictor",
     "Prediction",
     "score_at_lengths",
+    # Explain: what an answer and each layer's attention rest on.
+    "rollout",
+    "attention_rows",
+    "attention_received",
+    "context_maps",
+    "effective_support",
     # Convert: a stock checkpoint in, an FA model out.
     "convert_checkpoint",
     "Conversion",
@@ -189,6 +196,9 @@ _HOMES = {
     ".data.readers.tables": ("DataError",),
     ".distillation.distill": ("DistillationResult", "distill"),
     ".distillation.job": ("DistillationPlan",),
+    ".explain.attention": (
+        "attention_received", "attention_rows", "context_maps", "effective_support", "rollout",
+    ),
     ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
     ".hub.certificate": ("Certificate", "CheckFacts"),
     ".hub.facts": ("FactError",),
