@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .distillation.distill import DistillationResult, distill
     from .distillation.job import DistillationPlan
     from .explain.attention import attention_received, attention_rows, context_maps, effective_support, rollout
+    from .explain.attribution import attribute
+    from .explain.deletion import Faithfulness, faithfulness
+    from .explain.units import passage_units, patch_units, sentence_units
     from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
     from .hub.certificate import Certificate, CheckFacts
     from .hub.facts import FactError
@@ -113,6 +116,12 @@ __all__ = [
     "Prediction",
     "score_at_lengths",
     # Explain: what an answer and each layer's attention rest on.
+    "attribute",
+    "faithfulness",
+    "Faithfulness",
+    "sentence_units",
+    "passage_units",
+    "patch_units",
     "rollout",
     "attention_rows",
     "attention_received",
@@ -199,6 +208,9 @@ _HOMES = {
     ".explain.attention": (
         "attention_received", "attention_rows", "context_maps", "effective_support", "rollout",
     ),
+    ".explain.attribution": ("attribute",),
+    ".explain.deletion": ("Faithfulness", "faithfulness"),
+    ".explain.units": ("passage_units", "patch_units", "sentence_units"),
     ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
     ".hub.certificate": ("Certificate", "CheckFacts"),
     ".hub.facts": ("FactError",),

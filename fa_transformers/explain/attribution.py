@@ -1,6 +1,7 @@
 """Scores of an input's tokens for one answer of a classifier, by five methods, for documents of any length.
 
-Shape letters: B batch (in a packed batch 1), N tokens, C hidden width, L labels, S units, D documents (B unless packed).
+Shape letters: B batch (in a packed batch 1), N tokens, C hidden width, L labels, S units, D documents,
+which are B unless packed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..models.fa_layout import Layout
 from .attention import rollout, target_weights
-from .encoder import CHUNK_SIZE, entered, find_encoder, forward_replaced
+from .encoder import CHUNK_SIZE, EncoderInput, entered, find_encoder, forward_replaced
 from .implied import left_multiply
 from .units import sum_units
 
@@ -70,27 +71,40 @@ def attribute(
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     with entered(model, inputs) as entry:
-        is_real, layout, logits = entry.is_real, entry.layout, answers(model, inputs)
+        is_real, layout, read = entry.is_real, entry.layout, read_token(model)
         check_units(units, is_real)
-        labels = choose_labels(logits, target)
-        if method == "occlusion":
-            return occlude(model, inputs, labels, is_real, units)
         if method == "rollout":
-            scores = rollout(model, inputs, read_token(model))
+            scores = rollout(model, inputs, read)
         elif method == "rows":
-            for step in entry.forwards():
-                last = step
-            weights = target_weights(entry, read_token(model))[:, None, None]
-            scores = left_multiply(*last, layout, weights).mean(dim=1)[:, 0]
+            scores = last_row(entry, read)
         else:
+            labels = choose_labels(answers(model, inputs), target)
+            if method == "occlusion":
+                return occlude(model, inputs, labels, entry, units)
             scores = attribute_by_gradients(model, inputs, labels, layout, steps if method != "gradient_x_input" else 0)
     scores = scores.masked_fill(~is_real, 0.0)
     return scores if units is None else sum_units(scores, units)
 
 
 def read_token(model: nn.Module) -> Literal[0, "mean"]:
-    """Return what a classifier reads, as `rollout` takes it."""
-    return "mean" if model.config.classifier_pooling == "mean" else 0  # type: ignore[union-attr]
+    """Return what a classifier reads, as `rollout` takes it.
+
+    Raises:
+        TypeError: the model is no encoder with a head.
+    """
+    pooling = getattr(getattr(model, "config", None), "classifier_pooling", None)
+    if pooling is None:
+        raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
+    return "mean" if pooling == "mean" else 0
+
+
+def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:
+    """Return the last layer's attention of a token, or of all, the mean over heads: [B, N]."""
+    for layer, hidden_states in entry.forwards():
+        if layer is entry.layers[-1]:
+            weights = target_weights(entry, target)[:, None, None]
+            return left_multiply(layer, hidden_states, entry.layout, weights).mean(dim=1)[:, 0]
+    raise AssertionError("an encoder has a layer")
 
 
 def answers(model: nn.Module, inputs: Mapping[str, Any], chunk_size: int | None = CHUNK_SIZE) -> Tensor:
@@ -99,12 +113,12 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], chunk_size: int | None 
     Raises:
         TypeError: it has no logits of whole documents or images.
     """
-    options = dict(inputs)
+    options = {**inputs, "return_dict": True}
     if chunk_size is None or options.get("cu_seqlens") is not None:
         options.pop("chunk_size", None)
     else:
         options.setdefault("chunk_size", chunk_size)
-    logits = getattr(model(**options, return_dict=True), "logits", None)
+    logits = getattr(model(**options), "logits", None)
     is_choice = inputs.get("input_ids") is not None and inputs["input_ids"].dim() != 2
     if logits is None or logits.dim() != 2 or is_choice:
         raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
@@ -133,25 +147,32 @@ def check_units(units: Tensor | None, is_real: Tensor) -> None:
 
 
 def occlude(
-    model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, is_real: Tensor, units: Tensor | None
+    model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, entry: EncoderInput, units: Tensor | None
 ) -> Tensor:
     """Return how far the logits of `labels` fall when a unit is masked, one unit of every sample at a time: [B, S]."""
+    is_real = entry.is_real
     members = torch.arange(is_real.shape[1], device=is_real.device).expand_as(is_real) if units is None else units
-    members = members.masked_fill(~is_real, -1)
     full = answers(model, inputs).gather(1, labels[:, None])[:, 0]
-    drops = full.new_zeros(len(is_real), int(members.max()) + 1 if units is None else int(units.max()) + 1)
+    drops = full.new_zeros(len(is_real), int(members.max()) + 1)
+    members = members.masked_fill(~is_real, -1)
     for unit in range(drops.shape[1]):
         has_unit = (members == unit).any(dim=1)
         if not has_unit.any():
             continue
-        masked = answers(model, {**inputs, "attention_mask": is_real & (members != unit)})
+        masked = answers(model, with_mask(inputs, entry, is_real & (members != unit)))
         fall = full - masked.gather(1, labels[:, None])[:, 0]
         # A packed row has one document or more of the unit; the others' logits stay as they are.
         fall = fall if len(fall) == len(is_real) else fall.sum()[None]
         drops[:, unit] = fall.where(has_unit, 0.0)
-    if units is None:
-        return F.pad(drops, (0, is_real.shape[1] - drops.shape[1]))
     return drops
+
+
+def with_mask(inputs: Mapping[str, Any], entry: EncoderInput, mask: Tensor) -> dict[str, Any]:
+    """Return the inputs with another mask, bool [B, N]; tokens of texts keep the positions that they had."""
+    masked = {**inputs, "attention_mask": mask}
+    if entry.layout.grid is None and masked.get("position_ids") is None:
+        masked["position_ids"] = Layout(entry.is_real, documents=entry.layout.documents).places()
+    return masked
 
 
 def attribute_by_gradients(
@@ -180,7 +201,7 @@ def attribute_by_gradients(
             gradients = start.detach() * gradient
     if layout.grid is None:
         return gradients.sum(dim=2)
-    return sum_over_patches(model, gradients, layout)
+    return sum_over_patches(model, gradients)
 
 
 def integrated_gradients(function: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
@@ -198,14 +219,14 @@ def integrated_gradients(function: Callable[[Tensor], Tensor], start: Tensor, st
     return explained.detach()
 
 
-def sum_over_patches(model: nn.Module, pixels: Tensor, layout: Layout) -> Tensor:
+def sum_over_patches(model: nn.Module, pixels: Tensor) -> Tensor:
     """Add up numbers of pixels [B, channels, height, width] over patches, with zero for CLS and registers: [B, N]."""
-    height, width = model.config.patch_shape  # type: ignore[union-attr]
-    pixels = pixels.nan_to_num(0.0).sum(dim=1)
+    config: Any = model.config
+    height, width = config.patch_shape
+    pixels = pixels.sum(dim=1)
     pixels = F.pad(pixels, (0, -pixels.shape[2] % width, 0, -pixels.shape[1] % height))
     patches = pixels.unflatten(2, (-1, width)).unflatten(1, (-1, height)).sum(dim=(2, 4)).flatten(1)
-    num_prefix = 1 + model.config.num_register_tokens  # type: ignore[union-attr]
-    return F.pad(patches, (num_prefix, 0))
+    return F.pad(patches, (1 + config.num_register_tokens, 0))
 
 
 @contextmanager
@@ -239,4 +260,4 @@ def run_in_pieces(layer: Any, hidden_states: Tensor, layout: Layout) -> Tensor:
     mixed = attention(normalize(hidden_states), layout)
     pieces = zip(mixed.split(CHUNK_SIZE, dim=1), hidden_states.split(CHUNK_SIZE, dim=1), strict=True)
     outputs = [checkpoint(layer.feed_forward, *piece, use_reentrant=False) for piece in pieces]
-    return torch.cat(outputs, dim=1)  # type: ignore[arg-type]
+    return torch.cat(outputs, dim=1)
