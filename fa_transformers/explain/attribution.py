@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..models.fa_context import accumulator_dtype
 from ..models.fa_layout import Layout
 from .attention import rollout, target_weights
 from .encoder import CHUNK_SIZE, EncoderInput, entered, find_encoder, forward_replaced
@@ -186,8 +187,6 @@ def attribute_by_gradients(
         name, start = "inputs_embeds", options.pop("inputs_embeds", None)
         ids = options.pop("input_ids", None)
         start = model.get_input_embeddings()(ids) if start is None else start  # type: ignore[operator]
-    if layout.mask is not None and layout.grid is None:  # NaN in padding times a gradient of zero is NaN
-        start = start.masked_fill(~layout.mask[:, :, None], 0.0)
 
     def chosen_logits(values: Tensor) -> Tensor:
         return answers(model, {**options, name: values}, chunk_size=None).gather(1, labels[:, None])[:, 0]
@@ -199,9 +198,8 @@ def attribute_by_gradients(
         else:
             (gradient,) = torch.autograd.grad(chosen_logits(start).sum(), start)
             gradients = start.detach() * gradient
-    if layout.grid is None:
-        return gradients.sum(dim=2)
-    return sum_over_patches(model, gradients)
+    gradients = gradients.to(accumulator_dtype(gradients))
+    return gradients.sum(dim=2) if layout.grid is None else sum_over_patches(model, gradients)
 
 
 def integrated_gradients(function: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:

@@ -222,6 +222,14 @@ def test_memory_grows_with_the_number_of_tokens_and_not_with_its_square(monkeypa
     assert peaks[1] < 2.1 * peaks[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_half_precision_are_distributions_in_float32(dtype):
+    model, inputs = text(**OPTION_SETS["all"])
+    for rows in attention_rows(model.to(dtype), inputs, [0, 9]):
+        assert rows.dtype == torch.float32 and (rows >= 0).all()
+        torch.testing.assert_close(rows[:2].sum(dim=3), torch.ones(2, 2, 2), rtol=0.0, atol=ROWS)
+
+
 ERRORS = {
     "`positions` must lie between 0 and 22": lambda model, inputs: attention_rows(model, inputs, [0, 23]),
     "`positions` must be a list": lambda model, inputs: attention_rows(model, inputs, [0.5]),
