@@ -1,8 +1,8 @@
 """The way of a batch through an encoder's layers, first to last or last to first, in little memory.
 
-Nothing of a layer's inside is kept, only inputs of layers [B, N, C], and of those few: `KEPT_STATES` at most where the
-model has more layers, and what lies between two is then computed once more. Layers run in chunks, as with `chunk_size`,
-but for packed batches.
+Nothing of a layer's inside is kept, only inputs of layers [B, N, C]: all of up to `KEPT_STATES` layers, and where there
+are more, every second or third one and so on, while what lies between two is computed once more. Layers run in chunks,
+as with `chunk_size`, but for packed batches.
 
 Shape letters: B batch, N tokens, C hidden width.
 """
@@ -24,8 +24,12 @@ CHUNK_SIZE = 4096
 """Tokens of a sample that a layer works on at a time."""
 
 KEPT_STATES = 6
-"""Inputs of layers [B, N, C] in memory at most, on the way back: a forward pass holds five such tensors (a layer's
-input, Q, K, V and the mixed tokens), so that the way back has 1.2 times its memory."""
+"""Inputs of layers [B, N, C] kept for the way back.
+
+A forward pass holds five such tensors (a layer's input, Q, K, V and the mixed tokens), so that six layers take 1.2
+times its memory, and no layer is computed twice. Of twelve, every second input is kept, half of the layers are computed
+twice, and the memory is 1.4 times that of a forward pass.
+"""
 
 
 class _Entered(Exception):
