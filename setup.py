@@ -38,6 +38,8 @@ DENSE = ["faster-coco-eval>=1.8"]
 LORA = ["peft>=0.18.1"]
 ONNX = ["onnx>=1.18"]
 EXCEL = ["python-calamine>=0.5.4"]
+# Integrated gradients; before 0.9 captum wanted an older NumPy.
+EXPLAIN = ["captum>=0.9"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [
@@ -46,6 +48,7 @@ TEST = [
     *LORA,
     *ONNX,
     *EXCEL,
+    *EXPLAIN,
     "pycocotools>=2.0.8",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
@@ -83,6 +86,7 @@ setup(
         "lora": LORA,
         "onnx": ONNX,
         "excel": EXCEL,
+        "explain": EXPLAIN,
         "triton": TRITON,
         "test": TEST,
         "lint": LINT,

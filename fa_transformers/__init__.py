@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from .data.readers.tables import DataError
     from .distillation.distill import DistillationResult, distill
     from .distillation.job import DistillationPlan
+    from .explain.attention import attention_received, attention_rows, context_maps, effective_support, rollout
+    from .explain.attribution import attribute
+    from .explain.deletion import Faithfulness, faithfulness
+    from .explain.units import passage_units, patch_units, sentence_units
     from .hub.card import ModelFacts, ScoreFacts, SpeedFacts
     from .hub.certificate import Certificate, CheckFacts
     from .hub.facts import FactError
@@ -111,6 +115,18 @@ __all__ = [
     "Predictor",
     "Prediction",
     "score_at_lengths",
+    # Explain: what an answer and each layer's attention rest on.
+    "attribute",
+    "faithfulness",
+    "Faithfulness",
+    "sentence_units",
+    "passage_units",
+    "patch_units",
+    "rollout",
+    "attention_rows",
+    "attention_received",
+    "context_maps",
+    "effective_support",
     # Convert: a stock checkpoint in, an FA model out.
     "convert_checkpoint",
     "Conversion",
@@ -189,6 +205,12 @@ _HOMES = {
     ".data.readers.tables": ("DataError",),
     ".distillation.distill": ("DistillationResult", "distill"),
     ".distillation.job": ("DistillationPlan",),
+    ".explain.attention": (
+        "attention_received", "attention_rows", "context_maps", "effective_support", "rollout",
+    ),
+    ".explain.attribution": ("attribute",),
+    ".explain.deletion": ("Faithfulness", "faithfulness"),
+    ".explain.units": ("passage_units", "patch_units", "sentence_units"),
     ".hub.card": ("ModelFacts", "ScoreFacts", "SpeedFacts"),
     ".hub.certificate": ("Certificate", "CheckFacts"),
     ".hub.facts": ("FactError",),

@@ -14,7 +14,7 @@ FLOORS = (
     ("charts", "checks", "drawings", "mistakes"),
     ("models",),
     ("metrics",),
-    ("attention_interface", "lora", "memory"),
+    ("attention_interface", "explain", "lora", "memory"),
     ("data",),
     ("hub",),
     ("conversion",),

@@ -5,6 +5,8 @@ Parameter names are those of stock BERT checkpoints.
 Shape letters: B batch, N tokens, C hidden width, H heads.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers import GradientCheckpointingLayer
@@ -153,6 +155,10 @@ class FABertIntermediate(nn.Module):
         return self.activation(self.dense(hidden_states))
 
 
+def _identity(hidden_states: Tensor) -> Tensor:
+    return hidden_states
+
+
 class FABertLayer(GradientCheckpointingLayer):
     """One encoder layer: [B, N, C] -> [B, N, C]."""
 
@@ -167,10 +173,15 @@ class FABertLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
         """Mix the tokens, then transform each; with a `chunk_size` in the layout, overwrites `hidden_states`."""
-        attention = self.attention["self"]
+        attention, normalize = self.attention_and_norm
         if layout.chunk_size is not None:
-            return run_layer_in_chunks(hidden_states, layout, attention, nn.Identity(), self.feed_forward)
-        return self.feed_forward(attention(hidden_states, layout), hidden_states)
+            return run_layer_in_chunks(hidden_states, layout, attention, normalize, self.feed_forward)
+        return self.feed_forward(attention(normalize(hidden_states), layout), hidden_states)
+
+    @property
+    def attention_and_norm(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """The self-attention and the function from the layer's input to the attention's, each token on its own."""
+        return self.attention["self"], _identity
 
     def feed_forward(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """Compute the layer's output from the mixed tokens and its input, each token on its own: [B, N, C] each."""

@@ -64,7 +64,8 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
     under a band mask. Time and memory are O(N · window) for text and O(N · window²) for images.
 
     Args:
-        query, key, value: [B, H, *grid, D], with one axis for text and two for images.
+        query, key: [B, H, *grid, D], with one axis for text and two for images.
+        value: [B, H, *grid, E].
         segments: [B, *grid], 0 (or False) at padding, another number for each document; None: one segment. A padded
             position attends to itself: the output is its own value, zero as `FactorizedMixer` fills padding.
         window: steps, at least 1. In eager mode, one that reaches beyond a whole axis costs what the axis costs.
@@ -73,7 +74,7 @@ def window_attention(query: Tensor, key: Tensor, value: Tensor, segments: Tensor
     NaN, nor on that of padding. Its own segment learns of it by the factorized term of the mixer, which is NaN there.
 
     Returns:
-        [B, H, *grid, D].
+        [B, H, *grid, E].
     """
     if segments is None:
         segments = query.new_ones(query.shape[0], *query.shape[2:-1], dtype=torch.int32)
@@ -149,7 +150,7 @@ def _text_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, wi
 
 def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, windows: list[int]) -> Tensor:
     """Attend in tiles, each with copies of the positions around it: as many as each axis' window has."""
-    batch, heads, *grid, width = query.shape
+    batch, heads, *grid, _ = query.shape
     rank, tile = len(grid), [max(window, SMALLEST_IMAGE_TILE) for window in windows]
     # Sizes are written so that symbolic ones stay short: torch.compile takes minutes for remainders of remainders.
     tiles = [(size + length - 1) // length for size, length in zip(grid, tile, strict=True)]
@@ -187,7 +188,7 @@ def _image_window(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, w
     mixed = mixed.unflatten(2, tile).unflatten(0, [batch, *tiles])
     order = [0, 1 + rank, *(axis for i in range(rank) for axis in (1 + i, 2 + rank + i)), 2 + 2 * rank]
     whole = [count * length for count, length in zip(tiles, tile, strict=True)]
-    mixed = mixed.permute(order).reshape(batch, heads, *whole, width)
+    mixed = mixed.permute(order).reshape(batch, heads, *whole, value.shape[-1])
     for axis, size in enumerate(grid):
         mixed = mixed.narrow(2 + axis, 0, size)
     return mixed

@@ -178,25 +178,36 @@ class FactorizedMixer(nn.Module):
         """Mix the window into the factorized term and add the convolution."""
         if self.reach is None:
             return mixed
-        mask, documents = layout.mask, layout.documents
-        if mask is not None:
-            value = value.masked_fill(~mask[:, None, :, None], 0.0)
-        grid = layout.grid or (query.shape[2],)
+        if layout.mask is not None:
+            value = value.masked_fill(~layout.mask[:, None, :, None], 0.0)
         num_prefix = layout.num_prefix(query.shape[2])
-        grid_query, grid_key, grid_value = (t[:, :, num_prefix:].unflatten(2, grid) for t in (query, key, value))
         local = mixed[:, :, num_prefix:]
         if self.window_gate is not None:
-            segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
-            window = self.window
-            if documents is not None:
-                numbers, window = documents.document_ids[None] + 1, documents.clip(window)
-                segments = numbers if mask is None else numbers * mask
-            gate = self.window_gate.sigmoid().to(mixed.dtype)[:, None, None]
-            near = window_attention(grid_query, grid_key, grid_value, segments, window).flatten(2, -2)
-            local = local.lerp(near.to(mixed.dtype), gate)
+            near = self.attend_to_window(query, key, value, layout)
+            local = local.lerp(near.to(mixed.dtype), self.window_share().to(mixed.dtype)[:, None, None])
         if self.local_convolution is not None:
-            local = local + convolve(self.local_convolution, grid_value, documents).flatten(2, -2).to(mixed.dtype)
+            grid_value = value[:, :, num_prefix:].unflatten(2, layout.grid or (query.shape[2],))
+            near = convolve(self.local_convolution, grid_value, layout.documents).flatten(2, -2)
+            local = local + near.to(mixed.dtype)
         return torch.cat((mixed[:, :, :num_prefix], local), dim=2) if num_prefix else local
+
+    def window_share(self) -> Tensor:
+        """Return g, the share of the window in each head's mix: [H]."""
+        return self.window_gate.sigmoid()
+
+    def attend_to_window(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+        """Attend from each token of a text, each patch of an image, to those in its window.
+
+        Q and K [B, H, N, D], V [B, H, N, E] -> [B, H, N, E], for images [B, H, patches, E]. V is zero at padding.
+        """
+        grid, num_prefix = layout.grid or (query.shape[2],), layout.num_prefix(query.shape[2])
+        mask, documents, window = layout.mask, layout.documents, self.window
+        segments = None if mask is None else mask[:, num_prefix:].unflatten(1, grid)
+        if documents is not None:
+            numbers, window = documents.document_ids[None] + 1, documents.clip(window)
+            segments = numbers if mask is None else numbers * mask
+        query, key, value = (tensor[:, :, num_prefix:].unflatten(2, grid) for tensor in (query, key, value))
+        return window_attention(query, key, value, segments, window).flatten(2, -2)
 
     def add_local_terms_across_shards(
         self, mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, layout: Layout

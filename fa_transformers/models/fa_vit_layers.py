@@ -8,7 +8,7 @@ image, on the right and bottom: nothing of the image is dropped, which stock ViT
 Shape letters: B batch, N tokens (CLS, registers, patches), C hidden width, H heads, P patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -271,10 +271,15 @@ class FAViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> Tensor:
         """Mix the tokens, then transform each; with a `chunk_size` in the layout, overwrites `hidden_states`."""
-        attention = self.attention["attention"]
+        attention, normalize = self.attention_and_norm
         if layout.chunk_size is not None:
-            return run_layer_in_chunks(hidden_states, layout, attention, self.layernorm_before, self.feed_forward)
-        return self.feed_forward(attention(self.layernorm_before(hidden_states), layout), hidden_states)
+            return run_layer_in_chunks(hidden_states, layout, attention, normalize, self.feed_forward)
+        return self.feed_forward(attention(normalize(hidden_states), layout), hidden_states)
+
+    @property
+    def attention_and_norm(self) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """The self-attention and the function from the layer's input to the attention's, each token on its own."""
+        return self.attention["attention"], self.layernorm_before
 
     def feed_forward(self, mixed: Tensor, hidden_states: Tensor) -> Tensor:
         """Compute the layer's output from the mixed tokens and its input, each token on its own: [B, N, C] each."""

@@ -9,5 +9,6 @@ folds                cross-validation that cuts no group of documents
 conversion_ablation  parts of a layer that restore a converted model
 from_scratch         training on generated tasks; long_range_arena: two of them
 operator_timing      the operator beside the memory floor of a device
+explain_benchmark    time and memory of explanations beside a forward pass and dense rollout
 peak_memory          measured memory beside the estimate, and the longest text that trains
 """

@@ -1,0 +1,90 @@
+"""Faithfulness equals what every order of the units gives, built by hand, and orders scores as the answer does."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny_models import build, text_inputs
+
+from fa_transformers import faithfulness
+from fa_transformers.models import FABertConfig, FABertForSequenceClassification
+
+LENGTHS = [1, 2, 3, 9]  # tokens of each unit, behind CLS and before SEP
+
+
+@pytest.fixture(scope="module")
+def document():
+    model = build(FABertConfig, FABertForSequenceClassification, classifier_pooling="mean", num_hidden_layers=1)
+    units = torch.tensor([[-1, *(unit for unit, length in enumerate(LENGTHS) for _ in range(length)), -1]])
+    return model.double(), text_inputs("AutoModel", (17,)), units
+
+
+def falls_of(model, inputs, units) -> dict[frozenset, float]:
+    """How far the probability of label 1 falls without each set of units, with the positions that tokens have."""
+    probabilities = {}
+    for size in range(5):
+        for deleted in itertools.combinations(range(4), size):
+            mask = torch.tensor([[unit not in deleted for unit in units[0].tolist()]])
+            with torch.no_grad():
+                logits = model(**{**inputs, "attention_mask": mask, "position_ids": torch.arange(17)[None]}).logits
+            probabilities[frozenset(deleted)] = float(logits.softmax(dim=1)[0, 1])
+    return {deleted: probabilities[frozenset()] - probability for deleted, probability in probabilities.items()}
+
+
+def test_every_number_is_that_of_its_orders(document):
+    falls = falls_of(*document)
+    aopc = {
+        order: sum(falls[frozenset(order[:count])] for count in range(1, 5)) / 4
+        for order in itertools.permutations(range(4))
+    }
+    lowest, highest = min(aopc.values()), max(aopc.values())
+    scores = torch.tensor([0.3, -0.2, 0.9, 0.1])
+    result = faithfulness(*document[:2], scores[None], document[2], 1, num_random=400, beam_size=24)
+    first, last = aopc[2, 0, 3, 1], aopc[1, 3, 0, 2]
+    assert math.isclose(result.comprehensiveness, first, abs_tol=1e-12)
+    assert math.isclose(result.sufficiency, last, abs_tol=1e-12)
+    assert math.isclose(result.normalized_comprehensiveness, (first - lowest) / (highest - lowest), abs_tol=1e-9)
+    assert math.isclose(result.normalized_sufficiency, (last - lowest) / (highest - lowest), abs_tol=1e-9)
+    # Numbers within a range deviate by half of it at most, and the mean of 400 by a twentieth of that: four of these.
+    assert abs(result.random - sum(aopc.values()) / 24) < (highest - lowest) / 10
+
+
+def test_the_control_of_equal_length_deletes_as_many_tokens(document):
+    falls = falls_of(*document)
+    result = faithfulness(*document[:2], torch.tensor([0.0, 1.0, 2.0, 3.0]), document[2], 1, num_random=1, seed=3)
+    draw = torch.randperm(4, generator=torch.Generator().manual_seed(3)).tolist()
+    expected = 0.0
+    for tokens in (9, 12, 14, 15):  # of the longest unit, the two longest, and so on
+        sizes = [sum(LENGTHS[unit] for unit in draw[:count]) for count in range(5)]
+        nearest = min(range(5), key=lambda count: abs(sizes[count] - tokens))
+        expected += falls[frozenset(draw[:nearest])] / 4
+    assert math.isclose(result.length_matched, expected, abs_tol=1e-12)
+
+
+def test_scores_that_are_the_answers_falls_are_more_faithful_than_their_opposite(document):
+    falls = falls_of(*document)
+    scores = torch.tensor([falls[frozenset([unit])] for unit in range(4)])
+    good, bad = (faithfulness(*document[:2], sign * scores, document[2], 1) for sign in (1, -1))
+    assert good.normalized_comprehensiveness > bad.normalized_comprehensiveness == good.normalized_sufficiency
+
+
+ERRORS = {
+    "`num_random`": {"num_random": 0},
+    "`beam_size`": {"beam_size": 0},
+    "`scores` must have one number for each of 4 units": {"scores": torch.zeros(3)},
+    "`units` must be integers": {"units": torch.zeros(1, 3, dtype=torch.long)},
+    "`target`": {"target": 2},
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors_name_the_argument(document, message):
+    model, inputs, units = document
+    with pytest.raises(ValueError, match=message):
+        faithfulness(model, inputs, **{"scores": torch.zeros(4), "units": units, **ERRORS[message]})
+
+
+def test_several_documents_are_refused(document):
+    with pytest.raises(ValueError, match="`inputs` must be one document"):
+        faithfulness(document[0], text_inputs("AutoModel"), torch.zeros(1), torch.zeros(2, 11, dtype=torch.long))

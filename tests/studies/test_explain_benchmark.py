@@ -1,0 +1,37 @@
+"""Protects what rollout is measured against: the product of a stock model's matrices, of the same weights."""
+
+import pytest
+import torch
+from tiny_models import build, text_inputs
+from transformers import BertConfig, BertModel
+
+from fa_transformers import rollout
+from fa_transformers.models import FABertConfig, FABertModel
+from fa_transformers.studies.explain_benchmark import ExplainOptions, dense_rollout, measure, with_ratios
+
+
+def test_dense_rollouts_equal_ours_where_our_layers_keep_softmax_attention():
+    model = build(FABertConfig, FABertModel, softmax_layers=[0, 1], num_hidden_layers=2)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    sizes = {name: getattr(model.config, name) for name in (*names, "max_position_embeddings")}
+    stock = BertModel(BertConfig(**sizes, attn_implementation="eager")).eval()
+    stock.load_state_dict(model.state_dict())
+    inputs = {"input_ids": text_inputs("AutoModel", (20,))["input_ids"]}
+    for is_product in (False, True):
+        torch.testing.assert_close(dense_rollout(stock, inputs, is_product), rollout(model, inputs))
+
+
+def test_a_row_has_ratios_to_the_forward_pass_of_its_length():
+    rows = [
+        {"method": "forward", "tokens": 8, "seconds": 2.0, "peak_mib": 10.0},
+        {"method": "rollout", "tokens": 8, "seconds": 3.0, "peak_mib": 11.0},
+        measure("dense_row", 9, ExplainOptions(longest_dense=8)),
+    ]
+    ratios = [(row["seconds_over_forward"], row["peak_mib_over_forward"]) for row in with_ratios(rows)]
+    assert ratios == [(1.0, 1.0), (1.5, 1.1), (None, None)]
+
+
+@pytest.mark.parametrize("wrong", [{"methods": ("lime",)}, {"repeats": 0}, {"threads": 0}, {"lengths": (0,)}])
+def test_mistakes_name_the_flag(wrong):
+    with pytest.raises(ValueError, match=f"--{next(iter(wrong))}"):
+        ExplainOptions(**wrong).check()
