@@ -190,7 +190,7 @@ class ModelOptions(OptionGroup):
     )
     local_window: int | None = option(
         UNSET,
-        "reach of the softmax window to each side, in tokens or patches; 0 = off",
+        "reach of the softmax window to each side, in tokens or patches; 0 = off, unset = 64 for stock text models",
         group="layer",
         common=True,
     )
@@ -199,7 +199,7 @@ class ModelOptions(OptionGroup):
     )
     classifier_pooling: Pooling | None = option(UNSET, "what the classifier reads", group="layer")
     position_embedding_type: Literal["absolute", "periodic", "none"] | None = option(
-        UNSET, "see FABertConfig", group="positions"
+        UNSET, "see FABertConfig; unset = periodic for stock text models", group="positions"
     )
     freeze_layers: int = option(
         0, "keep the embeddings and this many bottom layers as they are; 0 = train all", group="freezing"
@@ -248,7 +248,7 @@ class LoopOptions(OptionGroup):
         0, "text: steps in which new layers first learn what a checkpoint's softmax gave; 0 = none", group="recovery"
     )
     short_epochs: int = option(
-        UNSET, "cut documents to --short_length in this many first epochs; 0 = none", group="short epochs"
+        UNSET, "first epochs on --short_length tokens; unset = all but one of a stock text model", group="short epochs"
     )
     short_length: int = option(
         UNSET, "tokens that a document is cut to in the --short_epochs, which go faster", group="short epochs"

@@ -51,8 +51,6 @@ def recipe_for(given: Mapping[str, Any]) -> dict[str, Any]:
         is_demo=not any(given.get(name) for name in DATA_SOURCES),
         model_name_or_path=given.get("model_name_or_path"),
         full=given.get("full_recipe", False),
-        num_train_epochs=given.get("num_train_epochs"),
-        max_steps=given.get("max_steps"),
     )
 
 

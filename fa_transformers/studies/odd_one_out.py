@@ -57,7 +57,9 @@ class OddOneOutOptions(OptionGroup):
     )  # fmt: skip
     key_channels: int | None = option(64, "see FADenseConfig", group="study", common=True)
     key_gain: float = option(3.0, "factor on the first weights of the blocks' keys", group="study", common=True)
-    query_gain: float = option(6.0, "the same for their queries, which start as the keys", group="study", common=True)
+    query_gain: float = option(
+        6.0, "factor on those of their queries, which start as the keys", group="study", common=True
+    )
     num_canvases: int = option(3000, "canvases to train on", group="study", common=True)
     num_eval_canvases: int = option(100, "canvases of validation and of test each", group="study", common=True)
     num_train_epochs: float = option(2.5, "passes over them", group="study", common=True)
@@ -75,6 +77,10 @@ class OddOneOutOptions(OptionGroup):
         """Raise ValueError, naming the flag, for what can't be run."""
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ValueError(f"--kinds {unknown[0]} is unknown; choose from {', '.join(KINDS)}.")
+        if backbone := [place for place in self.attention_places if place.startswith("res")]:
+            raise ValueError(
+                f"--attention_places {backbone[0]} is in the backbone, which is frozen; take fp3, fp4, fp5."
+            )
         check_positive(
             self, "num_canvases", "num_eval_canvases", "num_train_epochs", "learning_rate", "attention_heads",
             "softmax_heads", "key_channels", "key_gain", "query_gain",

@@ -82,10 +82,14 @@ def _describe_transfer(run: dict) -> str:
 
 def describe_cut(job: FinetuneJob, model: PreTrainedModel) -> str:
     """Return a sentence on documents that are longer than those of the run, for the saved model's pipeline too."""
-    longest = f"{job.model.max_length:,}"
+    longest, loop = f"{job.model.max_length:,}", job.loop
+    is_short = loop.short_epochs and loop.short_length < job.model.max_length
+    begun = f"Its training began with {counted(loop.short_epochs, 'epoch')} on the first {loop.short_length:,}."
     if model.config.position_embedding_type == "absolute":
-        return f"Tokens after the first {longest} of a document are cut off, by the saved tokenizer as well."
-    return f"It was trained and scored on the first {longest} tokens of a document; a pipeline reads all of them."
+        cut = f"Tokens after the first {longest} of a document are cut off, by the saved tokenizer as well."
+    else:
+        cut = f"It was trained and scored on the first {longest} tokens of a document; a pipeline reads all of them."
+    return f"{cut} {begun}" if is_short else cut
 
 
 def describe_shape(job: FinetuneJob, side: int | None) -> str:

@@ -407,7 +407,6 @@ def _describe(
 
 def _describe_kept(options: DenseModelOptions) -> str:
     """Say which part of the network was not trained, for the card; empty where all of it was."""
-    parts = "backbone and pyramid" if options.freeze_pyramid else "backbone"
-    return (
-        f"its {parts} kept as {'they were' if options.freeze_pyramid else 'it was'}" if options.freeze_backbone else ""
-    )
+    if options.freeze_pyramid:
+        return "its backbone and pyramid kept as they were, but for attention blocks of the pyramid"
+    return "its backbone kept as it was" if options.freeze_backbone else ""

@@ -30,16 +30,15 @@ from ..metrics import BEST_METRICS
 from ..mistakes import names_arguments
 from ..models import FAViTConfig, FAViTForImageClassification, FAViTImageProcessor
 from ..models.configuration_fa import FactorizedConfig
-from ..options import CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
+from ..options import UNSET, CardOptions, DataOptions, LoopOptions, ModelOptions, flat, resolve
 from ..prediction.lengths import score_at_lengths
 from ..prediction.predictor import MAX_TOKENS_PER_BATCH, Predictor
 from ..redaction import redact
-from ..tables import counted
 from .adapters import BASE_FOLDER, add_adapter, remove_adapter, save_adapter
 from .baselines import score_baselines
 from .calls import RESUME_CALL, describe_call, fill_options
 from .card_facts import build_facts, describe_cut, describe_shape
-from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir
+from .checkpointing import choose_resume, list_checkpoints, prepare_output_dir, read_settings
 from .data_digests import digest_data, digest_once
 from .job import Built, FinetuneJob, FinetuneResult, Fitted
 from .loaders import build_loaders
@@ -48,7 +47,7 @@ from .optimizer import build_optimizer, freeze_bottom_layers, group_parameters
 from .plan import make_plan
 from .predictions import Predictions
 from .progress import describe_memory
-from .recipes import STOCK_TEXT_LAYERS, Task, recipe_of
+from .recipes import STOCK_TEXT_LAYERS, Task, count_short_epochs, recipe_of
 from .recovery import (
     Recovery,
     describe_exchange,
@@ -135,10 +134,7 @@ def finetune(
     if full_recipe and not is_demo:
         named = f"--{data.sources[0]}" if data.sources else "`rows`"
         raise ValueError(f"--full_recipe is of the built-in demo data; {named} has its own flags.")
-    recipe = recipe_of(
-        task, is_demo=is_demo, full=full_recipe, model_name_or_path=model.model_name_or_path or None,
-        num_train_epochs=loop.num_train_epochs or None, max_steps=loop.max_steps or None,
-    )  # fmt: skip
+    recipe = recipe_of(task, is_demo=is_demo, model_name_or_path=model.model_name_or_path or None, full=full_recipe)
     data, model = resolve(data, recipe), resolve(model, recipe)
     loop, card = resolve(loop, recipe), resolve(card, recipe)
     check_run(data, model, loop, card, is_text=task == "text-classification")
@@ -164,6 +160,7 @@ def _run(job: FinetuneJob, rows: Any) -> FinetuneResult:
     # First: a mistyped checkpoint or file must not cost the checkpoints that are overwritten.
     name = job.model.model_name_or_path
     source = None if name == "none" else read_source(name)
+    job = replace(job, loop=_with_short_epochs(job.loop, source))
     with accelerator.main_process_first():
         canvas = CANVAS | {"seed": job.loop.seed}
         data = load_data(job.task, job.data, job.card, job.loop.seed, canvas, rows)
@@ -214,6 +211,17 @@ def _score_by_length(job: FinetuneJob, data: LabelledData, fitted: Fitted) -> li
 def _with_resume(loop: LoopOptions) -> LoopOptions:
     """The loop's options with the checkpoint that this start goes on from, which a restart by torchrun decides."""
     return replace(loop, resume_from_checkpoint=choose_resume(loop.resume_from_checkpoint, loop.output_dir))
+
+
+def _with_short_epochs(loop: LoopOptions, source: CheckpointSource | None) -> LoopOptions:
+    """The loop's options with the number of short epochs, where none was given: a resumed run's own, or what a stock
+    checkpoint gets, whose new layers have to be learnt."""
+    if loop.short_epochs is not UNSET:
+        return loop
+    saved = read_settings(loop.resume_from_checkpoint, loop.output_dir) if loop.resume_from_checkpoint else {}
+    is_stock = source is not None and not isinstance(source.config, FactorizedConfig)
+    default = count_short_epochs(loop.num_train_epochs, loop.max_steps) if is_stock else 0
+    return replace(loop, short_epochs=saved.get("short_epochs", default))
 
 
 def _fit_at_low_resolution(
@@ -382,7 +390,7 @@ def _plan(
     plan = make_plan(
         loop, model, examples, collate, loaders["train"], sampler, accelerator,
         steps=plan_steps(loop, sampler, output_dir),
-        data=describe_labels(data),
+        data=f"{describe_labels(data)}\n\n{describe_sizes(job, built)}",
         memory=_describe_memory(job, model, sampler, accelerator),
         limit=built.num_tokens if job.is_text else None,
         transfer=transfer,
@@ -427,11 +435,6 @@ def _announce(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {model.num_parameters(True):,} of them train; "
         f"{describe_processes(accelerator, job.loop.num_threads)}; {sampler.extent}"
     )
-    if short := job.loop.short_epochs:
-        accelerator.print(
-            f"in the first {counted(short, 'epoch')} documents are cut to {job.loop.short_length} tokens, which goes "
-            "faster; --short_epochs 0 trains on them whole"
-        )
     accelerator.print(_describe_memory(job, model, sampler, accelerator))
 
 

@@ -138,7 +138,7 @@ def describe_memory(
 ) -> str:
     """Return a sentence on the memory that a step on the largest batch may take.
 
-    Where adapters or some layers alone train, it says that activations are counted as if all did.
+    Where less than half of the parameters train, it says that activations are counted as if all did.
 
     Args:
         config: of the model that trains.
@@ -148,17 +148,19 @@ def describe_memory(
         beside: bytes of weights that are held beside the model's, such as a teacher's.
     """
     num_examples, longest = largest_batch
+    num_trained = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
     estimate = estimate_memory(
         config,
         -(-longest // num_sharing),
         batch_size=num_examples,
         training=True,
-        num_trained=sum(weight.numel() for weight in trained.parameters() if weight.requires_grad),
+        num_trained=num_trained,
         gradient_checkpointing=gradient_checkpointing,
         mixed_precision=accelerator.mixed_precision,
         device_type=accelerator.device.type,
     )
-    is_partial = not all(weight.requires_grad for weight in trained.parameters())
+    # A pooler that nobody reads may be frozen, too.
+    is_partial = num_trained < sum(weight.numel() for weight in trained.parameters()) / 2
     counted_as = "; activations are counted as if all parameters trained, which is an upper end" if is_partial else ""
     estimate = replace(estimate, weights=estimate.weights + beside)
     peak = describe_peak(estimate, accelerator.device, returns_freed=gradient_checkpointing)

@@ -29,8 +29,8 @@ TASKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # An image size of None is the one that the checkpoint's processor states.
 PRETRAINED_IMAGES: dict[str, Any] = dict(learning_rate=1e-4, image_size=None)
-# What stands in the place of a stock text checkpoint's softmax attention unless fields of it are given: of the parts
-# that were compared the window alone is the quickest to learn (docs/results/recipes.md).
+# What stands in the place of a stock text checkpoint's softmax attention unless fields of it are given: with it, and
+# first epochs that are cut, texts are learnt far sooner (docs/results/recipes.md).
 STOCK_TEXT_LAYERS: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic")
 DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
@@ -53,15 +53,15 @@ def recipe_of(
     is_demo: bool,
     model_name_or_path: str | None = None,
     full: bool = False,
-    num_train_epochs: float | None = None,
-    max_steps: int | None = None,
 ) -> dict[str, Any]:
     """Return the value of every option that was not given, by name.
+
+    `short_epochs` is missing for texts of one's own: it follows from the checkpoint (`count_short_epochs`).
 
     Args:
         task: "text-classification" or "image-classification".
         is_demo: the data is the built-in demo's, for which everything was tuned.
-        model_name_or_path, num_train_epochs, max_steps: what was given; None where nothing was.
+        model_name_or_path: what was given; None where nothing was.
         full: the demo's long recipe.
 
     Raises:
@@ -72,11 +72,12 @@ def recipe_of(
     recipe = COMMON | TASKS[task] | (DEMOS[task] if is_demo else {})
     if task == "image-classification" and model_name_or_path not in (None, "none"):
         recipe |= PRETRAINED_IMAGES | ({"image_size": recipe["image_size"]} if is_demo else {})  # digits need it
-    if task == "text-classification" and not is_demo and (max_steps is None or max_steps < 1):
-        recipe["short_epochs"] = _count_short_epochs(num_train_epochs or recipe["num_train_epochs"])
+    if task == "text-classification" and not is_demo:
+        del recipe["short_epochs"]
     return recipe | (FULL_RECIPES[task] if full else {})
 
 
-def _count_short_epochs(num_train_epochs: float) -> int:
-    """Return in how many first epochs texts are cut, which go faster: all but the last, which is of whole texts."""
-    return max(0, math.ceil(num_train_epochs) - 1) if math.isfinite(num_train_epochs) else 0
+def count_short_epochs(num_train_epochs: float, max_steps: int) -> int:
+    """Return in how many first epochs of a stock checkpoint texts are cut, which go faster: all but the last, which is
+    of whole texts, and none where steps are counted."""
+    return math.ceil(num_train_epochs) - 1 if max_steps < 1 else 0

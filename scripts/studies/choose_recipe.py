@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     columns |= {"mean": {"name": "mean", "digits": 3}, "deviation": {"name": "deviation of a run", "digits": 3}}
     columns |= {"macro_f1": {"name": "macro-F1", "digits": 3}, "seconds": {"name": "seconds", "digits": 0}}
     known = [f"{name} {score:.3f}" for name, score in tfidf.items()]
-    note = f"Accuracy on the test splits, seeds {', '.join(map(str, options.seeds))}. TF-IDF: {', '.join(known)}."
+    seeds = f"seed{'s' * (len(options.seeds) > 1)} {', '.join(map(str, options.seeds))}"
+    note = f"Accuracy on the test splits, {seeds}. TF-IDF: {', '.join(known)}."
     result = {"rows": rows, "table": table, "tfidf": tfidf, "command": command}
     write_json(options.output_dir / "recipes.json", result)
     if options.results:

@@ -17,7 +17,7 @@ import fa_transformers as fa
 from fa_transformers.data.batching import LengthGroupedBatchSampler
 from fa_transformers.training.calls import describe_call, fill_options
 from fa_transformers.training.plan import mean_size
-from fa_transformers.training.recipes import recipe_of
+from fa_transformers.training.recipes import count_short_epochs
 
 WORDS = ["red", "blue", "green", "one", "two", "three"]
 
@@ -211,17 +211,22 @@ def test_lengths_that_cannot_be_scored_are_refused_before_anything_is_read(tiny_
     assert not Path("mine").exists()
 
 
-def test_texts_are_short_in_all_epochs_but_the_last_unless_steps_are_counted():
-    def short(**given) -> int:
-        return recipe_of("text-classification", is_demo=False, **given)["short_epochs"]
+def test_texts_of_a_stock_checkpoint_are_short_in_all_epochs_but_the_last_unless_steps_are_counted():
+    assert [count_short_epochs(epochs, -1) for epochs in (0.5, 1.0, 2.2, 3.0)] == [0, 0, 2, 2]
+    assert count_short_epochs(3.0, 200) == 0
 
-    assert (short(), short(num_train_epochs=1.0), short(num_train_epochs=2.2), short(num_train_epochs=5)) == (
-        2,
-        0,
-        2,
-        4,
-    )
-    assert short(max_steps=200) == 0 == recipe_of("image-classification", is_demo=False)["short_epochs"]
+
+def test_a_resumed_run_keeps_its_short_epochs(tiny_bert, capsys):
+    """One of ours has none."""
+    short = options(tiny_bert, max_steps=-1, num_train_epochs=2, short_length=4)
+    result = fa.finetune(columns(30), **short)
+    assert "Its training began with 1 epoch on the first 4." in capsys.readouterr().out
+    more = options(tiny_bert, max_steps=-1, num_train_epochs=4, short_length=4, resume_from_checkpoint="last")
+    assert fa.finetune(columns(30), **more).summary["epochs"] == 4
+    capsys.readouterr()
+    ours = options(result.output_dir, max_steps=-1, num_train_epochs=2, short_length=4, output_dir="again")
+    fa.finetune(columns(30), **ours)
+    assert "Its training began" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, (64, "periodic")), ({"local_window": 0}, (0, "periodic"))])
