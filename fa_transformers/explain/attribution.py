@@ -72,12 +72,12 @@ def attribute(
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     with entered(model, inputs) as entry:
-        is_real, layout, read = entry.is_real, entry.layout, read_token(model)
+        is_real, layout = entry.is_real, entry.layout
         check_units(units, is_real)
         if method == "rollout":
-            scores = rollout(model, inputs, read)
+            scores = rollout(model, inputs, read_token(model, inputs))
         elif method == "rows":
-            scores = last_row(entry, read)
+            scores = last_row(entry, read_token(model, inputs))
         else:
             labels = choose_labels(answers(model, inputs), target)
             if method == "occlusion":
@@ -87,16 +87,20 @@ def attribute(
     return scores if units is None else sum_units(scores, units)
 
 
-def read_token(model: nn.Module) -> Literal[0, "mean"]:
+def read_token(model: nn.Module, inputs: Mapping[str, Any]) -> Literal[0, "mean"]:
     """Return what a classifier reads, as `rollout` takes it.
 
     Raises:
-        TypeError: the model is no encoder with a head.
+        TypeError: it has no logits of whole documents or images.
     """
-    pooling = getattr(getattr(model, "config", None), "classifier_pooling", None)
-    if pooling is None:
-        raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
-    return "mean" if pooling == "mean" else 0
+
+    def skip(hidden_states: Tensor, layout: Layout, output_hidden_states: bool) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    with forward_replaced(find_encoder(model), skip):  # any configuration has a pooling: what kind a head is, it shows
+        answers(model, inputs)
+    config: Any = model.config
+    return "mean" if config.classifier_pooling == "mean" else 0
 
 
 def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:

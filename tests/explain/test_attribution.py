@@ -14,7 +14,9 @@ from fa_transformers import attribute, passage_units, patch_units, sentence_unit
 from fa_transformers.explain import attribution, encoder, implied
 from fa_transformers.models import (
     FABertConfig,
+    FABertForMaskedLM,
     FABertForMultipleChoice,
+    FABertForQuestionAnswering,
     FABertForSequenceClassification,
     FABertForTokenClassification,
     FABertModel,
@@ -168,7 +170,7 @@ def test_scores_of_units_are_sums_of_those_of_tokens(method):
     torch.testing.assert_close(attribute(model, inputs, 0, method, units), expected, **NEAR)
 
 
-@pytest.mark.parametrize("method", ["gradient_x_input", "rollout"])
+@pytest.mark.parametrize("method", METHODS[:3])
 def test_a_model_inside_adapters_is_explained_like_itself(method):
     model, inputs = texts()
     expected = attribute(model, inputs, 0, method)
@@ -234,11 +236,21 @@ def test_errors_name_the_argument(message):
         ERRORS[message](*texts())
 
 
-@pytest.mark.parametrize("model_class", [FABertModel, FABertForTokenClassification, FABertForMultipleChoice])
-def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        FABertModel,
+        FABertForMaskedLM,
+        FABertForTokenClassification,
+        FABertForQuestionAnswering,
+        FABertForMultipleChoice,
+    ],
+)
+def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class, method):
     kind = "AutoModelForMultipleChoice" if model_class is FABertForMultipleChoice else "AutoModel"
     with pytest.raises(TypeError, match="`model` must be a classifier of whole texts or images"):
-        attribute(build(FABertConfig, model_class), text_inputs(kind), 0)
+        attribute(build(FABertConfig, model_class), text_inputs(kind), 0, method)
 
 
 def test_sentences_end_at_marks_and_empty_lines():
