@@ -25,8 +25,8 @@ def attention_rows(model: nn.Module, inputs: Mapping[str, Any], positions: Seque
     Args:
         model: an FABert or FAViT with any head.
         inputs: the arguments of its forward pass, by name: padded, packed, or with a `chunk_size`.
-        positions: int [P], places in the N tokens of the batch, padding and CLS included; for images CLS is 0, then
-            come the registers, then the patches row by row.
+        positions: int [P], at least one, places in the N tokens of the batch, padding and CLS included; for images CLS
+            is 0, then come the registers, then the patches row by row.
 
     Returns:
         For each layer [B, H, P, N]: distributions over the real tokens of the position's document, exactly zero at
@@ -37,14 +37,16 @@ def attention_rows(model: nn.Module, inputs: Mapping[str, Any], positions: Seque
 
     Raises:
         TypeError: `model` has no FABert or FAViT encoder.
-        ValueError: a position lies outside the tokens, or the model refuses its inputs.
+        ValueError: there is no position, or one lies outside the tokens, or the model refuses its inputs.
     """
     with entered(model, inputs) as entry:
         num_tokens = entry.embeddings.shape[1]
         places = torch.as_tensor(positions, device=entry.embeddings.device)
+        if not places.numel():
+            raise ValueError("`positions` must have at least one place, got none.")
         if places.dim() != 1 or places.is_floating_point() or places.dtype == torch.bool:
             raise ValueError(f"`positions` must be a list of integers, got {positions!r}.")
-        if len(places) and not (int(places.min()) >= 0 and int(places.max()) < num_tokens):
+        if int(places.min()) < 0 or int(places.max()) >= num_tokens:
             raise ValueError(f"`positions` must lie between 0 and {num_tokens - 1}, got {places.tolist()}.")
         chosen = torch.nn.functional.one_hot(places.long(), num_tokens).to(entry.dtype)
         weights = chosen.expand(len(entry.embeddings), 1, -1, -1)

@@ -43,7 +43,8 @@ def attribute(
     - "rollout": `rollout` of the token that the classifier reads, or of the mean. It is the same for all answers.
     - "rows": the last layer's attention of that token, the mean over heads. It is the same for all answers.
     - "occlusion": how far the logit falls when the unit is masked, as padding is. A forward pass for each unit, so give
-      `units`. A masked first token is not read by "cls" pooling: the next one is.
+      `units`. A masked first token is not read by "cls" pooling: the next one is. A model in half precision rounds each
+      logit, in bfloat16 by up to 2⁻⁸ of its size: that much a score can be off by, twice.
 
     Gradients pass through one layer at a time, whose feed-forward part is cut into pieces: the memory is that of the
     layers' inputs and of about ten tensors [B, N, C]. Without gradients, layers run in chunks.
@@ -72,12 +73,12 @@ def attribute(
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     with entered(model, inputs) as entry:
-        is_real, layout, read = entry.is_real, entry.layout, read_token(model)
+        is_real, layout = entry.is_real, entry.layout
         check_units(units, is_real)
         if method == "rollout":
-            scores = rollout(model, inputs, read)
+            scores = rollout(model, inputs, read_token(model, inputs))
         elif method == "rows":
-            scores = last_row(entry, read)
+            scores = last_row(entry, read_token(model, inputs))
         else:
             labels = choose_labels(answers(model, inputs), target)
             if method == "occlusion":
@@ -87,16 +88,20 @@ def attribute(
     return scores if units is None else sum_units(scores, units)
 
 
-def read_token(model: nn.Module) -> Literal[0, "mean"]:
+def read_token(model: nn.Module, inputs: Mapping[str, Any]) -> Literal[0, "mean"]:
     """Return what a classifier reads, as `rollout` takes it.
 
     Raises:
-        TypeError: the model is no encoder with a head.
+        TypeError: it has no logits of whole documents or images.
     """
-    pooling = getattr(getattr(model, "config", None), "classifier_pooling", None)
-    if pooling is None:
-        raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
-    return "mean" if pooling == "mean" else 0
+
+    def skip(hidden_states: Tensor, layout: Layout, output_hidden_states: bool) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    with forward_replaced(find_encoder(model), skip):  # any configuration has a pooling: what kind a head is, it shows
+        answers(model, inputs)
+    config: Any = model.config
+    return "mean" if config.classifier_pooling == "mean" else 0
 
 
 def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:
@@ -150,10 +155,15 @@ def check_units(units: Tensor | None, is_real: Tensor) -> None:
 def occlude(
     model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, entry: EncoderInput, units: Tensor | None
 ) -> Tensor:
-    """Return how far the logits of `labels` fall when a unit is masked, one unit of every sample at a time: [B, S]."""
+    """Return how far the logits of `labels` fall when a unit is masked, one unit of every sample at a time: [B, S].
+
+    It is in float32, or float64 of a float64 model. A model in half precision has rounded each logit before, by up to
+    2⁻⁸ of its size in bfloat16 and 2⁻¹¹ in float16: falls below that are lost.
+    """
     is_real = entry.is_real
     members = torch.arange(is_real.shape[1], device=is_real.device).expand_as(is_real) if units is None else units
     full = answers(model, inputs).gather(1, labels[:, None])[:, 0]
+    full = full.to(accumulator_dtype(full))  # differences of half precision would be rounded once more
     drops = full.new_zeros(len(is_real), int(members.max()) + 1)
     members = members.masked_fill(~is_real, -1)
     for unit in range(drops.shape[1]):
@@ -161,7 +171,7 @@ def occlude(
         if not has_unit.any():
             continue
         masked = answers(model, with_mask(inputs, entry, is_real & (members != unit)))
-        fall = full - masked.gather(1, labels[:, None])[:, 0]
+        fall = full - masked.gather(1, labels[:, None])[:, 0].to(full.dtype)
         # A packed row has one document or more of the unit; the others' logits stay as they are.
         fall = fall if len(fall) == len(is_real) else fall.sum()[None]
         drops[:, unit] = fall.where(has_unit, 0.0)

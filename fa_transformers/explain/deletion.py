@@ -68,7 +68,7 @@ def faithfulness(
 
     Args:
         model, inputs, target: as in `attribute`, of one document or image that isn't packed.
-        scores: [1, S] or [S], of the units, as `attribute` gives them with `units`.
+        scores: [1, S] or [S], of the units and without NaN, as `attribute` gives them with `units`.
         units: int [1, N], the unit of each token, -1 for tokens that stay.
         num_random: orders that are drawn at random, at least 1.
         beam_size: orders that the search for the extreme ones goes on with at each step, at least 1.
@@ -76,7 +76,7 @@ def faithfulness(
 
     Raises:
         TypeError: `model` has no FABert or FAViT encoder, or is no classifier of texts or images.
-        ValueError: an argument is unknown or has another shape, or the model refuses its inputs.
+        ValueError: an argument is unknown or has another shape, a score is NaN, or the model refuses its inputs.
     """
     for name, number in (("num_random", num_random), ("beam_size", beam_size)):
         if number < 1:
@@ -91,6 +91,8 @@ def faithfulness(
             raise ValueError(
                 f"`scores` must have one number for each of {num_units} units, at least one; got {tuple(scores.shape)}."
             )
+        if unknown := scores.flatten().isnan().nonzero().flatten().tolist():
+            raise ValueError(f"`scores` must be numbers that can be ordered, got NaN for the units {unknown}.")
         labels = choose_labels(answers(model, inputs), target)
         known: dict[frozenset[int], float] = {}
 

@@ -45,7 +45,8 @@ def sentence_units(texts: Sequence[str], offsets: Tensor) -> tuple[Tensor, list[
     for row, spans in enumerate(sentences):
         first, last = offsets[row].cpu().unbind(dim=1)
         starts = torch.tensor([start for start, _ in spans], dtype=torch.long)
-        found = torch.searchsorted(starts, first.long().contiguous(), right=True) - 1
+        # By its last character: a tokenizer may count the white space before a word to the word's token.
+        found = torch.searchsorted(starts, last.long() - 1, right=True) - 1
         units[row] = found.where(first < last, -1)
     return units.to(offsets.device), sentences
 
@@ -74,11 +75,13 @@ def passage_units(inputs: Mapping[str, Any], size: int, special: Tensor | None =
         int [B, N]. Passages of a packed row are numbered through its documents.
 
     Raises:
-        ValueError: `size` is below 1, or an argument has another shape.
+        ValueError: `size` is below 1, the inputs are no texts, or an argument has another shape.
     """
     if size < 1:
         raise ValueError(f"`size` must be at least 1 token, got {size}.")
-    tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    tokens = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs.get("inputs_embeds")
+    if tokens is None:
+        raise ValueError("`inputs` have no `input_ids` or `inputs_embeds`, as texts have; of images use `patch_units`.")
     layout = lay_out_text(tokens, inputs.get("attention_mask"), inputs.get("cu_seqlens"))
     counted = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     counted = counted if layout.mask is None else layout.mask.clone()

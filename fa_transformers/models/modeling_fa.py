@@ -106,7 +106,8 @@ class FAPreTrainedModel(FAWeights, PreTrainedModel):
         if output_attentions or (output_attentions is None and self.config.output_attentions):
             raise ValueError(
                 "`output_attentions` is not available: factorized attention never forms the N×N attention matrix. "
-                "Use `output_hidden_states`, or a stock model for attention maps."
+                "Use `output_hidden_states`, or `fa_transformers.attention_rows(model, inputs, positions)`, which "
+                "computes exact rows of the matrix."
             )
         return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 

@@ -120,7 +120,7 @@ class FABertModel(FABertPreTrainedModel):
                 after or between real ones, and what they hold changes nothing. None means that all are real.
             token_type_ids: int [B, N], 0 where missing.
             position_ids: int [B, N] or [1, N]; by default tokens are counted from 0 at the document's first real one.
-            output_attentions: refused if true, as there are no attention maps.
+            output_attentions: refused if true, as no layer forms its attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
             cu_seqlens: int [documents + 1], the running total of lengths from 0 to N, for a packed batch: B is 1, and

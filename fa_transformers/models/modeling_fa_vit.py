@@ -120,7 +120,7 @@ class FAViTModel(FAViTPreTrainedModel):
             interpolate_pos_encoding: None or True: position embeddings are interpolated (or repeated, if "periodic")
                 for images of another than the native size. False makes such images an error, as in stock ViT.
             attention_mask: [B, N] of zeros and ones, 1 = real, over CLS, registers and patches. None: all are real.
-            output_attentions: refused if true, as there are no attention maps.
+            output_attentions: refused if true, as no layer forms its attention maps.
             output_hidden_states: also return the embeddings and every layer's output.
             return_dict: False returns a tuple.
             chunk_size: patches of each image to work on at a time, where activations of all would not fit into memory;
@@ -197,7 +197,7 @@ class FAViTBackbone(BackboneMixin, FAViTModel):
         Args:
             pixel_values: as in `FAViTModel`, of any height and width.
             output_hidden_states: also return the embeddings and every layer's output.
-            output_attentions: refused if true, as there are no attention maps.
+            output_attentions: refused if true, as no layer forms its attention maps.
             return_dict: False returns a tuple.
             attention_mask, interpolate_pos_encoding, chunk_size: as in `FAViTModel`.
 

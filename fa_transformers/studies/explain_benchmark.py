@@ -41,12 +41,15 @@ class ExplainOptions(OptionGroup):
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for what can't be measured."""
+        for name in ("methods", "lengths"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} must have at least one value, got none.")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ValueError(f"--methods {unknown[0]} is unknown; choose from {', '.join(METHODS)}.")
         for name in ("repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.lengths and min(self.lengths) < 1:
+        if min(self.lengths) < 1:
             raise ValueError(f"--lengths must be at least 1 token each, got {min(self.lengths)}.")
 
 
@@ -126,16 +129,12 @@ def measure(method: str, num_tokens: int, options: ExplainOptions) -> dict[str, 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add to each row its time and memory relative to a forward pass of as many tokens, where both were measured."""
     forward = {row["tokens"]: row for row in rows if row["method"] == "forward"}
-    return [
-        row
-        | {
-            f"{name}_over_forward": row[name] / forward[row["tokens"]][name]
-            if row[name] is not None and row["tokens"] in forward
-            else None
-            for name in ("seconds", "peak_mib")
-        }
-        for row in rows
-    ]
+
+    def ratio(row: dict[str, Any], name: str) -> float | None:
+        base = forward.get(row["tokens"], {}).get(name)
+        return None if row[name] is None or base is None else row[name] / base
+
+    return [row | {f"{name}_over_forward": ratio(row, name) for name in ("seconds", "peak_mib")} for row in rows]
 
 
 if __name__ == "__main__":

@@ -233,6 +233,8 @@ def test_rows_of_half_precision_are_distributions_in_float32(dtype):
 ERRORS = {
     "`positions` must lie between 0 and 22": lambda model, inputs: attention_rows(model, inputs, [0, 23]),
     "`positions` must be a list": lambda model, inputs: attention_rows(model, inputs, [0.5]),
+    "`positions` must have at least": lambda model, inputs: attention_rows(model, inputs, []),
+    "`positions` must have": lambda model, inputs: attention_rows(model, inputs, torch.zeros(0, dtype=torch.long)),
     "`target` 23 is not": lambda model, inputs: rollout(model, inputs, 23),
     "`target` 20 is not": lambda model, inputs: rollout(model, inputs, 20),
     "`target` must be": lambda model, inputs: rollout(model, inputs, "first"),

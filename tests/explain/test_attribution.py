@@ -9,12 +9,17 @@ import torch
 from dense_attention import dense_matrices, dense_rollout
 from oracles import MemoryMeter
 from tiny_models import ALL_OPTIONS, VOCAB_SIZE, build, image_inputs, text_inputs
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
 
 from fa_transformers import attribute, passage_units, patch_units, sentence_units
 from fa_transformers.explain import attribution, encoder, implied
 from fa_transformers.models import (
     FABertConfig,
+    FABertForMaskedLM,
     FABertForMultipleChoice,
+    FABertForQuestionAnswering,
     FABertForSequenceClassification,
     FABertForTokenClassification,
     FABertModel,
@@ -142,6 +147,22 @@ def test_occlusion_of_the_first_tokens_moves_no_position():
     torch.testing.assert_close(actual[:, 0], full - without, **NEAR)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_occlusion_in_half_precision_is_the_exact_difference_of_the_models_logits(dtype):
+    model, inputs = texts((9,), position_embedding_type="none")
+    model.to(dtype)
+    units = torch.full((1, 9), -1)
+    units[0, :5] = 0  # the token that is read, so that the fall is none of rounding
+    with torch.no_grad():
+        full, without = (
+            model(**{**inputs, "attention_mask": mask}, chunk_size=9).logits[:, 1:].double()
+            for mask in (inputs["attention_mask"], units < 0)
+        )
+    actual = attribute(model, inputs, 1, "occlusion", units)
+    assert actual.dtype == torch.float32 and actual.any()
+    torch.testing.assert_close(actual.double(), full - without, rtol=0.0, atol=0.0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_padding_scores_zero_and_changes_nothing(batch, method):
@@ -168,7 +189,7 @@ def test_scores_of_units_are_sums_of_those_of_tokens(method):
     torch.testing.assert_close(attribute(model, inputs, 0, method, units), expected, **NEAR)
 
 
-@pytest.mark.parametrize("method", ["gradient_x_input", "rollout"])
+@pytest.mark.parametrize("method", METHODS[:3])
 def test_a_model_inside_adapters_is_explained_like_itself(method):
     model, inputs = texts()
     expected = attribute(model, inputs, 0, method)
@@ -222,6 +243,7 @@ ERRORS = {
     "`units` must be integers": lambda model, inputs: attribute(model, inputs, 0, units=torch.zeros(2, 3, dtype=int)),
     "`steps`": lambda model, inputs: attribute(model, inputs, 0, steps=0),
     "`size`": lambda model, inputs: passage_units(inputs, 0),
+    "`inputs` have no `input_ids`.*`patch_units`": lambda *_: passage_units(images()[1], 2),
     "`special`": lambda model, inputs: passage_units(inputs, 2, torch.zeros(3, dtype=bool)),
     "`inputs` are texts": lambda model, inputs: patch_units(model, inputs),
     "`offsets`": lambda model, inputs: sentence_units(["a", "b"], torch.zeros(1, 5, 2)),
@@ -234,11 +256,21 @@ def test_errors_name_the_argument(message):
         ERRORS[message](*texts())
 
 
-@pytest.mark.parametrize("model_class", [FABertModel, FABertForTokenClassification, FABertForMultipleChoice])
-def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        FABertModel,
+        FABertForMaskedLM,
+        FABertForTokenClassification,
+        FABertForQuestionAnswering,
+        FABertForMultipleChoice,
+    ],
+)
+def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class, method):
     kind = "AutoModelForMultipleChoice" if model_class is FABertForMultipleChoice else "AutoModel"
     with pytest.raises(TypeError, match="`model` must be a classifier of whole texts or images"):
-        attribute(build(FABertConfig, model_class), text_inputs(kind), 0)
+        attribute(build(FABertConfig, model_class), text_inputs(kind), 0, method)
 
 
 def test_sentences_end_at_marks_and_empty_lines():
@@ -251,6 +283,15 @@ def test_sentences_end_at_marks_and_empty_lines():
         "One is here.", '"Is it two?"', "Three, v1.2!", "Four\nlines."
     ]  # fmt: skip
     assert sentence_units([""], torch.zeros(1, 2, 2, dtype=int))[0].tolist() == [[-1, -1]]
+
+
+def test_a_token_that_starts_with_the_blank_before_a_sentence_belongs_to_the_sentence():
+    tokenizer = Tokenizer(WordLevel({"▁Hello.": 0, "▁Bye": 1, "▁now.": 2}))
+    tokenizer.pre_tokenizer = Metaspace()
+    text = "Hello. Bye now."
+    offsets = torch.tensor([tokenizer.encode(text).offsets])
+    assert offsets[0].tolist() == [[0, 6], [6, 10], [10, 15]]
+    assert sentence_units([text], offsets)[0].tolist() == [[0, 1, 1]]
 
 
 def test_passages_are_runs_of_real_tokens_of_a_document():

@@ -73,6 +73,7 @@ ERRORS = {
     "`num_random`": {"num_random": 0},
     "`beam_size`": {"beam_size": 0},
     "`scores` must have one number for each of 4 units": {"scores": torch.zeros(3)},
+    r"`scores` must be numbers .* units \[2\]": {"scores": torch.tensor([[0.0, 1.0, torch.nan, 2.0]])},
     "`units` must be integers": {"units": torch.zeros(1, 3, dtype=torch.long)},
     "`target`": {"target": 2},
 }

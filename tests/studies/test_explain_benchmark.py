@@ -31,7 +31,16 @@ def test_a_row_has_ratios_to_the_forward_pass_of_its_length():
     assert ratios == [(1.0, 1.0), (1.5, 1.1), (None, None)]
 
 
-@pytest.mark.parametrize("wrong", [{"methods": ("lime",)}, {"repeats": 0}, {"threads": 0}, {"lengths": (0,)}])
+def test_a_row_has_no_ratio_where_the_forward_pass_ran_out_of_memory():
+    unmeasured = {"method": "forward", "tokens": 8, "seconds": None, "peak_mib": None}
+    rows = [unmeasured, {"method": "rollout", "tokens": 8, "seconds": 3.0, "peak_mib": 11.0}]
+    assert [row["seconds_over_forward"] for row in with_ratios(rows)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"methods": ("lime",)}, {"methods": ()}, {"repeats": 0}, {"threads": 0}, {"lengths": (0,)}, {"lengths": ()}],
+)
 def test_mistakes_name_the_flag(wrong):
-    with pytest.raises(ValueError, match=f"--{next(iter(wrong))}"):
+    with pytest.raises(ValueError, match=f"--{next(iter(wrong))} "):
         ExplainOptions(**wrong).check()
