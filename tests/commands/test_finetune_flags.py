@@ -23,7 +23,8 @@ def test_defaults_are_those_of_the_task_and_the_data():
 def test_a_recipe_sets_every_field_but_those_that_are_the_checkpoints(task, data):
     run = command.parse(["--task", task, *data])
     unset = [part for options in (run.data, run.model, run.loop, run.card) for part in unset_fields(options)]
-    assert {part.metadata["group"] for part in unset} <= {"layer", "positions"}
+    late = {"short_epochs"} if data and task == "text-classification" else set()  # by the checkpoint, once it is read
+    assert {part.name for part in unset if part.metadata["group"] not in ("layer", "positions")} == late
 
 
 def test_pretrained_image_models_have_settings_of_their_own():

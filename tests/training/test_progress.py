@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import train_in_processes as worker
+from accelerate import Accelerator
 from tiny_models import build, image_inputs, text_inputs
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -18,6 +19,7 @@ from fa_transformers.models import (
     FAViTForImageClassification,
 )
 from fa_transformers.models.fa_attention_blocked import NAMESPACE
+from fa_transformers.training import progress
 from fa_transformers.training.flops import peak_flops, training_flops_per_token
 from fa_transformers.training.progress import STEP_PARTS, communication_us
 
@@ -92,3 +94,16 @@ def test_communication_on_a_gpu_is_counted_once():
     ]
     assert communication_us(same) == 7
     assert communication_us([event("gloo:all_reduce", DeviceType.CPU, 3), event("aten::mm", DeviceType.CPU, 9)]) == 3
+
+
+def test_memory_is_told_as_an_upper_end_where_few_parameters_train():
+    model = build(FABertConfig, FABertForSequenceClassification)
+    told = [progress.describe_memory(model.config, (2, 8), Accelerator(cpu=True), trained=model)]
+    for frozen in (model.classifier, model.bert):
+        frozen.requires_grad_(False)
+        told.append(progress.describe_memory(model.config, (2, 8), Accelerator(cpu=True), trained=model))
+    assert ["counted as if all parameters trained, which is an upper end" in one for one in told] == [
+        False,
+        False,
+        True,
+    ]

@@ -380,16 +380,6 @@ def test_the_estimated_peak_is_of_what_the_bar_shows(monkeypatch):
     assert "of each process: 1.00 GiB, of which it takes 0.50 GiB now" in progress.describe_peak(estimate, cpu, False)
 
 
-def test_memory_is_told_as_an_upper_end_where_few_parameters_train():
-    model = build(FABertConfig, FABertForSequenceClassification)
-    told = [progress.describe_memory(model.config, (2, 8), Accelerator(cpu=True), trained=model)]
-    for frozen in (model.classifier, model.bert):
-        frozen.requires_grad_(False)
-        told.append(progress.describe_memory(model.config, (2, 8), Accelerator(cpu=True), trained=model))
-    said = ["counted as if all parameters trained, which is an upper end; the" in one for one in told]
-    assert said == [False, False, True]
-
-
 def test_a_loss_that_is_not_finite_stops_the_run():
     accelerator, _ = prepared()
     meter = ProgressMeter(accelerator, 10, TrainingState({}, step=3))
