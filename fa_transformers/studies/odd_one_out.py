@@ -2,7 +2,7 @@
 
 All start from one detector of digits that has no blocks: blocks are put into it, which start as the identity, so that
 before training the kinds are one and the same function. Blocks and heads alone train: backbone and pyramid know the
-digits, and would forget them, as a digit's kind says nothing about its class before the blocks work.
+digits, and nothing would keep them so, as a digit's kind says nothing about its class before the blocks work.
 """
 
 import json

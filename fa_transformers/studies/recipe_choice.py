@@ -1,7 +1,8 @@
 """Recipes of fine-tuning beside each other: three sets of real text, several seeds, each run with the same time.
 
-The time is that of a single thread and is met by the number of steps: a few steps of the recipe are timed first, those
-of the attention transfer apart, and what is left of the budget after the transfer is filled with optimiser steps.
+The time is that of a single thread and is met by the number of steps: a few steps of the recipe are timed first, or its
+run with the seed before tells, those of the attention transfer apart, and what is left of the budget after the transfer
+is filled with optimiser steps.
 """
 
 import functools

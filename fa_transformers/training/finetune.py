@@ -257,8 +257,8 @@ def build_model(job: FinetuneJob, source: CheckpointSource | None, data: Labelle
     if job.is_text:
         if is_stock:
             overrides = STOCK_TEXT_LAYERS | overrides
-        if is_stock and "classifier_pooling" not in overrides and (pooling := read_pooling_of(source)):
-            overrides["classifier_pooling"] = pooling
+            if "classifier_pooling" not in overrides and (pooling := read_pooling_of(source)):
+                overrides["classifier_pooling"] = pooling
         length = options.max_length
         model = load_factorized(source, "AutoModelForSequenceClassification", max_length=length, **overrides)
         tokenizer = load_tokenizer(source.model_folder, model.config, packing=job.loop.packing)

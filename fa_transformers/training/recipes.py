@@ -42,18 +42,12 @@ DEMOS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 FULL_RECIPES: dict[str, dict[str, Any]] = {
-    "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),  # cut as the demo's
+    "text-classification": dict(num_train_epochs=5.0, short_epochs=4, max_length=20480),
     "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip
 
 
-def recipe_of(
-    task: str,
-    *,
-    is_demo: bool,
-    model_name_or_path: str | None = None,
-    full: bool = False,
-) -> dict[str, Any]:
+def recipe_of(task: str, *, is_demo: bool, model_name_or_path: str | None = None, full: bool = False) -> dict[str, Any]:
     """Return the value of every option that was not given, by name.
 
     `short_epochs` is missing for texts of one's own: it follows from the checkpoint (`count_short_epochs`).
