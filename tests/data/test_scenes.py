@@ -12,7 +12,7 @@ from PIL import Image
 from repository import ROOT
 
 from fa_transformers.data.readers.objects import DenseData
-from fa_transformers.data.sets import coco_folder, scenes
+from fa_transformers.data.sets import coco_folder, digit_scenes, scenes
 from fa_transformers.data.sets.coco_folder import SetSettings, load_drawn_set
 from fa_transformers.data.sets.digit_scenes import (
     DIGIT_PX,
@@ -213,3 +213,10 @@ def test_counts_that_mean_nothing_are_named(tmp_path):
         with pytest.raises(ValueError, match="num_objects"):
             load_digit_scenes(1, 1, 1, num_objects=num_objects, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_odd_one_out_set_of_other_digits_is_another_kept_set(tmp_path, monkeypatch):
+    load_odd_one_out(1, 1, 1, size_px=300, cache_dir=tmp_path)
+    monkeypatch.setattr(digit_scenes, "NUM_COPIES", (2, 2))
+    load_odd_one_out(1, 1, 1, size_px=300, cache_dir=tmp_path)
+    assert len([path for path in tmp_path.rglob("odd-one-out-*") if path.is_dir()]) == 2

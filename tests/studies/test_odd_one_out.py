@@ -102,6 +102,12 @@ def test_runs_of_other_settings_are_not_taken(tmp_path):
         keep_settings(tmp_path / "others", options)
 
 
+def test_places_in_the_frozen_backbone_are_refused():
+    OddOneOutOptions(attention_places=("fp3", "fp5")).check()
+    with pytest.raises(ValueError, match="--attention_places res3 is in the backbone, which is frozen"):
+        OddOneOutOptions(attention_places=("fp3", "res3")).check()
+
+
 @pytest.mark.slow
 def test_a_run_is_a_process_with_a_receipt(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
