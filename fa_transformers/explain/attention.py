@@ -98,6 +98,42 @@ def context_maps(model: nn.Module, inputs: Mapping[str, Any]) -> dict[int, Tenso
     return maps
 
 
+def leading_context_maps(
+    model: nn.Module, inputs: Mapping[str, Any], target: int | Literal["mean"] = 0, number: int = 4
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return, of each factorized layer, the context maps of which a token's row of attention takes most.
+
+    Args:
+        model, inputs, target: as in `rollout`.
+        number: maps of each head, at most; at least 1.
+
+    Returns:
+        By the number of the layer, from 0, the share that each map has in the row, [B, H, number], the largest first,
+        and the maps, [B, H, number, N], as in `context_maps`. With a window or a convolution the row has other terms,
+        too.
+
+    Raises:
+        TypeError, ValueError: as in `rollout`, or `number` is below 1, or documents are packed.
+    """
+    if number < 1:
+        raise ValueError(f"`number` must be at least 1, got {number}.")
+    with entered(model, inputs) as entry:
+        if entry.layout.documents is not None:
+            raise ValueError("`inputs` must not be packed: each document has maps of its own.")
+        weights = target_weights(entry, target)[:, None, None]
+        leading = {}
+        for index, step in enumerate(entry.forwards()):
+            ((_, part),) = parts_of(*step, entry.layout)
+            if not part.is_factorized:
+                continue
+            shares = part.feature_weights(weights)[:, :, 0]
+            chosen = shares.abs().topk(min(number, shares.shape[2]), dim=2).indices
+            maps = part.context_maps()
+            places = chosen[..., None].expand(-1, -1, -1, maps.shape[3])
+            leading[index] = shares.gather(2, chosen), maps.gather(2, places)
+        return leading
+
+
 def effective_support(rows: Tensor) -> Tensor:
     """Return how many tokens a row is spread over, exp(-Σ a · log a): [..., N] -> [...], from 1 to N.
 

@@ -113,6 +113,20 @@ def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:
     raise AssertionError("an encoder has a layer")
 
 
+def rows_by_layer(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Return each layer's attention of what the classifier reads, the mean over heads: [B, N] for each layer.
+
+    The last one is what `attribute` gives for the method "rows".
+
+    Raises:
+        TypeError, ValueError: as in `attribute`.
+    """
+    with entered(model, inputs) as entry:
+        weights = target_weights(entry, read_token(model, inputs))[:, None, None]
+        rows = (left_multiply(*step, entry.layout, weights).mean(dim=1)[:, 0] for step in entry.forwards())
+        return [row.masked_fill(~entry.is_real, 0.0) for row in rows]
+
+
 def answers(model: nn.Module, inputs: Mapping[str, Any], chunk_size: int | None = CHUNK_SIZE) -> Tensor:
     """Return a classifier's logits [D, L], computed in chunks unless documents are packed or `chunk_size` is None.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .attribution import answers, check_units, choose_labels, with_mask
-from .encoder import entered
+from .encoder import EncoderInput, entered
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ def faithfulness(
 
         def probability(deleted: frozenset[int]) -> float:
             if deleted not in known:
-                gone = torch.isin(units, torch.tensor(sorted(deleted), device=units.device, dtype=units.dtype))
-                logits = answers(model, with_mask(inputs, entry, entry.is_real & ~gone))
-                known[deleted] = float(probabilities(model, logits).gather(1, labels[:, None]))
+                known[deleted] = float(without(model, inputs, entry, units, sorted(deleted)).gather(1, labels[:, None]))
             return known[deleted]
 
         def fall(deleted: frozenset[int]) -> float:
@@ -124,6 +122,33 @@ def faithfulness(
             sum(mean_fall(fall, of_lengths(draw, order, lengths)) for draw in draws) / num_random,
             *normalized,
         )
+
+
+def deleted_probabilities(
+    model: nn.Module, inputs: Mapping[str, Any], units: Tensor, deletions: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return the probability of every label without each of some sets of units: [sets, labels], on the CPU.
+
+    A forward pass for each set.
+
+    Args:
+        model, inputs, units: as in `faithfulness`.
+        deletions: the units of each set.
+
+    Raises:
+        TypeError, ValueError: as in `faithfulness`.
+    """
+    with entered(model, inputs) as entry:
+        check_units(units, entry.is_real)
+        return torch.cat([without(model, inputs, entry, units, deleted).float().cpu() for deleted in deletions])
+
+
+def without(
+    model: nn.Module, inputs: Mapping[str, Any], entry: EncoderInput, units: Tensor, deleted: Sequence[int]
+) -> Tensor:
+    """Return the probabilities [1, labels] of one document without some units."""
+    gone = torch.isin(units, torch.tensor(deleted, device=units.device, dtype=units.dtype))
+    return probabilities(model, answers(model, with_mask(inputs, entry, entry.is_real & ~gone)))
 
 
 def probabilities(model: nn.Module, logits: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class ImpliedAttention:
             share[..., : self.num_prefix] = 0.0
             near = near + self._through_window((weights * share)[..., self.num_prefix :])
             weights = weights * (1.0 - share)
-        product = self._spread(self._gather(weights))
+        product = self._spread(self.feature_weights(weights))
         product[..., self.num_prefix :] += near
         return product
 
@@ -88,7 +88,7 @@ class ImpliedAttention:
     def _chunks(self) -> list[slice]:
         return slices(0, self.num_tokens, CHUNK_SIZE)
 
-    def _gather(self, weights: Tensor) -> Tensor:
+    def feature_weights(self, weights: Tensor) -> Tensor:
         """Return the weight of each feature, w · softmax(Q) or w · Q: [B, 1 or H, W, N] -> [B, H, W, F]."""
         total: Tensor | float = 0.0
         for tokens in self._chunks():

@@ -8,4 +8,6 @@ lengths     Scores when only the beginning of each document is read.
 sources     Rows of a file, or the files of a folder, one at a time.
 output      The table that is written, which a stopped run goes on with.
 run         All of it for one file or folder.
+explanation The ground of one answer, as values.
+explaining  Their computation for a document or an image.
 """
