@@ -89,12 +89,19 @@ def draw_canvas(
     size_px: int,
     digits_per_class: int,
     random: np.random.Generator,
+    scrambled_per_class: int | None = None,
 ) -> np.ndarray:
     """One canvas [size_px, size_px] of bytes: `digits_per_class` digits of each class, all but `label`'s scrambled.
 
-    `digits_by_class` holds, for each class, pictures [n, S, S] to draw from with replacement.
+    `digits_by_class` holds, for each class, pictures [n, S, S] to draw from with replacement. `scrambled_per_class` is
+    the number of scrambled ones of each class, None: as many.
     """
-    chosen = [pictures[random.integers(len(pictures), size=digits_per_class)] for pictures in digits_by_class]
+    scrambled = digits_per_class if scrambled_per_class is None else scrambled_per_class
+    counts = [digits_per_class if number == label else scrambled for number in range(len(digits_by_class))]
+    chosen = [
+        pictures[random.integers(len(pictures), size=count)]
+        for pictures, count in zip(digits_by_class, counts, strict=True)
+    ]
     whole = chosen.pop(label)
     stamps = np.concatenate([whole, scramble_quarters(np.concatenate(chosen), random)])
     side = stamps.shape[1]
@@ -110,7 +117,13 @@ def draw_canvas(
 
 
 def generate_canvases(
-    split: str, count: int, size_px: int, digits_per_class: int, seed: int, recipe: int = RECIPE
+    split: str,
+    count: int,
+    size_px: int,
+    digits_per_class: int,
+    seed: int,
+    recipe: int = RECIPE,
+    scrambled_per_class: int | None = None,
 ) -> Iterator[dict]:
     """Yield `count` rows with "image" (the bytes of a grey PNG) and "label"; ten rows in a row have ten labels.
 
@@ -126,7 +139,7 @@ def generate_canvases(
         order = np.random.default_rng([seed, split_number, 0, row // NUM_CLASSES]).permutation(NUM_CLASSES)
         label = int(order[row % NUM_CLASSES])
         random = np.random.default_rng([seed, split_number, 1, row])
-        canvas = draw_canvas(label, digits_by_class, size_px, digits_per_class, random)
+        canvas = draw_canvas(label, digits_by_class, size_px, digits_per_class, random, scrambled_per_class)
         png = io.BytesIO()
         Image.fromarray(canvas).save(png, "PNG", compress_level=1)
         yield {"image": {"bytes": png.getvalue(), "path": None}, "label": label}
@@ -140,13 +153,15 @@ def load_digit_canvas(
     seed: int = 0,
     *,
     digits_per_class: int = 240,
+    scrambled_per_class: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> datasets.DatasetDict:
     """Generated canvases as train, validation and test; columns image (grey) and label (ClassLabel "0" to "9").
 
     `num_train`, `num_validation` and `num_test` count images, `size_px` is the side of a canvas in pixels, and
-    `digits_per_class` the number of digits of each class on every canvas. The set is drawn once (about 30 ms an image)
-    and kept by `datasets` in `cache_dir`, by default in Hugging Face's cache.
+    `digits_per_class` the number of digits of each class on every canvas; with `scrambled_per_class` the classes that
+    aren't the label have so many, which makes the task easier. The set is drawn once (about 30 ms an image) and kept by
+    `datasets` in `cache_dir`, by default in Hugging Face's cache.
 
     Raises ValueError for a count below 1 and for a canvas without a cell for every digit.
     """
@@ -156,16 +171,22 @@ def load_digit_canvas(
             raise ValueError(f"num_{name} must be at least 1, got {count}")
     if digits_per_class < 1:
         raise ValueError(f"digits_per_class must be at least 1, got {digits_per_class}")
+    if scrambled_per_class is not None and scrambled_per_class < 0:
+        raise ValueError(f"scrambled_per_class must be at least 0, got {scrambled_per_class}")
     num_cells = (size_px // CELL_PX) ** 2
-    if NUM_CLASSES * digits_per_class > num_cells:
+    others = digits_per_class if scrambled_per_class is None else scrambled_per_class
+    wanted = f"{NUM_CLASSES} x {others}" if others == digits_per_class else f"{digits_per_class} + 9 x {others}"
+    if digits_per_class + (NUM_CLASSES - 1) * others > num_cells:
         raise ValueError(
-            f"a canvas of size_px={size_px} has {num_cells} cells of {CELL_PX} px, too few for {NUM_CLASSES} x "
-            f"{digits_per_class} digits: raise size_px or lower digits_per_class"
+            f"a canvas of size_px={size_px} has {num_cells} cells of {CELL_PX} px, too few for {wanted} "
+            "digits: raise size_px or lower digits_per_class"
         )
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(digit) for digit in range(NUM_CLASSES)])}
     )
     settings = {"size_px": size_px, "digits_per_class": digits_per_class, "seed": seed, "recipe": RECIPE}
+    if scrambled_per_class is not None:  # sets that are kept are found by their settings
+        settings["scrambled_per_class"] = scrambled_per_class
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_generator(
