@@ -69,7 +69,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fa_transformers", "fa_transformers.*"]),
     entry_points={"console_scripts": ["fa-transformers=fa_transformers.commands:main"]},
-    package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv", "*.html", "*.css"]},
+    package_data={"fa_transformers": ["py.typed"], "": ["*.md", "*.json", "*.txt", "*.csv", "*.html", "*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.3,<6",

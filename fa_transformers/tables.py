@@ -19,8 +19,17 @@ def one_line(text: str, limit: int = LONGEST_CELL) -> str:
     are left out.
     """
     words = " ".join(text[: 4 * limit + 4].split())
-    kept = "".join(c for c in words if unicodedata.category(c) not in _HARMFUL and c not in _TURNING)
+    kept = _without_harmful(words)
     return kept if len(kept) <= limit and len(text) <= 4 * limit + 4 else kept[: limit - 1] + "…"
+
+
+def harmless_text(text: str) -> str:
+    """Return text from data with its lines, ended by "\\n", and tabs, but without what `one_line` leaves out."""
+    return _without_harmful(text.replace("\r\n", "\n").replace("\r", "\n"), "\n\t")
+
+
+def _without_harmful(text: str, kept: str = "") -> str:
+    return "".join(c for c in text if c in kept or (unicodedata.category(c) not in _HARMFUL and c not in _TURNING))
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

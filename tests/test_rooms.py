@@ -11,7 +11,7 @@ PACKAGE = ROOT / "fa_transformers"
 FLOORS = (
     ("version", "redaction", "evaluation", "tables"),
     ("options", "files", "cores"),
-    ("charts", "checks", "drawings", "mistakes"),
+    ("charts", "checks", "drawings", "mistakes", "pages"),
     ("models",),
     ("metrics",),
     ("attention_interface", "explain", "lora", "memory"),

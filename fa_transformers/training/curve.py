@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..charts import HIGHLIGHT, MUTED, SUBTLE, chart_style, clear_frame, new_figure, save_figure
+from ..pages.panels import Line, Panel
 
 MOST_POINTS = 512
 """Points of a line that are kept, more than a picture of it has columns of pixels."""
-FEW_POINTS = 40
-"""Points up to which a line has a mark at each."""
 CURVE_FILE = "training_curve.png"
 
 
@@ -60,37 +59,6 @@ class Curve:
             self.metric, self.scores = metric, Series()
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a panel, or single marks where there are few points."""
-
-    name: str
-    x: list[float]
-    y: list[float]
-    is_main: bool
-
-    @property
-    def has_marks(self) -> bool:
-        return len(self.x) <= FEW_POINTS
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart over the steps of a run; `best` is the point (step, score) of the best checkpoint."""
-
-    title: str
-    lines: tuple[Line, ...]
-    best: tuple[float, float] | None = None
-
-    @property
-    def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Least and largest x, and the same of y, of everything that is drawn."""
-        points = [point for line in self.lines for point in zip(line.x, line.y, strict=True)]
-        points += [self.best] if self.best else []
-        x, y = zip(*points, strict=True)
-        return (min(x), max(x)), (min(y), max(y))
-
-
 def panels_of(curve: Curve, best_step: int | None, best_score: float | None) -> list[Panel]:
     """Return the panels of a run's course: losses, validation score, learning rate; none of what was not measured."""
     steps, losses, rates = _columns(curve.steps, 3)
@@ -110,23 +78,6 @@ def _columns(series: Series, number: int) -> list[list[float]]:
     """The columns of those rows whose numbers are all finite."""
     rows = [row for row in series.rows if all(map(math.isfinite, row))]
     return [[row[column] for row in rows] for column in range(number)]
-
-
-def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:
-    """Return about `number` round values, 1, 2 or 5 times a power of ten apart, inside [low, high].
-
-    Raises:
-        ValueError: the ends are not finite, or high is below low.
-    """
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"`low` and `high` must be finite and in this order, got {low} and {high}.")
-    if low == high:
-        return [low]
-    rough = (high - low) / number
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    first = math.ceil(low / step - 1e-9)
-    return [float(f"{index * step:.10g}") for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def draw_curve(curve: Curve, best_step: int | None, best_score: float | None, path: Path) -> None:

@@ -15,6 +15,7 @@ from ..data.labelled import LabelledData
 from ..data.readers.splits import count_classes
 from ..files import write_json, write_text
 from ..metrics import FEW_EXAMPLES, SCORE_NAMES, describe_intervals, score_intervals
+from ..pages.page import Page, write_page
 from ..prediction.lengths import format_lengths
 from ..redaction import redact
 from ..tables import format_table, one_line
@@ -22,9 +23,8 @@ from .baselines import WORD_COUNTS
 from .checkpointing import TrainingState
 from .curve import CURVE_FILE, draw_curve
 from .job import FinetuneJob, Fitted
-from .page import PAGE_FILE, Page, write_page
 from .predictions import PREDICTIONS_FILE, UNLABELLED_FILE
-from .run_folder import print_folder
+from .run_folder import PAGE_FILE, print_folder
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,7 @@ def write_page_of(folder: Path, build: Callable[[], Page]) -> None:
     """Write the report page that `build` returns to `folder`; a failure is a warning, as the run is complete."""
     with _decoration(PAGE_FILE):
         (folder / PAGE_FILE).unlink(missing_ok=True)  # of an earlier run
-        write_page(folder, build())
+        write_page(folder / PAGE_FILE, build())
 
 
 @contextmanager

@@ -13,15 +13,15 @@ from ..data.labelled import LabelledData
 from ..data.readers.images import convert_image
 from ..hub.timing import describe_hardware
 from ..metrics import SCORE_NAMES, wilson_interval
+from ..pages.page import Matrix, Page, Picture, Section, Table, encode_picture
 from ..redaction import redact, without_local_paths
 from ..tables import one_line
 from ..version import __version__
 from .checkpointing import TrainingState
 from .curve import panels_of
 from .job import FinetuneJob, Fitted
-from .page import PAGE_FILE, Matrix, Page, Picture, Section, Table, encode_picture
 from .predictions import PREDICTIONS_FILE, Predictions
-from .run_folder import list_folder, loading_lines, show_size
+from .run_folder import PAGE_FILE, list_folder, loading_lines, show_size
 
 MATRIX_MAX_CLASSES = 30
 """Classes up to which the page has the confusion matrix, and beyond them the pairs that are confused most."""

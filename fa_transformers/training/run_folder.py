@@ -9,9 +9,9 @@ from ..hub.self_check import SELF_TEST_FILE
 from ..redaction import redact
 from ..tables import format_table, one_line
 from .curve import CURVE_FILE
-from .page import PAGE_FILE
 from .predictions import PREDICTIONS_FILE, UNLABELLED_FILE
 
+PAGE_FILE = "report.html"
 MODEL = "the model"
 CHECKPOINTS = "checkpoint-*"
 MEANINGS = {

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from echo_answers import answer
 
+from fa_transformers.pages.page import write_page
 from fa_transformers.training.checkpointing import TrainingState
-from fa_transformers.training.page import write_page
 from fa_transformers.training.report_page import classifier_page
+from fa_transformers.training.run_folder import PAGE_FILE
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -81,4 +82,5 @@ def write_hostile_page(folder: Path, names: list[str] = HOSTILE, num_rows: int =
     fitted.model.device = torch.device("cpu")
     job = SimpleNamespace(task="text-classification", is_text=True, model=SimpleNamespace(max_length=2048))
     data = SimpleNamespace(label_names=names, facts=SimpleNamespace(name=HOSTILE[1]))
-    return write_page(folder, classifier_page(job, data, fitted, summary, folder))
+    write_page(folder / PAGE_FILE, classifier_page(job, data, fitted, summary, folder))
+    return folder / PAGE_FILE

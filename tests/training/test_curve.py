@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from fa_transformers.pages.panels import nice_ticks
 from fa_transformers.training.checkpointing import TrainingState
-from fa_transformers.training.curve import MOST_POINTS, Curve, Series, draw_curve, nice_ticks, panels_of
+from fa_transformers.training.curve import MOST_POINTS, Curve, Series, draw_curve, panels_of
 
 
 @pytest.mark.parametrize("number", [1, MOST_POINTS, MOST_POINTS + 1, 20_000])

@@ -15,8 +15,8 @@ from echo_answers import answer
 from hostile_page import HOSTILE, build_state, build_summary, write_hostile_page
 from PIL import Image
 
+from fa_transformers.pages.page import render
 from fa_transformers.tables import one_line
-from fa_transformers.training.page import render
 from fa_transformers.training.report import write_page_of
 from fa_transformers.training.report_page import (
     class_sections,

@@ -1,8 +1,9 @@
-"""A report page: one HTML file without scripts that asks nobody for anything, from sections of text, tables and charts.
+"""Pages of HTML, each one file that asks nobody for anything: sections of text, tables and charts, or a template's own.
 
 Every text is escaped and shown on one line (`tables.one_line`), whatever stands in it: documents, labels and file names
-come from data. The page forbids itself everything but its own style and pictures (a content security policy), so that
-a mistake here could not run or fetch anything either.
+come from data. A page forbids itself everything but its own style, pictures and script, if it has one, by a content
+security policy that knows style and script by their hashes, so that a mistake here could not run or fetch anything
+either.
 """
 
 import base64
@@ -16,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import write_text
-from ..tables import one_line
-from .curve import Panel, nice_ticks
+from ..tables import harmless_text, one_line
+from .panels import Panel, nice_ticks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PAGE_FILE = "report.html"
+FOLDER = Path(__file__).parent
 LONGEST_TEXT = 1000
 SHADES = 10
 """Steps of colour of a matrix's cells."""
@@ -39,8 +40,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to another file, by an address of ours relative to the page."""
+
+    address: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """A table; its cells are text, numbers, None or a `Picture`."""
+    """A table; its cells are text, numbers, None, a `Picture` or a `Link`."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -128,11 +137,11 @@ def layout(panel: Panel) -> Drawing:
     keys = [(line.name, "main" if line.is_main else "other") for line in panel.lines] if len(panel.lines) > 1 else []
     ends = [f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in panel.lines]
     if panel.best is not None:
-        keys.append((f"best: step {panel.best[0]:,.0f}", "round"))
-        ends.append(f"best {panel.best[1]:.4g} at step {panel.best[0]:,.0f}")
+        keys.append((f"best: {panel.axis} {panel.best[0]:,.0f}", "round"))
+        ends.append(f"best {panel.best[1]:.4g} at {panel.axis} {panel.best[0]:,.0f}")
     return Drawing(
         panel.title,
-        f"{panel.title} by step: {'; '.join(ends)}",
+        f"{panel.title} by {panel.axis}: {'; '.join(ends)}",
         keys,
         lines,
         [(place(x, low)[0], HEIGHT - 5, f"{x:,.0f}") for x in nice_ticks(left, right) if x == int(x)],
@@ -162,11 +171,16 @@ def encode_picture(image: "Image", caption: str, side: int) -> Picture:
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
-    return Picture("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), caption)
+    return Picture(data_address(file.getvalue(), "jpeg"), caption)
+
+
+def data_address(content: bytes, kind: str) -> str:
+    """Return the data: address of a picture's file, "png" or "jpeg"."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @cache
-def _template() -> Any:
+def _template(path: Path) -> Any:
     import jinja2
     from markupsafe import Markup, escape
 
@@ -180,31 +194,56 @@ def _template() -> Any:
         is_text = isinstance(value, str) and not isinstance(value, Markup)
         return one_line(value, LONGEST_TEXT) if is_text else value
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=finish)
+    loader = jinja2.FileSystemLoader([FOLDER, path.parent])
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=finish, loader=loader, auto_reload=False
+    )
     environment.tests["picture"] = lambda value: isinstance(value, Picture)
+    environment.tests["link"] = lambda value: isinstance(value, Link)
     filters: dict[str, Any] = {
         "show": show,
         "layout": layout,
         "name": one_line,
         "code": code,
         "words": words,
+        "prose": lambda text: Markup(escape(harmless_text(text))),  # as long as it is, lines kept
         "drawn": lambda points: Markup(" ".join(f"{x},{y}" for x, y in points)),
         "address": lambda uri: Markup(escape(uri)),  # longer than any text
     }
     environment.filters.update(filters)
-    return environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    return environment.get_template(path.name)
 
 
 def render(page: Page) -> str:
     """Return the HTML of a page."""
+    return render_template(FOLDER / "sections.html", page)
+
+
+def render_template(
+    path: Path, page: Page, style: Path | None = None, script: Path | None = None, **values: Any
+) -> str:
+    """Return the HTML of a template that extends `frame.html`.
+
+    Args:
+        path: the template.
+        page: its title, lead and facts.
+        style: CSS that follows the common one.
+        script: JavaScript that the page may run.
+        values: what else the template shows.
+    """
     from markupsafe import Markup
 
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return _template().render(page=page, style=Markup(style), style_hash=digest)
+    css = "".join(file.read_text(encoding="utf-8") for file in (FOLDER / "page.css", style) if file is not None)
+    code = None if script is None else script.read_text(encoding="utf-8")
+    given = {"page": page, "style": Markup(css), "style_hash": _hash(css)}
+    given |= {"script": None if code is None else Markup(code), "script_hash": _hash(code or "")}
+    return _template(path).render(**given, **values)
 
 
-def write_page(folder: Path, page: Page) -> Path:
-    """Write a page as `PAGE_FILE` to `folder`, without tokens of the Hub, and return its path."""
-    write_text(folder / PAGE_FILE, render(page))
-    return folder / PAGE_FILE
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page to `path`, without tokens of the Hub."""
+    write_text(path, render(page))
