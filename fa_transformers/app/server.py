@@ -1,0 +1,71 @@
+"""The start of the app, and what is switched off for it: nothing here asks another host for anything."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+QUIET = {
+    "GRADIO_ANALYTICS_ENABLED": "False",  # which also looks for newer versions
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_SHARE": "False",
+    "GRADIO_ALLOWED_PATHS": "",
+    "GRADIO_RUN_HISTORY": "False",
+    "GRADIO_SSR_MODE": "False",
+    "GRADIO_MCP_SERVER": "False",
+}
+"""Variables that Gradio and huggingface_hub read when they are imported."""
+HOST, PORT = "127.0.0.1", 7860
+
+
+def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> None:
+    """Start the app and serve it until the process is stopped.
+
+    Args:
+        models: folders or repositories, as in `models.find_models`.
+        host: address to listen at: 127.0.0.1 is for this machine alone, 0.0.0.0 for all that can reach it.
+        port: to listen at.
+
+    Raises:
+        ImportError: Gradio is not installed.
+        AppError, SourceError: a model can't be used.
+        OSError: the port is taken.
+    """
+    os.environ.update(QUIET)
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise ImportError('the app needs Gradio: pip install "fa_transformers[app]"') from error
+    from starlette.middleware import Middleware
+
+    from .gate import Gate
+    from .interface import TITLE, build_interface
+    from .models import find_models
+    from .page_store import PageStore
+    from .requests import Requests
+    from .results import STYLE
+    from .uploads import MAX_FILE_BYTES
+
+    found = find_models(models)
+    with tempfile.TemporaryDirectory(prefix="fa-transformers-app-") as folder:  # which its owner alone can read
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        pages = PageStore()
+        blocks = build_interface(found, Requests(found, pages))
+        gate = Middleware(Gate, upload_folder=Path(folder), pages=pages)
+        print(f"Starting {TITLE} at http://{host}:{port} (Ctrl-C stops it)", flush=True)
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_FILE_BYTES,
+            app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=STYLE,
+            footer_links=[],
+            pwa=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+        )

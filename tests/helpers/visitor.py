@@ -1,0 +1,81 @@
+"""A visitor of the app: a real browser that uploads files, types, presses buttons and waits for what they bring."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from browser import PATIENCE_S, Browser
+
+
+class Visitor(Browser):
+    """A browser at the app's address; `requests` and `complaints` are of the page opened last."""
+
+    def visit(self, address: str, width: int = 1200, scheme: str = "light", height: int = 900) -> None:
+        """Open an address in a window of so many pixels, "light" or "dark"; returns when it is loaded."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
+        self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.requests, self.complaints, self._is_loaded = [], [], False
+        self._address = address
+        self.call("Page.navigate", url=address)
+        while not self._is_loaded:
+            self._receive()
+
+    def visit_app(self, address: str, width: int = 1200, scheme: str = "light") -> None:
+        """Open the app and wait for its first tab."""
+        self.visit(address, width, scheme)
+        self.wait_for("document.querySelector('button[role=tab]')")
+        self.wait_for("document.querySelector('input[type=file]')")
+
+    def wait_for(self, expression: str, seconds: float = PATIENCE_S) -> Any:
+        """Return the first true value of a JavaScript expression."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if value := self.ask(f"(() => {{ const found = {expression}; return found?.nodeType ? true : found }})()"):
+                return value
+            time.sleep(0.1)
+        raise TimeoutError(f"never true: {expression}\n{self.ask('document.body.innerText')}\n{self.complaints}")
+
+    def press(self, name: str, role: str = "button") -> None:
+        """Press the visible button or tab of a name."""
+        words = json.dumps(name)
+        self.wait_for(
+            f"[...document.querySelectorAll('{role}')].filter(one => one.offsetParent !== null)"
+            f".find(one => one.textContent.trim() === {words} && (one.click(), true))"
+        )
+
+    def open_tab(self, name: str) -> None:
+        """Open a tab and wait for its button."""
+        self.press(name, "button[role=tab]")
+        button = "Compare" if name == "Compare" else "Explain"
+        self.wait_for(
+            f"[...document.querySelectorAll('button:not([role=tab])')].find(one => one.offsetParent !== null && "
+            f"one.textContent.trim() === '{button}')"
+        )
+
+    def upload(self, path: Path, place: int = 0) -> None:
+        """Give a file to the visible file field of a number, and wait until the server has it."""
+        self.ask(
+            "window.fields = [...document.querySelectorAll('input[type=file]')]"
+            ".filter(one => one.closest('.tabitem')?.offsetParent !== null); window.fields.length"
+        )
+        found = self.call("Runtime.evaluate", expression=f"window.fields[{place}]")["result"]
+        self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["objectId"])
+
+    def type_text(self, text: str, place: int = 0) -> None:
+        """Put a text into the visible text field of a number, as typing does."""
+        self.ask(
+            "(() => { const field = [...document.querySelectorAll('textarea')]"
+            f".filter(one => one.offsetParent !== null)[{place}];"
+            "Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(field, "
+            f"{json.dumps(text)}); field.dispatchEvent(new Event('input', {{bubbles: true}})); return true }})()"
+        )
+
+    def result(self, part: str = ".fa-app", seconds: float = PATIENCE_S) -> str:
+        """Return the text of a part of the result that is in sight, as soon as it is there."""
+        return self.wait_for(
+            f"[...document.querySelectorAll('.fa-result {part}')].filter(one => one.offsetParent !== null)[0]"
+            "?.innerText",
+            seconds,
+        )
