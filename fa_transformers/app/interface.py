@@ -85,8 +85,9 @@ def _compare_tab(models: Models, requests: Requests) -> None:
                 fields += [text, path]
     passage = gradio.Dropdown(QUESTION_PASSAGES, value="256", label="Passages are", visible=False)
     mode.change(
-        lambda chosen: gradio.update(visible=chosen == QUESTION), mode, passage, queue=False, api_visibility="private"
-    )
+        lambda chosen: gradio.update(visible=chosen == QUESTION), mode, passage, api_visibility="private",
+        show_progress="hidden",
+    )  # fmt: skip
     _button("Compare", requests.compare, [mode, *fields, passage])
 
 

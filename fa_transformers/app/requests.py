@@ -18,8 +18,9 @@ from .page_store import PageStore
 from .results import answer_part, error_message, page_part, ranking_part, similarity_part, waiting_part, wrapped
 from .uploads import Document, check_length, message_of, pick, read_document, read_image
 
-DELETION_TOKENS = 2**14
-"""Tokens of a document up to which deletions are measured; a longer one is explained without, for its top label."""
+THOROUGH_TOKENS = 2**12
+"""Tokens up to which a document is explained for several labels and by each layer, and deletions are measured: visitors
+wait for one another."""
 TWO_TEXTS, QUESTION = "Two texts", "A question and passages of a text"
 Parameters = ParamSpec("Parameters")
 
@@ -73,17 +74,17 @@ class Requests:
         answer = answered(predictor, document.text)
         first = answer_part(answer, time.perf_counter() - started, "token")
         yield wrapped(first + waiting_part("Finding the passages that it rests on …"))
-        is_long = answer.num_tokens > DELETION_TOKENS
-        labels = [answer.label] if is_long and isinstance(answer.label, str) else None
+        is_long = answer.num_tokens > THOROUGH_TOKENS
+        brief: dict[str, Any] = {"methods": METHODS[:2], "deletion_tokens": 0}
+        if isinstance(answer.label, str):
+            brief["labels"] = [answer.label]
         explanation = explain_document(
             predictor,
             document.text,
             name=document.name,
             passage="sentence" if passage == "sentence" else int(passage),
-            methods=METHODS[:2] if is_long else METHODS,
-            labels=labels,
             page_starts=document.page_starts,
-            **({"deletion_tokens": 0} if is_long else {}),
+            **(brief if is_long else {"deletion_tokens": 8 * THOROUGH_TOKENS}),
         )
         yield wrapped(first + page_part(explanation, self._keep(explanation)))
 

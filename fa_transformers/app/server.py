@@ -1,6 +1,8 @@
 """The start of the app, and what is switched off for it: nothing here asks another host for anything."""
 
 import os
+import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,12 +48,14 @@ def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> 
     from .results import STYLE
     from .uploads import MAX_FILE_BYTES
 
+    check_port(host, port)
     found = find_models(models)
     with tempfile.TemporaryDirectory(prefix="fa-transformers-app-") as folder:  # which its owner alone can read
         os.environ["GRADIO_TEMP_DIR"] = folder
         pages = PageStore()
         blocks = build_interface(found, Requests(found, pages))
         gate = Middleware(Gate, upload_folder=Path(folder), pages=pages)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that uploads are deleted
         print(f"Starting {TITLE} at http://{host}:{port} (Ctrl-C stops it)", flush=True)
         blocks.launch(
             server_name=host,
@@ -69,3 +73,15 @@ def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> 
             ssr_mode=False,
             mcp_server=False,
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise AppError unless the port can be listened at, before models are trained for nothing."""
+    from .models import AppError
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AppError(f"--host {host} --port {port} can't be listened at: {error.strerror or error}") from error

@@ -74,22 +74,22 @@ def push(
     names = [*files, SELF_TEST_FILE]
     branch = revision or "main"
     api = HfApi(token=token)
-    with _push_step("creating the repository", repo_id, "No file was sent."):
+    with push_step("creating the repository", repo_id, "No file was sent."):
         # A bare name becomes one under the account of the token.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise ValueError("it exists and is public; make it private in its settings, or choose another name")
     if branch != "main":
-        with _push_step(f"creating the branch {branch}", repo_id, "No file was sent."):
+        with push_step(f"creating the branch {branch}", repo_id, "No file was sent."):
             api.create_branch(repo_id, branch=branch, exist_ok=True)
-    with _push_step("uploading the files", repo_id):
+    with push_step("uploading the files", repo_id):
         operations = [_checked_file(folder, name, sha256) for name, sha256 in files.items()]
         operations.append(_checked_file(folder, SELF_TEST_FILE, hashlib.sha256(self_test).hexdigest()))
         message = f"Weights and code of {facts.heading}"
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch).oid
-    with _push_step("loading the upload back", repo_id):
+    with push_step("loading the upload back", repo_id):
         result = _check_upload(repo_id, commit, token)
-    with _push_step("uploading the model card", repo_id):
+    with push_step("uploading the model card", repo_id):
         commit = _pinned_commit(api, repo_id, commit, names)
         card_commit = _commit_card(api, replace(facts, repo_id=repo_id, revision=commit), branch)
     return result | {"repo_id": repo_id, "branch": branch, "commit": commit, "card_commit": card_commit}
@@ -120,7 +120,8 @@ def _check_upload(repo_id: str, commit: str, token: str | None) -> dict[str, Any
 
 
 @contextmanager
-def _push_step(step: str, repo_id: str, sent: str = "What had arrived by then is kept.") -> Iterator[None]:
+def push_step(step: str, repo_id: str, sent: str = "What had arrived by then is kept.") -> Iterator[None]:
+    """Tell any error within a block as a `PushError` of the step that failed, and of what was sent by then."""
     try:
         yield
     # The client raises HfHubHTTPError, RuntimeError, ValueError and, without a connection, its HTTP library's errors.

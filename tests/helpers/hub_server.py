@@ -1,4 +1,4 @@
-"""A small Hub: the part of the Hub's HTTP API that pushing and loading a model needs, for the real client.
+"""A small Hub: the part of the Hub's HTTP API that pushing and loading a model or a Space needs, for the real client.
 
 Standard library only, threaded, on 127.0.0.1, everything in memory. Repositories have commits, branches, privacy and
 two kinds of files (regular ones travel in the commit, .safetensors through LFS). Uploads can be made to fail half-way.
@@ -52,6 +52,8 @@ class Repository:
 class HubServer:
     """Context manager; `repositories` holds what was pushed, `requests` every request as (method, path).
 
+    Models are called "owner/name" there, Spaces "spaces/owner/name".
+
     Args:
         fail_lfs_upload: refuse the content of LFS files (507) while True, after the repository was created.
         fail_commit: refuse commits (403) while True, after the LFS files were stored.
@@ -102,18 +104,18 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/repos/create", "create_repository"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "create_branch"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/refs", "refs"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
-        ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", "info"),
-        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/branch/(?P<branch>[^/]+)", "create_branch"),
+        ("GET", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/refs", "refs"),
+        ("POST", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "commit"),
+        ("GET", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+        ("POST", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("GET", r"/api/(?P<repo>(models|spaces)/[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", "info"),
+        ("POST", r"/(?P<repo>(spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_upload"),
         ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})/verify", "lfs_verify"),
-        ("GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-        ("HEAD", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", r"/(?P<repo>(spaces/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("HEAD", r"/(?P<repo>(spaces/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
     def log_message(self, *_) -> None:
@@ -130,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
                     match = re.fullmatch(pattern, url.path)
                     if match and method == self.command:
                         groups = {key: unquote(text) for key, text in match.groupdict().items() if text is not None}
+                        if "repo" in groups:
+                            groups["repo"] = groups["repo"].removeprefix("models/")
                         status, headers, body = getattr(self, name)(**groups)
                         break
                 else:
@@ -191,13 +195,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._require_token()
         request = json.loads(self.body)
         repo = f"{request.get('organization') or USER}/{request['name']}"
+        if request.get("type") == "space":
+            if request.get("sdk") not in ("gradio", "docker", "static"):
+                raise _HubError(400, "a Space needs an sdk")
+            repo = f"spaces/{repo}"
         if repo in self.hub.repositories:
             return self._json({"error": "You already created this model repo", "url": f"{self.hub.url}/{repo}"}, 409)
         repository = Repository(private=request.get("visibility") == "private" or request.get("private") is True)
         attributes = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
         repository.commit("main", "initial commit", attributes, frozenset())
         self.hub.repositories[repo] = repository
-        return self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo})
+        return self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo.removeprefix("spaces/")})
 
     def create_branch(self, repo: str, branch: str):
         self._require_token()

@@ -35,10 +35,10 @@ class Visitor(Browser):
             if value := self.ask(f"(() => {{ const found = {expression}; return found?.nodeType ? true : found }})()"):
                 return value
             time.sleep(0.1)
-        raise TimeoutError(f"never true: {expression}\n{self.ask('document.body.innerText')}\n{self.complaints}")
+        raise TimeoutError(f"never true: {expression}\n{self.ask('document.body.innerText')}")
 
-    def press(self, name: str, role: str = "button") -> None:
-        """Press the visible button or tab of a name."""
+    def press(self, name: str, role: str = "button.primary") -> None:
+        """Press the visible button, or another thing that can be pressed, of a name."""
         words = json.dumps(name)
         self.wait_for(
             f"[...document.querySelectorAll('{role}')].filter(one => one.offsetParent !== null)"
@@ -50,7 +50,7 @@ class Visitor(Browser):
         self.press(name, "button[role=tab]")
         button = "Compare" if name == "Compare" else "Explain"
         self.wait_for(
-            f"[...document.querySelectorAll('button:not([role=tab])')].find(one => one.offsetParent !== null && "
+            "[...document.querySelectorAll('button.primary')].find(one => one.offsetParent !== null && "
             f"one.textContent.trim() === '{button}')"
         )
 
