@@ -40,6 +40,8 @@ ONNX = ["onnx>=1.18"]
 EXCEL = ["python-calamine>=0.5.4"]
 # Integrated gradients; before 0.9 captum wanted an older NumPy.
 EXPLAIN = ["captum>=0.9"]
+# Text of PDF files; pure Python, BSD-3-Clause.
+PDF = ["pypdf>=6.0"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [
@@ -49,6 +51,7 @@ TEST = [
     *ONNX,
     *EXCEL,
     *EXPLAIN,
+    *PDF,
     "pycocotools>=2.0.8",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
@@ -87,6 +90,7 @@ setup(
         "onnx": ONNX,
         "excel": EXCEL,
         "explain": EXPLAIN,
+        "pdf": PDF,
         "triton": TRITON,
         "test": TEST,
         "lint": LINT,

@@ -1,3 +1,4 @@
+"""The commands: `fa-transformers finetune|distill|convert|predict|explain|check|push`; `scripts/` has all but `check`.
 """The commands: `fa-transformers finetune|distill|convert|predict|app|check|push`; `scripts/` starts all but `check`.
 
 Each command's module parses its flags into options before it imports what needs torch.
@@ -12,6 +13,7 @@ COMMANDS = {
     "distill": "recover a converted model: it learns from the softmax model that its weights came from",
     "convert": "convert a pretrained text or image encoder to factorized attention",
     "predict": "predict for a table, a document, images or a folder with a trained model, and write a table",
+    "explain": "show which passages of a document, or regions of an image, an answer rests on, as a page",
     "app": "serve an app in the browser that explains answers and compares texts, offline",
     "check": "check a model folder: files, outputs, padding, chunks, packing, precision",
     "finetune_dense": "train a detector or an instance segmenter on pictures with objects, score it, write its folder",

@@ -25,6 +25,7 @@ class PredictCommand:
     data: DataOptions
     label_column: str | None
     report_lengths: tuple[int, ...]
+    pages: Path | None
     command: str
 
 
@@ -44,6 +45,10 @@ def parse(argv: Sequence[str] | None = None) -> PredictCommand:
         type=Path,
         help="csv, tsv, json, jsonl, parquet or xlsx with a column of texts, a .txt, an image, or a folder of either",
     )
+    parser.add_argument(
+        "--explain", metavar="PATH", type=Path,
+        help="folder for a page on each answer, what it rests on, and an index; takes several times as long",
+    )  # fmt: skip
     parser.add_options(PredictOptions, ("predict",), "predictions")
     columns = ("text_column_name", "label_column_name", "label_separator", "delimiter")
     parser.add_options(DataOptions, columns, "columns of a table")
@@ -57,9 +62,8 @@ def parse(argv: Sequence[str] | None = None) -> PredictCommand:
     command = describe_command(program, parsed.flags)
     lengths = parsed[LoopOptions].report_lengths or ()
     label_column = parsed.given.get("label_column_name")
-    return PredictCommand(
-        parsed.given["model"], parsed.given["path"], options, parsed[DataOptions], label_column, lengths, command
-    )
+    model, path, pages = parsed.given["model"], parsed.given["path"], parsed.given.get("explain")
+    return PredictCommand(model, path, options, parsed[DataOptions], label_column, lengths, pages, command)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -72,11 +76,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
         from ..prediction.run import Columns, predict_file
 
         columns = Columns(run.data.text_column_name, run.label_column, run.data.delimiter, run.data.label_separator)
-        done = predict_file(run.model, run.path, run.options, columns, run.report_lengths)
+        done = predict_file(run.model, run.path, run.options, columns, run.report_lengths, run.pages)
     print_summary(done)
     counts = asdict(done.counts)
     summary = {"output": str(done.output), **counts, "seconds": round(done.seconds, 1), "scores": done.scores}
     summary |= {"by_length": done.by_length} if done.by_length else {}
+    summary |= {"index": str(done.index)} if done.index is not None else {}
     print_json(summary)
     return summary
 
@@ -91,6 +96,8 @@ def print_summary(done: "PredictionRun") -> None:
     """Print what was written, what is wrong with it, and the scores."""
     counts = done.counts
     lines = [f"wrote {done.output}; rows: {counts.rows:,}"]
+    if done.index is not None:
+        lines.append(f"what the answers rest on: open {done.index} in a browser")
     if counts.truncated:
         lines.append(f"documents cut to {done.limit:,} tokens (column truncated): {counts.truncated:,}")
     if counts.errors:

@@ -113,6 +113,7 @@ class Drawing:
     x_ticks: list[tuple[float, float, str]]
     y_ticks: list[tuple[float, float, str]]
     best: list[tuple[float, float]]
+    axis: str
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -147,6 +148,7 @@ def layout(panel: Panel) -> Drawing:
         [(place(x, low)[0], HEIGHT - 5, f"{x:,.0f}") for x in nice_ticks(left, right) if x == int(x)],
         [(LEFT, place(left, y)[1], f"{y:g}") for y in nice_ticks(low, high)],
         [] if panel.best is None else [place(*panel.best)],
+        panel.axis,
     )
 
 

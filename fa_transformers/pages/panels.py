@@ -23,12 +23,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of lines over `axis`; `best` is a point that is marked, (step, score) of the best checkpoint."""
+    """One chart of lines over `axis`.
+
+    `best` is a point that is marked, (step, score) of the best checkpoint; `ends` are those of the upright axis, None
+    where the lines give them.
+    """
 
     title: str
     lines: tuple[Line, ...]
     best: tuple[float, float] | None = None
     axis: str = "step"
+    ends: tuple[float, float] | None = None
 
     @property
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -36,7 +41,7 @@ class Panel:
         points = [point for line in self.lines for point in zip(line.x, line.y, strict=True)]
         points += [self.best] if self.best else []
         x, y = zip(*points, strict=True)
-        return (min(x), max(x)), (min(y), max(y))
+        return (min(x), max(x)), self.ends or (min(y), max(y))
 
 
 def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:

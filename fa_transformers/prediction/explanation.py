@@ -99,7 +99,7 @@ class Explanation:
         return found[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it but the text and the pixels, as `json.dumps` takes it."""
+        """Return all of it but the pixels and text between passages, as `json.dumps` takes it."""
         answer = {"label": self.answer.label, "score": self.answer.score, "scores": self.answer.scores}
         facts: dict[str, Any] = {"name": self.name, "answer": answer, "probabilities": self.probabilities}
         facts |= {"num_tokens": self.num_tokens, "is_truncated": self.answer.is_truncated}
@@ -134,7 +134,8 @@ class DocumentExplanation(Explanation):
         return self.text[self.passages[number].start : self.passages[number].stop]
 
     def _parts(self) -> dict[str, Any]:
-        return {"passage_size": self.passage_size, "passages": [passage._asdict() for passage in self.passages]}
+        passages = [{**passage._asdict(), "text": self.text_of(number)} for number, passage in enumerate(self.passages)]
+        return {"passage_size": self.passage_size, "passages": passages}
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,13 +98,17 @@ def _page(explanation: Explanation) -> Page:
             ("answer", ", ".join(labels) or "none of the labels"),
             (f"probability of {one_line(label, 40)}", score),
         ]
-    noun = "tokens" if isinstance(explanation, DocumentExplanation) else "patches"
     facts += [
-        (noun, explanation.num_tokens),
+        (noun_of(explanation), explanation.num_tokens),
         ("answered in", f"{explanation.seconds:.2f} seconds"),
         ("explained in", f"{explanation.explaining_seconds:.1f} seconds"),
     ]
     return Page(explanation.name, "What the answer rests on", facts)
+
+
+def noun_of(explanation: Explanation) -> str:
+    """Return the name of the parts that a model read."""
+    return "tokens" if isinstance(explanation, DocumentExplanation) else "patches"
 
 
 def step_of(values: np.ndarray) -> np.ndarray:
@@ -142,8 +146,10 @@ def curves_of(explanation: Explanation) -> Iterator[tuple[int, int, Panel]]:
             lines = [_line("the highest scores first", one.deletion, label, True)]
             if explanation.random is not None:
                 lines.append(_line("at random", explanation.random, label, False))
-            noun = "number" if label == NUMBER else f"probability of {one_line(label, 40)}"
-            yield index, place, Panel(noun, tuple(lines), axis="% of the tokens deleted")
+            is_number = explanation.answer.label == explanation.answer.score
+            noun = NUMBER if is_number else f"probability of {one_line(label, 40)}"
+            ends = None if is_number else (0.0, 1.0)
+            yield index, place, Panel(noun, tuple(lines), axis=f"% of the {noun_of(explanation)} deleted", ends=ends)
 
 
 def _line(name: str, deletion: Deletion, label: str, is_main: bool) -> Line:
@@ -262,14 +268,19 @@ def encode_map(values: np.ndarray, caption: str) -> Picture:
     """Return scores [rows, columns] as a picture with a pixel for each: the colour is the sign, opacity the size."""
     from PIL import Image
 
+    file = io.BytesIO()
+    Image.fromarray(colours_of(values), "RGBA").save(file, "PNG")
+    return Picture(data_address(file.getvalue(), "png"), caption)
+
+
+def colours_of(values: np.ndarray) -> np.ndarray:
+    """Return the colours of scores, RGBA in bytes: blue above zero and orange below, opacity by the size."""
     largest = np.abs(values).max(initial=0.0)
     opacity = np.abs(values) / largest if largest > 0 else np.zeros(values.shape)
     pixels = np.zeros((*values.shape, 4), np.uint8)
     pixels[..., :3] = np.where((values >= 0)[..., None], FOR, AGAINST)
     pixels[..., 3] = np.round(255 * opacity)
-    file = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(file, "PNG")
-    return Picture(data_address(file.getvalue(), "png"), caption)
+    return pixels
 
 
 class Entry(NamedTuple):

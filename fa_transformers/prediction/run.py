@@ -23,6 +23,7 @@ from .decisions import DecisionRecords
 from .inputs import Prepared, prepared_ahead, windows
 from .lengths import LengthScores, decisions_at, readable_lengths, references_of
 from .output import Column, Output, check_output
+from .page_folder import PageFolder, check_page_folder
 from .predictor import Answered, Predictor
 from .sources import LabelReader, Source, SourceRow, chained, open_source
 
@@ -70,6 +71,7 @@ class PredictionRun:
         by_length: rows of `score_at_lengths`, where that was asked for.
         seconds: from the first row that this start answered to the last.
         limit: tokens that a document was cut to, None where none could be.
+        index: the page that leads to the explanations, None where nobody asked for them.
     """
 
     output: Path
@@ -78,6 +80,7 @@ class PredictionRun:
     by_length: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     limit: int | None = None
+    index: Path | None = None
 
 
 def predict_file(
@@ -86,6 +89,7 @@ def predict_file(
     options: PredictOptions,
     columns: Columns,
     report_lengths: Sequence[int] = (),
+    pages: Path | None = None,
 ) -> PredictionRun:
     """Write the predictions for a table, a document, an image or a folder.
 
@@ -98,12 +102,15 @@ def predict_file(
         options: of the output and the reading.
         columns: what the columns of a table mean.
         report_lengths: tokens that documents are cut to for further scores.
+        pages: folder for a page on each answer, what it rests on, and an index.
 
     Raises:
         DataError: the input can't be read as a whole.
         FileExistsError, ValueError: the output can't be written, as in `check_output` and `Output`.
     """
     check_output(options.output, path, overwrite=options.overwrite, resume=options.resume)
+    if pages is not None:
+        check_page_folder(pages, overwrite=options.overwrite, resume=options.resume)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     reading = {name: getattr(options, name) for name in OPTIONS_OF_READING}
@@ -119,18 +126,28 @@ def predict_file(
     lengths = readable_lengths(predictor, report_lengths) if report_lengths else []
     identity = {"model": model, "weights": describe_model(locate_checkpoint(model)), "input": str(path)}
     identity |= {name: getattr(options, name) for name in (*OPTIONS_OF_READING, "dtype")} | {"report_lengths": lengths}
-    identity |= {"device": predictor.model.device.type}
+    identity |= {"device": predictor.model.device.type} | ({} if pages is None else {"explain": str(pages)})
     table = table_columns(predictor, source)
     output = Output(options.output, table, identity, resume=options.resume)
     with released(output.folder):
-        return _Run(predictor, source, output, lengths, columns.label_separator).complete()
+        written = None if pages is None else PageFolder(pages, predictor, output.progress.rows)
+        return _Run(predictor, source, output, lengths, columns.label_separator, written).complete()
 
 
 class _Run:
     """A run whose parts are there."""
 
-    def __init__(self, predictor: Predictor, source: Source, output: Output, lengths: list[int], separator: str | None):
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: Source,
+        output: Output,
+        lengths: list[int],
+        separator: str | None,
+        pages: PageFolder | None = None,
+    ):
         self.predictor, self.source, self.output, self.lengths = predictor, source, output, lengths
+        self.pages = pages
         num_labels = len(predictor.label_names or [None])
         self.records = DecisionRecords(predictor.problem_type, num_labels, len(lengths) + 1)
         first = islice(source.open(), DECIDING_ROWS) if source.has_labels else ()
@@ -160,9 +177,10 @@ class _Run:
                 bar.update(len(window))
         seconds = time.perf_counter() - started
         scores, by_length = self._score()
+        index = None if self.pages is None else self.pages.finish(f"Answers for {self.source.path.name}")
         self.output.finish()
         limit = self.predictor.inputs.limit
-        return PredictionRun(self.output.path, self.counts, scores, by_length, seconds, limit)
+        return PredictionRun(self.output.path, self.counts, scores, by_length, seconds, limit, index)
 
     def _weigh(self, row: SourceRow) -> int:
         return self.predictor.inputs.weigh(row.item)
@@ -179,6 +197,8 @@ class _Run:
         starts = redact([row.item[: 10 * TEXT_START] if isinstance(row.item, str) else None for row in window])
         parts = zip(window, starts, answered.predictions, answered.rows, labels, strict=True)
         cells = [self._cells(*part) for part in parts]
+        if self.pages is not None:
+            self.pages.add(window, answered.predictions, self.counts.rows + 1)
         self._count(window, answered, labels)
         scored = [
             index
