@@ -15,8 +15,6 @@ MAX_WAITING = 32
 """Requests that wait for the model at a time, which takes them one by one; more are turned away."""
 PASSAGES = [("sentences", "sentence"), ("64 tokens", "64"), ("256 tokens", "256"), ("1,024 tokens", "1024")]
 QUESTION_PASSAGES = [name_and_value for name_and_value in PASSAGES if name_and_value[1] != "sentence"]
-ONE_OF_THREE = "() => ['', null]"
-"""Script that clears the two other ways to give a document when one is used."""
 
 
 def build_interface(models: Models, requests: Requests) -> gradio.Blocks:
@@ -52,10 +50,7 @@ def _document_tab(models: Models, requests: Requests) -> None:
                 list(models.licences), value=None, label="or a packaged licence", visible=bool(models.licences)
             )
             passage = gradio.Dropdown(PASSAGES, value="sentence", label="Passages are")
-    # What is given last is what counts.
-    path.upload(None, None, [text, licence], js=ONE_OF_THREE, queue=False, show_progress="hidden")
-    licence.input(None, None, [text, path], js=ONE_OF_THREE, queue=False, show_progress="hidden")
-    text.input(None, None, [path, licence], js="() => [null, null]", queue=False, show_progress="hidden")
+    _keep_last(text, path, licence)
     _button("Explain", requests.document, [text, path, licence, passage])
 
 
@@ -66,8 +61,7 @@ def _image_tab(models: Models, requests: Requests) -> None:
         canvas = gradio.Dropdown(
             list(models.canvases), value=None, label="or a packaged canvas", visible=bool(models.canvases)
         )
-    path.upload(None, None, [canvas], js="() => null", queue=False, show_progress="hidden")
-    canvas.input(None, None, [path], js="() => null", queue=False, show_progress="hidden")
+    _keep_last(path, canvas)
     _button("Explain", requests.image, [path, canvas])
 
 
@@ -80,8 +74,7 @@ def _compare_tab(models: Models, requests: Requests) -> None:
             with gradio.Column():
                 text = _text_field(name, lines=6)
                 path = _file_field("or a file: text or PDF", list(TEXT_ENDINGS))
-                path.upload(None, None, text, js="() => ''", queue=False, show_progress="hidden")
-                text.input(None, None, path, js="() => null", queue=False, show_progress="hidden")
+                _keep_last(text, path)
                 fields += [text, path]
     passage = gradio.Dropdown(QUESTION_PASSAGES, value="256", label="Passages are", visible=False)
     mode.change(
@@ -89,6 +82,17 @@ def _compare_tab(models: Models, requests: Requests) -> None:
         show_progress="hidden",
     )  # fmt: skip
     _button("Compare", requests.compare, [mode, *fields, passage])
+
+
+def _keep_last(*fields: Any) -> None:
+    """Let what is given last clear the other ways to give the same thing, in the browser."""
+    for field in fields:
+        others = [other for other in fields if other is not field]
+        empty = ["''" if isinstance(other, gradio.Textbox) else "null" for other in others]
+        # A field that was cleared changes, too, and leaves the others as they are.
+        script = f"(given, ...others) => given ? [{', '.join(empty)}] : others"
+        event = field.upload if isinstance(field, gradio.File) else field.change
+        event(None, [field, *others], others, js=script, queue=False, show_progress="hidden")
 
 
 def _text_field(label: str, lines: int) -> gradio.Textbox:

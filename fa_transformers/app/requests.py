@@ -32,7 +32,9 @@ def shown(
 
     @wraps(function)
     def call(requests: "Requests", *args: Parameters.args, **kwargs: Parameters.kwargs) -> Iterator[str]:
-        paths = [Path(value) for value in (*args, *kwargs.values()) if isinstance(value, str) and "\n" not in value[:4096]]
+        paths = [
+            Path(value) for value in (*args, *kwargs.values()) if isinstance(value, str) and "\n" not in value[:4096]
+        ]
         try:
             yield from function(requests, *args, **kwargs)
         except Exception as error:  # whatever it is, the server goes on

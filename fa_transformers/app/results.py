@@ -112,7 +112,9 @@ def page_part(explanation: Explanation, address: str) -> str:
 
 
 def _item(text: str, figure: str, share: float, address: str | None) -> str:
-    marked = f'<mark style="--share:{100 * max(0.0, min(1.0, share)):.0f}%">{escape(one_line(text, LONGEST_PASSAGE))}</mark>'
+    marked = (
+        f'<mark style="--share:{100 * max(0.0, min(1.0, share)):.0f}%">{escape(one_line(text, LONGEST_PASSAGE))}</mark>'
+    )
     linked = marked if address is None else f'<a href="{escape(address)}" target="_blank" rel="noopener">{marked}</a>'
     return f"<li><span>{figure}</span>{linked if address else f'<q>{marked}</q>'}</li>"
 

@@ -33,7 +33,16 @@ def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> 
         AppError, SourceError: a model can't be used.
         OSError: the port is taken.
     """
-    os.environ.update(QUIET)
+    check_port(host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that uploads are deleted
+    # Uploads go to a folder that the owner of this process alone can read, instead of one that all users share; Gradio
+    # reads its name, as it does all of these variables, when it is imported.
+    with tempfile.TemporaryDirectory(prefix="fa-transformers-app-") as folder:
+        os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
+        _serve(models, host, port, Path(folder))
+
+
+def _serve(models: Sequence[str], host: str, port: int, folder: Path) -> None:
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -48,31 +57,31 @@ def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> 
     from .results import STYLE
     from .uploads import MAX_FILE_BYTES
 
-    check_port(host, port)
     found = find_models(models)
-    with tempfile.TemporaryDirectory(prefix="fa-transformers-app-") as folder:  # which its owner alone can read
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        pages = PageStore()
-        blocks = build_interface(found, Requests(found, pages))
-        gate = Middleware(Gate, upload_folder=Path(folder), pages=pages)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that uploads are deleted
-        print(f"Starting {TITLE} at http://{host}:{port} (Ctrl-C stops it)", flush=True)
-        blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_error=False,
-            max_file_size=MAX_FILE_BYTES,
-            app_kwargs={"middleware": [gate], "docs_url": None, "redoc_url": None, "openapi_url": None},
-            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=STYLE,
-            footer_links=[],
-            pwa=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-        )
+    pages = PageStore()
+    blocks = build_interface(found, Requests(found, pages))
+    print(f"Starting {TITLE} at http://{host}:{port} (Ctrl-C stops it)", flush=True)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        show_error=False,
+        max_file_size=MAX_FILE_BYTES,
+        app_kwargs={
+            "middleware": [Middleware(Gate, upload_folder=folder, pages=pages)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=STYLE,
+        footer_links=[],
+        pwa=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+    )
 
 
 def check_port(host: str, port: int) -> None:

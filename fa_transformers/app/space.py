@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
 
-from ..hub.publish import CARD_FILE, check_folder, read_card_facts
 from ..hub.card import FACTS_FILE
+from ..hub.publish import CARD_FILE, check_folder, read_card_facts
 from ..hub.self_check import SELF_TEST_FILE, read_self_test
 
 TEMPLATES = Path(__file__).parent / "space_files"

@@ -1,5 +1,4 @@
-"""The commands: `fa-transformers finetune|distill|convert|predict|explain|check|push`; `scripts/` has all but `check`.
-"""The commands: `fa-transformers finetune|distill|convert|predict|app|check|push`; `scripts/` starts all but `check`.
+"""The commands: `fa-transformers finetune|distill|convert|predict|explain|app|check|push`; scripts: all but check.
 
 Each command's module parses its flags into options before it imports what needs torch.
 """

@@ -38,7 +38,10 @@ def parse(argv: Sequence[str] | None = None) -> AppCommand:
         f"{program} outputs/mine",
     )
     parser.add_argument(
-        "models", metavar="MODEL", nargs="*", help="folder or repository of the Hub: one of texts, one of images, or both"
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        help="folder or repository of the Hub: one of texts, one of images, or both",
     )
     parser.add_options(AppOptions, ("app",), "server")
     parsed = parser.parse(argv)

@@ -95,7 +95,7 @@ class TextEncoder:
         Args:
             question: the text to compare with.
             document: of any length; all of it is read.
-            passage: tokens of a passage, special ones not counted; the last one may be shorter.
+            passage: most tokens of a passage, special ones not counted; it ends at a blank where it has one.
 
         Raises:
             DataError: a text can't be used.
@@ -113,9 +113,7 @@ class TextEncoder:
         offsets: Any = self.tokenizer(
             document, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )["offset_mapping"]
-        pieces = [offsets[start : start + passage] for start in range(0, len(offsets), passage)]
-        spans = [(piece[0][0], piece[-1][1]) for piece in pieces]
-        spans = [(start, stop) for start, stop in spans if document[start:stop].strip()]
+        spans = [span for span in split_at_blanks(document, offsets, passage) if document[slice(*span)].strip()]
         vectors = self.embed([document[start:stop] for start, stop in spans])
         cosines = F.cosine_similarity(vectors, vector, dim=1).tolist()
         ranked = [RankedPassage(*span, cosine) for span, cosine in zip(spans, cosines, strict=True)]
@@ -138,3 +136,22 @@ class TextEncoder:
                 pooled = mean_over_real(states, mask) if self.pooling == "mean" else first_real_token(states, mask)
                 vectors |= zip(indices, pooled.float().cpu(), strict=True)
         return torch.stack([vectors[index] for index in range(len(prepared))])
+
+
+def split_at_blanks(text: str, offsets: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Return the characters of passages of at most `size` tokens, which begin behind blanks where that is possible.
+
+    Args:
+        text: the document.
+        offsets: the first character of each token and the one behind its last.
+        size: most tokens of a passage.
+    """
+    spans, start = [], 0
+    while start < len(offsets):
+        stop = min(start + size, len(offsets))
+        ends = range(stop, start, -1) if stop < len(offsets) else ()
+        begin = (end for end in ends if text[offsets[end][0] - 1].isspace() or text[offsets[end][0]].isspace())
+        stop = next(begin, stop)
+        spans.append((offsets[start][0], offsets[stop - 1][1]))
+        start = stop
+    return spans

@@ -98,7 +98,15 @@ def test_a_request_names_no_file_but_uploads_however_deep_it_hides_the_name(ask,
     assert joined(str(own)) == 200 and joined(None) == 200
     sent = [json.loads(body) for _, body in behind.reached]
     assert sent[0]["data"][1]["deep"][0]["path"] == str(own), "the app gets what was sent"
-    others = ["/etc/passwd", "http://example.com/x.txt", f"{tmp_path}/../secret", "letter.txt", f"{tmp_path}x/a", "a\0b", 1]
+    others = [
+        "/etc/passwd",
+        "http://example.com/x.txt",
+        f"{tmp_path}/../secret",
+        "letter.txt",
+        f"{tmp_path}x/a",
+        "a\0b",
+        1,
+    ]
     assert [joined(path) for path in others] == [403] * len(others)
     (tmp_path / "link").symlink_to("/etc")
     assert joined(str(tmp_path / "link" / "passwd")) == 403

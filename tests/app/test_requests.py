@@ -1,6 +1,5 @@
-"""Protects what the app's buttons do: answers come with their ground, mistakes are shown, and nothing given is markup."""
+"""Protects what the app's buttons do: answers come with their ground, mistakes are shown, nothing given is markup."""
 
-import io
 import re
 
 import numpy as np

@@ -9,13 +9,18 @@ from browser import PATIENCE_S, Browser
 
 
 class Visitor(Browser):
-    """A browser at the app's address; `requests` and `complaints` are of the page opened last."""
+    """A browser at the app's address; `requests` and `complaints` are of the page opened last, `asked` all requests."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.asked: list[str] = []
 
     def visit(self, address: str, width: int = 1200, scheme: str = "light", height: int = 900) -> None:
         """Open an address in a window of so many pixels, "light" or "dark"; returns when it is loaded."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
         self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.asked += self.requests
         self.requests, self.complaints, self._is_loaded = [], [], False
         self._address = address
         self.call("Page.navigate", url=address)
@@ -64,13 +69,10 @@ class Visitor(Browser):
         self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["objectId"])
 
     def type_text(self, text: str, place: int = 0) -> None:
-        """Put a text into the visible text field of a number, as typing does."""
-        self.ask(
-            "(() => { const field = [...document.querySelectorAll('textarea')]"
-            f".filter(one => one.offsetParent !== null)[{place}];"
-            "Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(field, "
-            f"{json.dumps(text)}); field.dispatchEvent(new Event('input', {{bubbles: true}})); return true }})()"
-        )
+        """Type a text at the end of the visible text field of a number."""
+        fields = "[...document.querySelectorAll('textarea')].filter(one => one.offsetParent !== null)"
+        self.ask(f"{fields}[{place}].focus()")
+        self.call("Input.insertText", text=text)
 
     def result(self, part: str = ".fa-app", seconds: float = PATIENCE_S) -> str:
         """Return the text of a part of the result that is in sight, as soon as it is there."""
