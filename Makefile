@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 RUN := $(VENV)/bin/python
 LAUNCH := $(RUN) -m accelerate.commands.launch
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-warn-conflicts
-# Added to the command of `make demo` and `make images`, for example ARGS="--max_steps 20".
+# Added to the command of `make demo`, `make images` and `make app`, for example ARGS="--max_steps 20".
 ARGS ?=
 # Processes of pytest, each with one thread; 0 is pytest's own process with two, which a debugger needs.
 JOBS ?= 2
@@ -15,13 +15,17 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # What the oldest supported transformers must still pass.
 OLDEST_TESTS := tests/models tests/test_attention_*.py
 
-.PHONY: demo images test test-all test-oldest test-slow lint typecheck docs clean rebuild
+.PHONY: demo images app test test-all test-oldest test-slow lint typecheck docs clean rebuild
 
 demo: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --output_dir outputs/demo --overwrite_output_dir $(ARGS)
 
 images: $(VENV)/installed
 	$(LAUNCH) scripts/finetune.py --task image-classification --output_dir outputs/images --overwrite_output_dir $(ARGS)
+
+# Serves until Ctrl-C; of the demos' models, or small ones that it trains first.
+app: $(VENV)/installed
+	$(RUN) scripts/app.py $(ARGS)
 
 # Training takes a thread for each core, in each of the processes: threads that wait are to leave their core to the others.
 test test-all test-oldest test-slow: export OMP_WAIT_POLICY := passive
@@ -80,7 +84,7 @@ endef
 comma := ,
 
 $(VENV)/installed: setup.py constraints.txt requirements-data.txt
-	$(call build_environment,$(VENV),constraints.txt,test$(comma)lint$(comma)triton$(comma)docs)
+	$(call build_environment,$(VENV),constraints.txt,test$(comma)app$(comma)lint$(comma)triton$(comma)docs)
 
 $(OLDEST)/installed: setup.py constraints-oldest.txt requirements-data.txt
 	$(call build_environment,$(OLDEST),constraints-oldest.txt,test)

@@ -42,6 +42,8 @@ EXCEL = ["python-calamine>=0.5.4"]
 EXPLAIN = ["captum>=0.9"]
 # Text of PDF files; pure Python, BSD-3-Clause.
 PDF = ["pypdf>=6.0"]
+# The app in the browser; its pages are Gradio's, Apache-2.0. It asks for Pillow below 13.
+APP = [*DEMO, *PDF, "gradio>=6.31"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [
@@ -91,6 +93,7 @@ setup(
         "excel": EXCEL,
         "explain": EXPLAIN,
         "pdf": PDF,
+        "app": APP,
         "triton": TRITON,
         "test": TEST,
         "lint": LINT,

@@ -21,7 +21,7 @@ FLOORS = (
     ("prediction",),
     ("training",),
     ("distillation",),
-    ("studies",),
+    ("app", "studies"),
     ("commands",),
     ("__init__",),
 )

@@ -162,7 +162,7 @@ def _find_encoder(text: Predictor) -> tuple[TextEncoder, str]:
 
 
 def packaged_licences(count: int = NUM_LICENCES) -> dict[str, str]:
-    """Return documents that no demo was trained on, of all lengths, the longest first; none where they aren't installed."""
+    """Return documents that no demo was trained on, of all lengths, the longest first; none without their package."""
     try:
         rows = load_license_documents()["test"]
     except ImportError:

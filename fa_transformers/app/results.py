@@ -25,8 +25,8 @@ STYLE = """
 .fa-app .fa-bar div { background: #2f7fd1; border-radius: 3px; height: 100% }
 .fa-app ol.fa-passages { list-style: none; margin: 0 0 1rem; padding: 0 }
 .fa-app ol.fa-passages li { display: flex; gap: .75rem; line-height: 1.5; margin: 0 0 .5rem; padding: 0 }
-.fa-app ol.fa-passages :is(a, q) { color: inherit; flex: 1; margin: 0; min-width: 0; overflow-wrap: anywhere; padding: 0;
-  quotes: none; text-align: left; text-decoration: none }
+.fa-app ol.fa-passages :is(a, q) { color: inherit; flex: 1; margin: 0; min-width: 0; overflow-wrap: anywhere;
+  padding: 0; quotes: none; text-align: left; text-decoration: none }
 .fa-app ol.fa-passages a:is(:hover, :focus-visible) mark { text-decoration: underline }
 .fa-app a:focus-visible { outline: 2px solid #2f7fd1; outline-offset: 2px }
 .fa-app mark { background: color-mix(in srgb, #2f7fd1 calc(var(--share) * .4), transparent); border-radius: 0;

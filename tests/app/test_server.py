@@ -138,7 +138,7 @@ def test_two_visitors_at_once_get_their_own_results_and_see_no_file_of_the_other
     for path in server.uploads:  # even who knows where a file lies gets none, neither the other's nor their own
         for address in (f"gradio_api/file={path}", f"file={path}"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
-                urllib.request.urlopen(server.address + address)
+                urllib.request.urlopen(server.address + urllib.parse.quote(address))
     assert all(path.parents[1].stat().st_mode & 0o077 == 0 for path in server.uploads), "other users read none"
 
 

@@ -59,10 +59,16 @@ class AppServer:
         self._command = [sys.executable, "-c", WATCH, str(script), *arguments]
         self._environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         self._environment |= {"TMPDIR": str(folder / "temporary"), "HF_HUB_OFFLINE": "1", **(environment or {})}
+        self._flags = ["--port", str(self.port)]
+
+    def listen_by_variables(self) -> None:
+        """Let the app know its port as the Hub tells it to a Space, not by a flag."""
+        self._environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(self.port)}
+        self._flags = []
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [*self._command, *([] if "GRADIO_SERVER_PORT" in self._environment else ["--port", str(self.port)])],
+            [*self._command, *self._flags],
             cwd=self.folder, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
