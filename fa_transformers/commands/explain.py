@@ -56,6 +56,7 @@ def parse(argv: Sequence[str] | None = None) -> ExplainCommand:
     parser.add_argument("--json", action="store_true", help="write all numbers as JSON beside the page, too")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier page")
     parser.add_options(PredictOptions, ("max_length", "strict_length", "chunk_size", "device", "dtype"), "reading")
+    parser.add_aliases(labels="--label", methods="--method", square="--passage")
     parsed = parser.parse(argv)
     try:
         check_positive(parsed[PredictOptions], "chunk_size", "max_length")

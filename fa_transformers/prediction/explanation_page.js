@@ -97,9 +97,10 @@
     const passage = passages[number];
     passage.tabIndex = -1;
     passage.focus({ preventScroll: true });
+    // Parts out of sight have a height that is guessed: those around the passage get theirs before it is scrolled to.
+    const part = parts.indexOf(passage.closest(".part"));
+    for (const near of parts.slice(Math.max(0, part - 1), part + 2)) near.style.contentVisibility = "visible";
     passage.scrollIntoView({ block: "center" });
-    // The parts that come into sight are laid out now, and may be longer than was thought.
-    requestAnimationFrame(() => requestAnimationFrame(() => passage.scrollIntoView({ block: "center" })));
   }
 
   function step(by) {
@@ -118,15 +119,19 @@
     map.height = height * scale;
     brush.scale(scale, scale);
     const { steps, top } = data.scores[shown];
-    // The strongest last, so that they lie above; for the answer from the left, against it from the right.
-    for (let strength = 1; strength <= 5; strength++) {
+    // The mean step of each line of pixels: for the answer from the left, against it from the right.
+    for (const [sign, name] of [[1, "--for"], [-1, "--against"]]) {
+      const lines = new Float64Array(Math.ceil(height) + 1);
       steps.forEach((step, number) => {
-        if (Math.abs(step) !== strength) return;
-        const y = height * data.starts[number] / data.length;
-        const tall = Math.max(1, height * (data.stops[number] - data.starts[number]) / data.length);
-        const wide = width * (.25 + .15 * strength);
-        brush.fillStyle = `rgba(${colour(step > 0 ? "--for" : "--against")}, ${.2 + .16 * strength})`;
-        brush.fillRect(step > 0 ? 0 : width - wide, y, wide, tall);
+        if (step * sign <= 0) return;
+        const first = height * data.starts[number] / data.length, last = height * data.stops[number] / data.length;
+        for (let y = Math.floor(first); y < last; y++) lines[y] += Math.abs(step) * (Math.min(last, y + 1) - Math.max(first, y));
+      });
+      const most = Math.max(1, ...lines);
+      brush.fillStyle = `rgb(${colour(name)})`;
+      lines.forEach((strength, y) => {
+        const wide = width * strength / most * .5;
+        brush.fillRect(sign > 0 ? 0 : width - wide, y, wide, 1);
       });
     }
     brush.fillStyle = colour("--ink");
@@ -150,7 +155,7 @@
   function followScroll() {
     const height = map.clientHeight, first = characterAt(0), last = characterAt(innerHeight);
     mark.style.transform = `translateY(${height * first / data.length}px)`;
-    mark.style.height = `${Math.max(4, height * (last - first) / data.length)}px`;
+    mark.style.height = `${Math.max(8, height * (last - first) / data.length)}px`;
   }
 
   function goTo(event) {

@@ -89,6 +89,7 @@ class PageFolder:
         if num_done and file.is_file():
             lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
             self.entries = [entry for entry in lines if entry["place"] <= num_done]
+        (folder / INDEX_FILE).unlink(missing_ok=True)  # of an earlier run, until this one has its own
         for page in folder.glob("[0-9]*.html"):
             if page.name not in {entry["page"] for entry in self.entries}:
                 page.unlink()

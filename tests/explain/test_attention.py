@@ -13,6 +13,7 @@ from tiny_models import OPTION_SETS, VOCAB_SIZE, build, image_inputs, text_input
 
 from fa_transformers import attention_received, attention_rows, context_maps, effective_support, rollout
 from fa_transformers.explain import encoder, implied
+from fa_transformers.explain.attention import leading_context_maps
 from fa_transformers.models import (
     FABertConfig,
     FABertForMultipleChoice,
@@ -163,6 +164,23 @@ def test_context_maps_are_columns_of_the_keys_softmax():
     maps = context_maps(model, inputs)
     assert list(maps) == [1] and maps[1].shape == (3, 2, 37, 23)
     assert_near(maps[1], expected, ROWS)
+
+
+@pytest.mark.parametrize("target", [0, "mean"])
+def test_leading_context_maps_add_up_to_the_row_of_attention(target):
+    model = build(FABertConfig, FABertModel).double()
+    inputs = {name: value[:1] for name, value in text_inputs("AutoModel", (23, 17)).items()}
+    starts = first_and_mean(inputs["attention_mask"].bool())
+    all_maps = context_maps(model, inputs)
+    leading = leading_context_maps(model, inputs, target, number=100)
+    for (index, (shares, maps)), matrix in zip(leading.items(), dense_matrices(model, inputs), strict=True):
+        expected = torch.einsum("bi,bhij->bhj", starts[target].double(), matrix)
+        assert_near(torch.einsum("bhf,bhfn->bhn", shares, maps), expected, EXACT)
+        assert maps.shape == all_maps[index].shape and not (shares.diff(dim=2) > 0).any()
+    first = leading_context_maps(model, inputs, target, number=2)[0]
+    assert torch.equal(first[0], leading[0][0][..., :2]) and torch.equal(first[1], leading[0][1][:, :, :2])
+    with pytest.raises(ValueError, match="`number` must be at least 1"):
+        leading_context_maps(model, inputs, target, number=0)
 
 
 def test_effective_support_counts_tokens():

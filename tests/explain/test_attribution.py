@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from fa_transformers import attribute, passage_units, patch_units, sentence_units
 from fa_transformers.explain import attribution, encoder, implied
+from fa_transformers.explain.attribution import rows_by_layer
 from fa_transformers.models import (
     FABertConfig,
     FABertForMaskedLM,
@@ -116,6 +117,8 @@ def test_rollout_and_rows_are_of_the_token_that_the_classifier_reads(pooling):
     torch.testing.assert_close(attribute(model, inputs, 0, "rollout"), dense_rollout(matrices, start), **NEAR)
     expected = torch.einsum("bi,bij->bj", start, matrices[-1].mean(dim=1))
     torch.testing.assert_close(attribute(model, inputs, 0, "rows"), expected, **NEAR)
+    for row, matrix in zip(rows_by_layer(model, inputs), matrices, strict=True):
+        torch.testing.assert_close(row, torch.einsum("bi,bij->bj", start, matrix.mean(dim=1)), **NEAR)
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -8,6 +8,7 @@ import torch
 from tiny_models import build, text_inputs
 
 from fa_transformers import faithfulness
+from fa_transformers.explain.deletion import deleted_probabilities
 from fa_transformers.models import FABertConfig, FABertForSequenceClassification
 
 LENGTHS = [1, 2, 3, 9]  # tokens of each unit, behind CLS and before SEP
@@ -48,6 +49,15 @@ def test_every_number_is_that_of_its_orders(document):
     assert math.isclose(result.normalized_sufficiency, (last - lowest) / (highest - lowest), abs_tol=1e-9)
     # Numbers within a range deviate by half of it at most, and the mean of 400 by a twentieth of that: four of these.
     assert abs(result.random - sum(aopc.values()) / 24) < (highest - lowest) / 10
+
+
+def test_probabilities_without_some_units_are_those_of_a_mask(document):
+    falls = falls_of(*document)
+    sets = [[], [2], [3, 0]]
+    found = deleted_probabilities(*document, sets)
+    assert found.shape == (3, 2) and torch.allclose(found.sum(dim=1), torch.ones(3))
+    for row, deleted in zip(found, sets, strict=True):
+        assert math.isclose(float(found[0, 1] - row[1]), falls[frozenset(deleted)], abs_tol=1e-6)
 
 
 def test_the_control_of_equal_length_deletes_as_many_tokens(document):

@@ -76,6 +76,18 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def ask_later(self, promise: str) -> Any:
+        """The value that a JavaScript promise comes to in the page."""
+        found = self.call("Runtime.evaluate", expression=promise, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and release a key that is a letter."""
+        for kind in ("keyDown", "keyUp"):
+            text = {"text": key} if kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=f"Key{key.upper()}", **text)
+
     def photograph(self, path: Path) -> None:
         """Write a PNG of the whole page, in a window that is as high."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import datasets
@@ -13,6 +12,7 @@ import torch
 from browser import Browser, find_browser
 from echo_answers import answer
 from hostile_page import HOSTILE, build_state, build_summary, write_hostile_page
+from page_checks import CONTRAST, ParsedPage
 from PIL import Image
 
 from fa_transformers.pages.page import render
@@ -32,34 +32,6 @@ TAGS = {
     "section", "h2", "figure", "figcaption", "b", "span", "svg", "line", "text", "polyline", "circle", "table", "thead",
     "tbody", "tr", "th", "td", "pre", "code", "img",
 }  # fmt: skip
-VOID = {"meta", "link", "img"}
-
-
-class Parsed(HTMLParser):
-    """The tags of a page with their attributes, and its texts."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.page = path.read_text(encoding="utf-8")
-        self.feed(self.page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +45,7 @@ def hostile(tmp_path_factory) -> Path:
 
 
 def test_no_text_from_data_is_markup(hostile):
-    parsed = Parsed(hostile)
+    parsed = ParsedPage(hostile)
     assert not parsed.open, "every tag is closed"
     assert {tag for tag, _ in parsed.tags} <= TAGS
     attributes = {name for _, given in parsed.tags for name in given}
@@ -90,7 +62,7 @@ def test_no_text_from_data_is_markup(hostile):
 
 def test_the_policy_allows_the_own_style_and_nothing_else(hostile):
     page = hostile.read_text(encoding="utf-8")
-    (policy,) = [given["content"] for tag, given in Parsed(hostile).tags if "http-equiv" in given]
+    (policy,) = [given["content"] for tag, given in ParsedPage(hostile).tags if "http-equiv" in given]
     (style,) = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy == (
@@ -117,7 +89,7 @@ def test_of_many_classes_the_pairs_that_are_confused_most_are_listed():
 
 
 def test_one_class_is_said_plainly(tmp_path):
-    page = Parsed(write_hostile_page(tmp_path / "one", ["only"], num_rows=3))
+    page = ParsedPage(write_hostile_page(tmp_path / "one", ["only"], num_rows=3))
     assert any("one class, so that no answer can be wrong" in text for text in page.texts)
     assert "Every scored example was answered right." in page.texts
 
@@ -186,28 +158,6 @@ def test_a_page_that_cannot_be_built_is_a_warning_and_no_page_of_an_earlier_run_
     (tmp_path / "report.html").write_text("earlier")
     write_page_of(tmp_path, lambda: make_page("x", {}, "d", "accuracy", []))
     assert "report.html was not drawn: KeyError" in caplog.text and not list(tmp_path.iterdir())
-
-
-CONTRAST = """(() => {
-  const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const over = (top, below) => { const a = top.length > 3 ? top[3] : 1;
-    return [0, 1, 2].map(i => a * top[i] + (1 - a) * below[i]); };
-  const ground = element => { const chain = [];
-    for (let e = element; e; e = e.parentElement) chain.push(parse(getComputedStyle(e).backgroundColor));
-    return chain.reverse().reduce((below, top) => over(top, below), [255, 255, 255]); };
-  const light = c => { const l = c.slice(0, 3).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 :
-    ((v + .055) / 1.055) ** 2.4); return .2126 * l[0] + .7152 * l[1] + .0722 * l[2]; };
-  let worst = [99, ''];
-  for (const e of document.querySelectorAll('body *')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-    const style = getComputedStyle(e), below = ground(e);
-    const colour = over(parse(e.ownerSVGElement ? style.fill : style.color), below);
-    const [a, b] = [light(colour), light(below)].sort((x, y) => y - x);
-    const ratio = (a + .05) / (b + .05);
-    if (ratio < worst[0]) worst = [ratio, e.outerHTML.slice(0, 200)];
-  }
-  return worst;
-})()"""
 
 
 @pytest.mark.slow
