@@ -100,7 +100,10 @@ def _text_field(label: str, lines: int) -> gradio.Textbox:
 
 
 def _file_field(label: str, file_types: list[str]) -> gradio.File:
-    return gradio.File(label=label, file_count="single", file_types=file_types, type="filepath", height=140)
+    return gradio.File(
+        label=label, file_count="single", file_types=file_types, type="filepath", height=140,
+        elem_classes="fa-upload",
+    )  # fmt: skip
 
 
 def _button(name: str, request: Callable[..., Iterator[str]], fields: list[Any]) -> None:

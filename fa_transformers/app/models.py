@@ -1,9 +1,10 @@
-"""What the app answers with: model folders, or small models that are trained before it starts, which it says."""
+"""Models that the app answers with: folders, or small ones that are trained before it starts, which it says."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ DEMOS = {"text": "demo", "image": "images"}
 SMALL = Path("app")
 """Folder in `OUTPUTS` of the small models."""
 CANVAS_PX = 512
-SMALL_CANVASES = dict(size_px=CANVAS_PX, digits_per_class=40, scrambled_per_class=15, seed=0)
+SMALL_CANVASES: dict[str, Any] = dict(size_px=CANVAS_PX, digits_per_class=40, scrambled_per_class=15, seed=0)
 NUM_LICENCES, NUM_CANVASES = 12, 6
 
 
@@ -38,7 +39,7 @@ class AppError(Mistake, ValueError):
 
 @dataclass(frozen=True)
 class Models:
-    """What answers, None where there is none.
+    """Models of the app, None where there is none.
 
     Args:
         text, image: classifiers or regressors of documents and of images.
@@ -134,7 +135,7 @@ def train_small_image(folder: Path) -> None:
     config = FAViTConfig(
         **SMALL_FAVIT, image_size=CANVAS_PX, classifier_pooling="mean", local_kernel_size=3, num_labels=10
     )
-    statistics = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
+    statistics: dict[str, Any] = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
     processor = FAViTImageProcessor(resample=2, image_size=CANVAS_PX, patch_size=config.patch_size, **statistics)
     with tempfile.TemporaryDirectory() as start:
         FAViTForImageClassification(config).save_pretrained(start)

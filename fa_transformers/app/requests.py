@@ -45,7 +45,7 @@ def shown(
 
 
 class Requests:
-    """What visitors can ask for.
+    """Requests of all visitors, who share the models.
 
     Args:
         models: that answer.

@@ -35,6 +35,7 @@ STYLE = """
 .fa-app p.fa-open a { display: inline; margin: 0; padding: 0; text-decoration: underline }
 .fa-app iframe { background: var(--body-background-fill); border: 1px solid var(--border-color-primary);
   border-radius: 6px; height: min(80vh, 60rem); width: 100% }
+.fa-upload .download { pointer-events: none }
 .fa-app .fa-error { background: #fdecea; border-left: 4px solid #c62828; border-radius: 4px; color: #611a15;
   margin: 0; overflow-wrap: anywhere; padding: .6rem .8rem }
 """

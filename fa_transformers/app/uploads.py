@@ -1,4 +1,4 @@
-"""What visitors give: texts and files, read within bounds, and messages for them where something can't be used."""
+"""Texts and files of visitors, read within bounds, and messages for them where something can't be used."""
 
 import logging
 from collections.abc import Callable

@@ -64,7 +64,7 @@ class TextEncoder:
         """
         if not isinstance(predictor.inputs, TextInputs):
             raise ValueError("`predictor` must be of a text model, and this one reads images.")
-        pooling = "mean" if predictor.model.config.classifier_pooling == "mean" else "cls"
+        pooling: Literal["mean", "cls"] = "mean" if predictor.model.config.classifier_pooling == "mean" else "cls"
         return cls(
             predictor.model, predictor.inputs.tokenizer, pooling=pooling, max_length=max_length,
             max_tokens_per_batch=predictor.max_tokens_per_batch, chunk_size=predictor.chunk_size,

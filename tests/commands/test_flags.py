@@ -184,6 +184,7 @@ STARTS = {
     "push": [sys.executable, str(SCRIPTS / "push_to_hub.py")],
     "predict": [sys.executable, str(SCRIPTS / "predict.py")],
     "distill": [sys.executable, str(SCRIPTS / "distill.py")],
+    "app": [sys.executable, str(SCRIPTS / "app.py")],
 }
 
 

@@ -74,6 +74,16 @@ class Visitor(Browser):
         self.ask(f"{fields}[{place}].focus()")
         self.call("Input.insertText", text=text)
 
+    def choose(self, field: str, beginning: str) -> None:
+        """Choose the first entry of a visible list whose text begins so."""
+        found = f"document.querySelector('.tabitem:not([style*=none]) input[aria-label={json.dumps(field)}]')"
+        self.wait_for(f"({found}.focus(), true)")
+        self.wait_for(
+            "[...document.querySelectorAll('[role=option]')]"
+            f".find(one => one.textContent.trim().replace('✓', '').trim().startsWith({json.dumps(beginning)}) && "
+            "(one.dispatchEvent(new MouseEvent('mousedown', {bubbles: true})), true))"
+        )
+
     def result(self, part: str = ".fa-app", seconds: float = PATIENCE_S) -> str:
         """Return the text of a part of the result that is in sight, as soon as it is there."""
         return self.wait_for(
