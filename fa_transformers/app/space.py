@@ -9,7 +9,7 @@ from ..hub.card import FACTS_FILE
 from ..hub.publish import CARD_FILE, check_folder, read_card_facts
 from ..hub.self_check import SELF_TEST_FILE, read_self_test
 
-TEMPLATES = Path(__file__).parent / "space_files"
+TEMPLATES = Path(__file__).parent
 PACKAGE = Path(__file__).parents[1]
 MODEL_FOLDER = "model"
 GRADIO = "6.31.0"
@@ -43,9 +43,9 @@ def space_files(folder: str | Path) -> dict[str, Path | bytes]:
         "what": WHAT[facts.pipeline_tag],
     }
     files: dict[str, Path | bytes] = {
-        "README.md": fill("README.md.txt", values),
-        "app.py": fill("app.py.txt", {}),
-        "requirements.txt": (TEMPLATES / "requirements.txt").read_bytes(),
+        "README.md": fill("space_card.txt", values),
+        "app.py": fill("space_start.txt", {}),
+        "requirements.txt": (TEMPLATES / "space_requirements.txt").read_bytes(),
     }
     files |= {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in package_files()}
     names = [*read_self_test(folder)["files"], SELF_TEST_FILE, CARD_FILE, FACTS_FILE]
