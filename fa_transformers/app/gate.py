@@ -6,13 +6,15 @@ Here uploads are never served, addresses that the interface doesn't need aren't 
 those that were uploaded.
 """
 
+import contextlib
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from .page_store import PageStore
-from .uploads import MAX_FILE_BYTES, MAX_STORED_BYTES, MAX_STORED_FILES
+from .uploads import MAX_FILE_BYTES, MAX_STORED_BYTES, MAX_STORED_FILES, STORED_SECONDS
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -133,8 +135,21 @@ class Gate:
 
 
 def check_room(folder: Path) -> None:
-    """Raise `Refused` where the uploads that are kept are too many, or too large all together."""
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    """Raise `Refused` where the uploads that are kept are too many, or too large all together.
+
+    Gradio deletes old uploads, but not its own temporary files: those of uploads that broke off, and an empty one for
+    each request with a file. Those that are old go here, and empty ones don't count.
+    """
+    sizes = []
+    for path in list(folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            if path.is_dir():
+                continue
+            found = path.stat()
+            if path.parent == folder and time.time() - found.st_mtime > STORED_SECONDS:
+                path.unlink()
+            elif found.st_size:
+                sizes.append(found.st_size)
     if len(sizes) >= MAX_STORED_FILES or sum(sizes) >= MAX_STORED_BYTES:
         raise Refused(503, "There are too many uploads at the moment: try again in some minutes.")
 

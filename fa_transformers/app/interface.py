@@ -7,10 +7,9 @@ import gradio
 
 from .models import Models
 from .requests import QUESTION, TWO_TEXTS, Requests
-from .uploads import MAX_CHARACTERS, MAX_FILE_BYTES, STORED_SECONDS, TEXT_ENDINGS
+from .uploads import MAX_CHARACTERS, MAX_FILE_BYTES, STORED_SECONDS, SWEEP_SECONDS, TEXT_ENDINGS
 
 TITLE = "fa_transformers"
-SWEEP_SECONDS = 60
 MAX_WAITING = 32
 """Requests that wait for the model at a time, which takes them one by one; more are turned away."""
 PASSAGES = [("sentences", "sentence"), ("64 tokens", "64"), ("256 tokens", "256"), ("1,024 tokens", "1024")]

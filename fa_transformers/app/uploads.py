@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 MAX_FILE_BYTES = 20 * 2**20
 MAX_STORED_FILES, MAX_STORED_BYTES = 200, 2**30
 """Uploads that are kept at a time, and their bytes; each is deleted after `STORED_SECONDS`."""
-STORED_SECONDS = 1800
+STORED_SECONDS, SWEEP_SECONDS = 1800, 60
+"""Age at which an upload is deleted, and the time between two looks after it."""
 MAX_CHARACTERS = 2_000_000
 """Characters of a text, some half a million tokens; how many of these are read, `models.MAX_TOKENS` says."""
 LONGEST_MESSAGE = 400

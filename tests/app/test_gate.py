@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import pytest
 
@@ -128,6 +129,15 @@ def test_requests_are_bounded_in_bytes_and_uploads_in_number(ask, behind, tmp_pa
         (tmp_path / str(number) / "letter.txt").write_bytes(b"sea")
     status, reason, _ = ask(f"{API}/upload", b"form")
     assert status == 503 and b"too many uploads" in reason
+    (tmp_path / "0" / "letter.txt").write_bytes(b"")
+    assert ask(f"{API}/upload", b"form")[0] == 200, "an empty file takes no room"
+    left, new = tmp_path / "tmpabc", tmp_path / "tmpdef"
+    for path in (left, new):
+        path.write_bytes(b"of an upload that broke off")
+    os.utime(left, (0, 0))
+    os.utime(tmp_path / "1" / "letter.txt", (0, 0))
+    assert ask(f"{API}/upload", b"form")[0] == 503 and not left.exists() and new.exists()
+    assert (tmp_path / "1" / "letter.txt").exists(), "old uploads are deleted by Gradio, which knows of them"
     monkeypatch.setattr(gate, "MAX_STORED_FILES", 100)
     monkeypatch.setattr(gate, "MAX_STORED_BYTES", 9)
     assert ask(f"{API}/upload", b"form")[0] == 503

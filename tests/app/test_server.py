@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from app_server import AppServer
@@ -21,6 +24,13 @@ pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed, which serves the app"),
     pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome is installed, in which the app is opened"),
 ]
+IMPATIENT = """
+from fa_transformers.app import uploads
+from fa_transformers.commands.app import main
+
+uploads.STORED_SECONDS, uploads.SWEEP_SECONDS = 4, 1
+main()
+"""
 LONG = "The sea and the ship. A court of law is red, and blue. "
 
 
@@ -56,6 +66,13 @@ def visitor(visitors, server):
 def give_document(visitor: Visitor, path: Path) -> None:
     visitor.upload(path)
     visitor.wait_for(f"document.body.innerText.includes({json.dumps(path.stem)})")
+
+
+def wait_until(happens: Callable[[], Any], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def wait_for_page(visitor: Visitor, seconds: float = 90) -> str:
@@ -102,7 +119,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_kept(visitor, server, 
     path.write_bytes(b"sea " * (6 * 2**20))
     kept = len(server.uploads)
     visitor.upload(path)
-    visitor.wait_for("document.body.innerText.match(/exceed|too large|maximum|MiB|MB/i)")
+    visitor.wait_for("document.body.innerText.includes('exceed the maximum allowed size')")
     assert len(server.uploads) == kept
 
 
@@ -139,7 +156,8 @@ def test_two_visitors_at_once_get_their_own_results_and_see_no_file_of_the_other
         for address in (f"gradio_api/file={path}", f"file={path}"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(server.address + urllib.parse.quote(address))
-    assert all(path.parents[1].stat().st_mode & 0o077 == 0 for path in server.uploads), "other users read none"
+    modes = {path: path.parents[1].stat().st_mode for path in server.uploads}
+    assert all(mode & 0o077 == 0 for mode in modes.values()), modes
 
 
 def test_an_image_and_two_texts_are_answered(visitor, tmp_path):
@@ -177,13 +195,21 @@ def test_a_request_that_names_a_file_of_the_server_is_refused(server):
         urllib.request.urlopen(request)
 
 
-def test_uploads_are_deleted_when_the_app_is_stopped(tmp_path, visitors):
-    model = str(write_text_model(tmp_path / "letters"))
-    path = tmp_path / "letter.txt"
+def test_uploads_are_deleted_when_they_are_old_and_when_the_app_is_stopped(tmp_path, visitors):
+    model, visitor = str(write_text_model(tmp_path / "letters")), visitors[0]
+    path, other, script = tmp_path / "letter.txt", tmp_path / "other.txt", tmp_path / "app.py"
     path.write_text(LONG)
-    with AppServer(SCRIPTS / "app.py", [model], tmp_path / "run") as server:
-        visitors[0].visit_app(server.address)
-        give_document(visitors[0], path)
-        assert [kept.name for kept in server.uploads] == ["letter.txt"]
+    other.write_text(LONG * 2)
+    script.write_text(IMPATIENT)
+    with AppServer(script, [model], tmp_path / "run") as server:
+        visitor.visit_app(server.address)
+        give_document(visitor, path)
+        wait_until(lambda: server.uploads)
+        wait_until(lambda: not server.uploads)
+        visitor.press("Explain")
+        assert "letter.txt: uploads are kept for" in visitor.result(".fa-error")
+        visitor.press_cross()
+        give_document(visitor, other)
+        wait_until(lambda: server.uploads)
         assert server.stop() == 0 and not server.uploads, server.output
     assert os.listdir(tmp_path / "run" / "temporary") == []

@@ -98,8 +98,8 @@ class AppServer:
 
     @property
     def uploads(self) -> list[Path]:
-        """The uploads that the server keeps."""
-        return [path for path in (self.folder / "temporary").rglob("*") if path.is_file()]
+        """The uploads that the server keeps, and whatever else of them it has written."""
+        return [path for path in (self.folder / "temporary").rglob("*") if path.is_file() and path.stat().st_size]
 
     def _read(self) -> None:
         assert self._process.stdout is not None
