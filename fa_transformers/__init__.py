@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from .models.fa_packed import PackedDocuments
     from .options import CardOptions, DataOptions, DistillationOptions, LoopOptions, ModelOptions
     from .prediction.answers import Prediction
+    from .prediction.explaining import explain_document, explain_image
+    from .prediction.explanation import Deletion, DocumentExplanation, Explanation, ImageExplanation, Passage, Scores
+    from .prediction.explanation_page import write_explanation
     from .prediction.lengths import score_at_lengths
     from .prediction.predictor import Predictor
     from .training.checkpointing import CheckpointError
@@ -127,6 +130,15 @@ __all__ = [
     "attention_received",
     "context_maps",
     "effective_support",
+    "explain_document",
+    "explain_image",
+    "write_explanation",
+    "Explanation",
+    "DocumentExplanation",
+    "ImageExplanation",
+    "Scores",
+    "Deletion",
+    "Passage",
     # Convert: a stock checkpoint in, an FA model out.
     "convert_checkpoint",
     "Conversion",
@@ -235,6 +247,11 @@ _HOMES = {
     ".models.fa_packed": ("PackedDocuments",),
     ".options": ("CardOptions", "DataOptions", "DistillationOptions", "LoopOptions", "ModelOptions"),
     ".prediction.answers": ("Prediction",),
+    ".prediction.explaining": ("explain_document", "explain_image"),
+    ".prediction.explanation": (
+        "Deletion", "DocumentExplanation", "Explanation", "ImageExplanation", "Passage", "Scores",
+    ),
+    ".prediction.explanation_page": ("write_explanation",),
     ".prediction.lengths": ("score_at_lengths",),
     ".prediction.predictor": ("Predictor",),
     ".training.checkpointing": ("CheckpointError",),

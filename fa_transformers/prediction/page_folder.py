@@ -42,14 +42,14 @@ def explain_file(
         raise DataError(f"{path}: {what}")
     ending, takes_text = path.suffix.lower(), predictor.inputs.noun == "text"
     if ending in FILE_TYPES:
-        raise DataError(f"{path}: is a table: fa-transformers predict MODEL {path} --explain FOLDER explains its rows")
+        raise DataError(f"{path}: a table: fa-transformers predict MODEL {path} --explain FOLDER explains its rows")
     if takes_text is (ending in image_endings()):
         noun, other = ("texts", "an image") if takes_text else ("images", "no image that Pillow reads")
         raise DataError(f"{path}: the model reads {noun}, and this is {other}")
     try:
         if not takes_text:
             if passage == "sentence":
-                raise ValueError("--passage sentence: an image has none; give the patches along a square's side")
+                raise ValueError("`passage=sentence` is for texts: for an image give the patches of a square's side.")
             return explain_image(predictor, path, name=path.name, square=passage, **options)
         if ending == ".pdf":
             text, page_starts = read_pdf(path)

@@ -74,7 +74,7 @@ def test_it_writes_a_page_a_picture_and_numbers_and_prints_where_they_are(models
         ("text", "a.txt", ["--label", "dog"], "--label: the model knows no 'dog', its labels are 'ant', 'bee', 'cat'"),
         ("text", "b.png", [], "b.png: the model reads texts, and this is an image"),
         ("image", "a.txt", [], "a.txt: the model reads images, and this is no image that Pillow reads"),
-        ("image", "b.png", ["--passage", "sentence"], "--passage sentence: an image has none"),
+        ("image", "b.png", ["--passage", "sentence"], "--passage sentence is for texts"),
         ("text", "none.txt", [], "none.txt: there is no such file"),
         ("text", ".", [], "is a folder: name a file in it"),
         ("text", "rows.csv", [], "predict MODEL rows.csv --explain FOLDER explains its rows"),

@@ -31,6 +31,7 @@ from fa_transformers.training.progress import TrainingDiverged
 PACKAGE = ROOT / "fa_transformers"
 OWN_FLAGS = {  # of commands, and of studies whose modules are not loaded here
     "task", "recipe", "full_recipe", "verbose", "write", "json", "private", "revision", "lengths", "help", "help_all",
+    "explain",
 }  # fmt: skip
 
 
