@@ -10,35 +10,6 @@ from ..tables import counted, one_line
 
 SHOWN_SCORES, SHOWN_PASSAGES, SHOWN_RANKS = 10, 5, 10
 LONGEST_PASSAGE, LONGEST_LABEL = 280, 80
-STYLE = """
-.fa-app { --subdued: color-mix(in srgb, var(--body-text-color) 72%, transparent) }
-.fa-app .fa-answer { font-size: 1.6rem; font-weight: 600; margin: 0; overflow-wrap: anywhere }
-.fa-app .fa-answer span, .fa-app .fa-facts, .fa-app .fa-note { color: var(--subdued); font-weight: 400 }
-.fa-app .fa-facts, .fa-app .fa-note { margin: .25rem 0 1rem }
-.fa-app h3 { font-size: 1.05rem; margin: 1.25rem 0 .5rem }
-.fa-app table.fa-scores { border: 0; border-collapse: collapse; margin: 0; width: 100% }
-.fa-app table.fa-scores :is(tr, th, td) { background: none; border: 0; font-weight: 400; text-align: left }
-.fa-app table.fa-scores :is(th, td) { padding: .15rem .75rem .15rem 0 }
-.fa-app table.fa-scores th { overflow-wrap: anywhere; width: 40% }
-.fa-app table.fa-scores td:last-child { font-variant-numeric: tabular-nums; padding: 0; text-align: right; width: 4rem }
-.fa-app .fa-bar { background: var(--border-color-primary); border-radius: 3px; height: .7rem }
-.fa-app .fa-bar div { background: #2f7fd1; border-radius: 3px; height: 100% }
-.fa-app ol.fa-passages { list-style: none; margin: 0 0 1rem; padding: 0 }
-.fa-app ol.fa-passages li { display: flex; gap: .75rem; line-height: 1.5; margin: 0 0 .5rem; padding: 0 }
-.fa-app ol.fa-passages :is(a, q) { color: inherit; flex: 1; margin: 0; min-width: 0; overflow-wrap: anywhere;
-  padding: 0; quotes: none; text-align: left; text-decoration: none }
-.fa-app ol.fa-passages a:is(:hover, :focus-visible) mark { text-decoration: underline }
-.fa-app a:focus-visible { outline: 2px solid #2f7fd1; outline-offset: 2px }
-.fa-app mark { background: color-mix(in srgb, #2f7fd1 calc(var(--share) * .4), transparent); border-radius: 0;
-  border-bottom: 2px solid #2f7fd1; color: inherit; padding: .1em .15em }
-.fa-app ol.fa-passages span { color: var(--subdued); font-variant-numeric: tabular-nums; min-width: 4rem }
-.fa-app p.fa-open a { display: inline; margin: 0; padding: 0; text-decoration: underline }
-.fa-app iframe { background: var(--body-background-fill); border: 1px solid var(--border-color-primary);
-  border-radius: 6px; height: min(80vh, 60rem); width: 100% }
-.fa-upload .download { pointer-events: none }
-.fa-app .fa-error { background: #fdecea; border-left: 4px solid #c62828; border-radius: 4px; color: #611a15;
-  margin: 0; overflow-wrap: anywhere; padding: .6rem .8rem }
-"""
 
 
 def wrapped(content: str) -> str:

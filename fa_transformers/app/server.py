@@ -18,6 +18,7 @@ QUIET = {
 }
 """Variables that Gradio and huggingface_hub read when they are imported."""
 HOST, PORT = "127.0.0.1", 7860
+STYLE = Path(__file__).parent / "style.css"
 
 
 def serve(models: Sequence[str] = (), *, host: str = HOST, port: int = PORT) -> None:
@@ -54,7 +55,6 @@ def _serve(models: Sequence[str], host: str, port: int, folder: Path) -> None:
     from .models import find_models
     from .page_store import PageStore
     from .requests import Requests
-    from .results import STYLE
     from .uploads import MAX_FILE_BYTES
 
     found = find_models(models)
@@ -75,7 +75,7 @@ def _serve(models: Sequence[str], host: str, port: int, folder: Path) -> None:
             "openapi_url": None,
         },
         theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=STYLE,
+        css_paths=STYLE,
         footer_links=[],
         pwa=False,
         enable_monitoring=False,

@@ -90,6 +90,7 @@ def test_an_upload_gets_its_answer_and_a_page_with_the_passages_that_it_rests_on
     assert "tokens read in" in visitor.result(".fa-facts")
     address = wait_for_page(visitor)
     assert visitor.ask("document.querySelectorAll('.fa-passages mark').length") == 5
+    assert visitor.ask("getComputedStyle(document.querySelector('.fa-passages mark')).borderBottomWidth") == "2px"
     link = visitor.ask("document.querySelector('.fa-passages a').href")
     assert link.startswith(f"{address}#p")
     visitor.visit(link)

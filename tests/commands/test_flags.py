@@ -28,7 +28,7 @@ PARTS = {
     "training/dense*": {"finetune_dense"}, "training/stereo*": {"finetune_stereo"}, "distillation/*": {"distill"},
     "conversion/*": {"convert", "finetune", "distill"}, "hub/p*": {"push", "finetune", "distill", "check"},
     "training/progress": {"finetune"}, "data/readers/labels": {"finetune"}, "hub/folder_lock": {"predict"},
-    "app/*": {"app"},
+    "app/server": {"app"},
 }  # fmt: skip
 """Modules of the package, and the commands that print their messages."""
 TOO_NEW = {"greedy"}  # schedulers of the newest transformers, which the oldest supported one lacks

@@ -21,6 +21,7 @@ from fa_transformers.data.sets import digit_canvas
 from fa_transformers.data.sets.digit_canvas import (
     CELL_PX,
     DIGIT_PX,
+    draw_canvas,
     enlarge_digits,
     generate_canvases,
     load_digit_canvas,
@@ -135,6 +136,20 @@ def test_a_second_load_reads_the_kept_canvases(tmp_path, monkeypatch):
     assert np.array_equal(np.asarray(again["train"][1]["image"]), np.asarray(first["train"][1]["image"]))
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         load_digit_canvas(3, 1, 1, **settings)
+
+
+def test_a_canvas_may_have_fewer_scrambled_digits_than_whole_ones():
+    random = np.random.default_rng(0)
+    inks = [np.full((4, 12, 12), 10 * (number + 1), np.uint8) for number in range(10)]  # a class by its grey
+    canvas = draw_canvas(3, inks, 128, 5, random, scrambled_per_class=2)
+    counts = [int((canvas == 10 * (number + 1)).sum()) // 144 for number in range(10)]
+    assert counts == [2, 2, 2, 5, 2, 2, 2, 2, 2, 2]
+    equal = [draw_canvas(3, inks, 256, 5, np.random.default_rng(1), scrambled) for scrambled in (None, 5)]
+    assert (equal[0] == equal[1]).all()
+    with pytest.raises(ValueError, match="too few for 60 \\+ 9 x 2 digits"):
+        load_digit_canvas(1, 1, 1, size_px=128, digits_per_class=60, scrambled_per_class=2)
+    with pytest.raises(ValueError, match="scrambled_per_class must be at least 0, got -1"):
+        load_digit_canvas(1, 1, 1, scrambled_per_class=-1)
 
 
 def test_bad_canvas_settings_are_named(tmp_path):
