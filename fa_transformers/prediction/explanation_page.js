@@ -19,7 +19,10 @@
   }
 
   const className = step => step === 0 ? "p" : `p ${step > 0 ? "f" : "a"}${Math.abs(step)}`;
-  const oneLine = words => words.replace(/\s+/g, " ").trim().slice(0, 160);
+  const oneLine = words => {
+    const line = words.replace(/\s+/g, " ").trim();
+    return line.length > 160 ? `${line.slice(0, 159)}…` : line;
+  };
 
   function describe(number) {
     return text ? oneLine(passages[number].textContent) : data.places[number];
@@ -205,6 +208,6 @@
       document.querySelectorAll(".maps").forEach(group => { group.hidden = group.dataset.layer !== maps.value; });
     });
   }
-  if (selects.some(select => select && select.selectedIndex > 0)) show(); // what a browser kept of an earlier visit
+  if (label.selectedIndex > 0 || method.selectedIndex > 0) show(); // what a browser kept of an earlier visit
   tellPlace();
 })();

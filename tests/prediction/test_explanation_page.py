@@ -14,8 +14,10 @@ from hostile_page import HOSTILE
 from page_checks import CONTRAST, ParsedPage
 from PIL import Image
 
+from fa_transformers.charts import HIGHLIGHT
 from fa_transformers.prediction.explanation_chart import draw_explanation
 from fa_transformers.prediction.explanation_page import (
+    FOR,
     NUM_TOP,
     STEPS,
     Entry,
@@ -91,6 +93,11 @@ def test_the_whole_text_is_in_the_page_and_parts_end_between_lines(tmp_path):
 def test_steps_of_colour_follow_the_share_of_the_largest_score():
     assert step_of(np.array([1.0, -1.0, 0.5, 0.04, -0.06, 0.0])).tolist() == [STEPS, -STEPS, 3, 0, -1, 0]
     assert step_of(np.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_pages_and_charts_have_one_colour(pages):
+    assert tuple(bytes.fromhex(HIGHLIGHT[1:])) == FOR
+    assert f"--accent: {HIGHLIGHT}" in (pages / "image.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("make", [hostile_explanation, image_explanation])
