@@ -48,7 +48,8 @@ def format_scores(scores: Mapping[str, float]) -> str:
 def counted(number: int, noun: str, singular: str = "", plural: str = "") -> str:
     """Return a number and its noun, such as "1 process" and "2,000 processes", and what follows either.
 
-    The plural takes -es after a hiss, which the end of "epoch" is not. With `singular` and `plural`: "1 row is", "2 rows are".
+    The plural takes -es after a hiss, which the end of "epoch" is not. With `singular` and `plural`: "1 row is",
+    "2 rows are".
     """
     if number == 1:
         return f"1 {noun} {singular}".rstrip()
