@@ -57,11 +57,13 @@ def format_scores(scores: Mapping[str, float]) -> str:
 def counted(number: int, noun: str, singular: str = "", plural: str = "") -> str:
     """Return a number and its noun, such as "1 process" and "2,000 processes", and what follows either.
 
-    The plural takes -es after a hiss. With `singular` and `plural`: "1 row is", "2 rows are".
+    The plural takes -es after a hiss, which the end of "epoch" is not. With `singular` and `plural`: "1 row is",
+    "2 rows are".
     """
     if number == 1:
         return f"1 {noun} {singular}".rstrip()
-    nouns = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    hisses = noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch")
+    nouns = noun + ("es" if hisses else "s")
     return f"{number:,} {nouns} {plural}".rstrip()
 
 

@@ -28,6 +28,7 @@ def test_one_line_keeps_what_fits():
         (2, "process", "2 processes"),
         (1, "batch", "1 batch"),
         (3, "box", "3 boxes"),
+        (2, "epoch", "2 epochs"),
         (1234, "CPU core", "1,234 CPU cores"),
     ],
 )

@@ -358,7 +358,7 @@ def _begin(
     built = build_model(job, source, data)
     recovery = plan_recovery(job, built, data, output_dir)
     if built.mixers_are_new:
-        accelerator.print(f"{describe_exchange(job, built, data, recovery.steps)}\n")
+        accelerator.print(f"{describe_exchange(job, built, recovery.steps)}\n")
     return built, recovery
 
 

@@ -220,7 +220,7 @@ def _set_up(
     return _Transfer(loop, pieces, collate, loaders, sampler, objective)
 
 
-def describe_exchange(job: FinetuneJob, built: Built, data: LabelledData, steps: int) -> str:
+def describe_exchange(job: FinetuneJob, built: Built, steps: int) -> str:
     """Return two lines on what stands in the place of a checkpoint's softmax attention, and what that costs."""
     assert built.source is not None  # whose attention it is
     name = built.source.name
@@ -230,14 +230,11 @@ def describe_exchange(job: FinetuneJob, built: Built, data: LabelledData, steps:
             f"come nearer to what {name} was trained with; then the fine-tuning begins"
         )
     else:
-        ways = ["distillation before"]
-        if _why_useless(job, built, data) is None:
-            ways.insert(0, "--recovery_steps 300")
-        elif job.is_text and data.stream is None:
-            ways.insert(0, "--local_window 64 with --recovery_steps 300")
+        needs_window = job.is_text and not built.model.config.local_window
+        way = "--local_window 64" if needs_window else "distillation before"
         cost = (
             f"the new layers give something else than {name} was trained with, and fine-tuning has to make up "
-            f"for it: {' or '.join(ways)} makes the difference smaller"
+            f"for it: {way} makes the difference smaller"
         )
     return f"replaced: {describe_replacement(built.model)}\ncost: {cost}."
 

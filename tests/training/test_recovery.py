@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import test_finetune
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from test_finetune import run, text_flags, weights
 
+from fa_transformers import FABertConfig, FABertModel, FAViTConfig, FAViTModel
 from fa_transformers.training import recovery as recovery_module
 from fa_transformers.training.checkpointing import list_checkpoints
 
@@ -91,3 +93,16 @@ def test_a_model_keeps_what_its_config_says_of_a_transfer_and_has_none_to_learn_
     assert json.loads((tmp_path / "again" / "config.json").read_text())["recovery"] == "transferred"
     with pytest.raises((ValueError, SystemExit), match="this one has none to learn from"):
         run(*flags, "--output_dir", tmp_path / "third", "--recovery_steps", 3)
+
+
+@pytest.mark.parametrize(
+    ("is_text", "window", "way"),
+    [(True, 0, "--local_window 64"), (True, 4, "distillation before"), (False, 0, "distillation before")],
+)
+def test_the_line_on_the_cost_says_what_makes_the_difference_smaller(is_text, window, way):
+    config, model = (FABertConfig, FABertModel) if is_text else (FAViTConfig, FAViTModel)
+    small = dict(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    built = SimpleNamespace(model=model(config(**small, local_window=window)), source=SimpleNamespace(name="stock"))
+    replaced, cost = recovery_module.describe_exchange(SimpleNamespace(is_text=is_text), built, 0).splitlines()
+    assert replaced.startswith("replaced: softmax attention in 1 of 1 layers")
+    assert cost.startswith("cost: ") and cost.endswith(f": {way} makes the difference smaller.")
