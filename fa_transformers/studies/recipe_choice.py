@@ -38,13 +38,11 @@ ALL_PARTS: dict[str, Any] = WINDOW | dict(local_kernel_size=15, key_feature_size
 SHORT: dict[str, Any] = dict(short_epochs=1000)
 RECIPES: dict[str, dict[str, Any]] = {
     "plain operator, 2e-4": PLAIN | dict(learning_rate=2e-4),
-    "window, 2e-4, cut to 256": WINDOW | SHORT | dict(learning_rate=2e-4, short_length=256),
     "window, 2e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=2e-4, short_length=128),
     "window, transfer, 2e-4, cut to 128": WINDOW
     | SHORT
     | dict(learning_rate=2e-4, short_length=128, recovery_steps=20),
     "window, convolution, maps, 2e-4, cut to 128": ALL_PARTS | SHORT | dict(learning_rate=2e-4, short_length=128),
-    "window, 4e-4, cut to 128": WINDOW | SHORT | dict(learning_rate=4e-4, short_length=128),
 }
 """Name -> options of fine-tuning that are not those of the other recipes; pooling is the checkpoint's unless said."""
 TIMED_STEPS = 10
@@ -69,9 +67,9 @@ class RecipeOptions(OptionGroup):
         tuple(RECIPES), "rows of the table, by name, quoted", group="recipes", common=True
     )
     seeds: tuple[int, ...] = option((0, 1, 2), "seeds of head, order and dropout", group="recipes", common=True)
-    seconds: float = option(240.0, "training time of each run, the transfer included", group="recipes", common=True)
+    seconds: float = option(100.0, "training time of each run, the transfer included", group="recipes", common=True)
     model_name_or_path: str = option("minilm", "stock checkpoint to start from", group="recipes", common=True)
-    max_length: int = option(4096, "tokens that documents are cut to", group="recipes", common=True)
+    max_length: int = option(512, "tokens that documents are cut to", group="recipes", common=True)
     output_dir: Path = option(
         Path("outputs/recipes"), "folder for the results; runs that are finished there are taken", group="recipes",
         common=True,

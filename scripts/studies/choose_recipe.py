@@ -7,14 +7,16 @@ Each run is kept when it is done; the same command goes on. Ends with a table an
 """
 
 import json
+import platform
 from collections.abc import Sequence
 from typing import Any
 
 from fa_transformers.commands.flags import describe_command, mistakes_in_one_line, script_parser
+from fa_transformers.cores import count_cores
 from fa_transformers.files import write_json
 from fa_transformers.studies.page_tables import make_table, update_tables
 from fa_transformers.studies.recipe_choice import RecipeOptions, run_recipes, score_tfidf, summarise_recipes
-from fa_transformers.tables import format_table
+from fa_transformers.tables import counted, format_table
 
 PROGRAM = "python scripts/studies/choose_recipe.py"
 ABOUT = "Recipes of fine-tuning at equal time."
@@ -47,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     result = {"rows": rows, "table": table, "tfidf": tfidf, "command": command}
     write_json(options.output_dir / "recipes.json", result)
     if options.results:
-        made = make_table("Recipes of fine-tuning at equal time", command, columns, table, note=note)
+        machine = f"1 thread of {platform.machine()} with {counted(count_cores(), 'CPU core')}, mixed precision auto"
+        made = make_table("Recipes of fine-tuning at equal time", command, columns, table, note=note, machine=machine)
         update_tables(options.results, ABOUT, {"recipes": made})
     print(format_table(table, list(columns)))
     print(note)
