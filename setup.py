@@ -43,7 +43,7 @@ EXPLAIN = ["captum>=0.9"]
 # Text of PDF files; pure Python, BSD-3-Clause.
 PDF = ["pypdf>=6.0"]
 # The app in the browser; its pages are Gradio's, Apache-2.0. It asks for Pillow below 13.
-APP = [*DEMO, *PDF, "gradio>=6.31"]
+APP = [*DEMO, *PDF, *EXPLAIN, "gradio>=6.31"]
 # No bound: torch's CUDA builds name the one version that fits them. There is no triton outside Linux.
 TRITON = ["triton; platform_system == 'Linux'"]
 TEST = [

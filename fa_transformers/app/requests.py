@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from ..data.readers.tables import DataError
 from ..prediction.answers import Prediction
-from ..prediction.explaining import METHODS, explain_document, explain_image
+from ..prediction.explaining import explain_document, explain_image
 from ..prediction.explanation import Explanation
 from ..prediction.explanation_page import render_explanation
 from ..prediction.predictor import Predictor
@@ -77,7 +77,7 @@ class Requests:
         first = answer_part(answer, time.perf_counter() - started, "token")
         yield wrapped(first + waiting_part("Finding the passages that it rests on …"))
         is_long = answer.num_tokens > THOROUGH_TOKENS
-        brief: dict[str, Any] = {"methods": METHODS[:2], "deletion_tokens": 0}
+        brief: dict[str, Any] = {"deletion_tokens": 0}
         if isinstance(answer.label, str):
             brief["labels"] = [answer.label]
         explanation = explain_document(

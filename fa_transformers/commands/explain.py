@@ -50,8 +50,8 @@ def parse(argv: Sequence[str] | None = None) -> ExplainCommand:
     )
     parser.add_argument(
         "--method", nargs="+", choices=METHODS,
-        help="methods, the first of which is shown first (default: gradient_x_input rollout rows); occlusion takes a "
-        "forward pass for each passage",
+        help="methods, the first of which is shown first (default: occlusion where it takes few passes, one for each "
+        "passage, else integrated_gradients; and rollout rows gradient_x_input)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="write all numbers as JSON beside the page, too")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier page")

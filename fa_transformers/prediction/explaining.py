@@ -1,10 +1,13 @@
 """The ground of one answer: scores of passages or patches, and what deleting the highest does to the answer.
 
-The work is bounded: an answer takes one forward pass, each method one or a few more for each label, and deletions as
-many as a number of tokens allows. Occlusion, which takes a pass for each passage, and integrated gradients are computed
-only for who asks.
+The work is bounded: an answer takes one forward pass, each cheap method one or a few more for each label, and deletions
+as many as a number of tokens allows. Occlusion, which takes a pass for each passage, and integrated gradients, which
+deletion bears out better than the cheap methods (docs/results/explain.md), come first where a number of tokens allows
+them, and for who asks.
 """
 
+import importlib.util
+import itertools
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +28,9 @@ from .explanation import NUMBER, Deletion, DocumentExplanation, ImageExplanation
 from .inputs import ImageInputs, Prepared, TextInputs
 from .predictor import Predictor
 
-METHODS: tuple[Method, ...] = ("gradient_x_input", "rollout", "rows")
+CHEAP_METHODS: tuple[Method, ...] = ("rollout", "rows", "gradient_x_input")
+FIRST_METHOD_TOKENS = 2**18
+"""Tokens that the passes of the first method may read where none is named, for all labels together."""
 MOST_LABELS, LEAST_PROBABILITY = 3, 0.05
 """Labels that are explained where none is named: so many of the most probable, those above the least probability."""
 DELETED_SHARES = (0.01, 0.05, 0.1, 0.25)
@@ -46,11 +51,11 @@ def explain_document(
     *,
     name: str = "document",
     passage: Literal["sentence"] | int = "sentence",
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[Method] | None = None,
     labels: Sequence[str] | None = None,
     page_starts: Sequence[int] = (),
     deletion_tokens: int = DELETION_TOKENS,
-    steps: int = 32,
+    steps: int = 8,
     seed: int = 0,
 ) -> DocumentExplanation:
     """Explain the answer to one document: which passages it rests on, and what it is without them.
@@ -61,7 +66,7 @@ def explain_document(
         name: of it, for people.
         passage: what has a score: each sentence, or runs of so many tokens.
         methods: as in `attribute`; the first one is shown first and deleted by first. "occlusion" takes a forward pass
-            for each passage and label.
+            for each passage and label. None: see `default_methods`.
         labels: names of the classes to explain; None: the most probable, at most `MOST_LABELS`.
         page_starts: the character at which each page begins, as `read_pdf` gives it.
         deletion_tokens: tokens that passes with deletions may read, all together: at 0 nothing is deleted, else the
@@ -96,10 +101,10 @@ def explain_image(
     *,
     name: str = "image",
     square: int | None = None,
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[Method] | None = None,
     labels: Sequence[str] | None = None,
     deletion_tokens: int = DELETION_TOKENS,
-    steps: int = 32,
+    steps: int = 8,
     seed: int = 0,
 ) -> ImageExplanation:
     """Explain the answer to one image: which of its regions it rests on, and what it is without them.
@@ -140,6 +145,19 @@ def explain_image(
         context_maps=maps,
         map_shares=shares,
     )
+
+
+def default_methods(num_units: int, num_tokens: int, num_labels: int, steps: int) -> tuple[Method, ...]:
+    """Return the methods that explain an answer where none is named, the one to trust most first.
+
+    That is occlusion, or else integrated gradients where captum is installed, as far as all passes of one of them read
+    at most `FIRST_METHOD_TOKENS` tokens, a backward pass counted as two; the cheap methods follow.
+    """
+    passes: dict[Method, int] = {"occlusion": num_units}
+    if importlib.util.find_spec("captum"):
+        passes["integrated_gradients"] = 3 * steps
+    first = (method for method, each in passes.items() if each * num_tokens * num_labels <= FIRST_METHOD_TOKENS)
+    return (*itertools.islice(first, 1), *CHEAP_METHODS)
 
 
 def _prepare(inputs: TextInputs | ImageInputs, item: Any) -> Prepared:
@@ -196,15 +214,15 @@ class _Work:
         prepared: Prepared,
         batch: dict[str, Tensor],
         units: Tensor,
-        methods: Sequence[Method],
+        methods: Sequence[Method] | None,
         labels: Sequence[str] | None,
     ):
-        if unknown := [method for method in methods if method not in get_args(Method)]:
+        if unknown := [method for method in methods or () if method not in get_args(Method)]:
             raise ValueError(f"`methods` must be among {', '.join(get_args(Method))}, got {unknown[0]!r}.")
-        if not methods:
-            raise ValueError("`methods` must name at least one method, got none.")
+        if methods is not None and not methods:
+            raise ValueError("`methods` must name at least one method, got none; None takes the default ones.")
         self.predictor, self.model, self.prepared = predictor, predictor.model, prepared
-        self.batch, self.units, self.methods, self.labels = batch, units, list(dict.fromkeys(methods)), labels
+        self.batch, self.units, self.methods, self.labels = batch, units, methods, labels
         self.names = [NUMBER] if predictor.label_names is None else predictor.label_names
 
     def explain(self, name: str, deletion_tokens: int, steps: int, seed: int) -> dict[str, Any]:
@@ -221,7 +239,10 @@ class _Work:
         answered = time.perf_counter()
         whole = probabilities(self.model, torch.from_numpy(logits))[0].numpy()
         chosen = self._choose(whole)
-        scores = [one for method in self.methods for one in self._score(method, chosen, steps)]
+        methods = self.methods
+        if methods is None:
+            methods = default_methods(int(self.units.max()) + 1, self.prepared.num_tokens, len(chosen), steps)
+        scores = [one for method in dict.fromkeys(methods) for one in self._score(method, chosen, steps)]
         scores, random = self._delete(scores, chosen, whole, deletion_tokens, seed)
         return {
             "name": name,

@@ -12,7 +12,7 @@ from fa_transformers.data.readers.tables import DataError
 from fa_transformers.explain.attribution import attribute
 from fa_transformers.explain.deletion import deleted_probabilities
 from fa_transformers.prediction import explaining
-from fa_transformers.prediction.explaining import explain_document, explain_image, picture_of
+from fa_transformers.prediction.explaining import default_methods, explain_document, explain_image, picture_of
 from fa_transformers.prediction.predictor import Predictor
 
 TEXT = "sea ship. law  court red! blue sea\n\nlaw law? ship " * 4 + "end"
@@ -42,7 +42,9 @@ def test_passages_hold_the_words_that_their_scores_are_of(reader, passage):
     if passage != "sentence":
         assert {len(own) for own in ids[:-1]} <= {passage}
     tokens = attribute(
-        reader.model, {"input_ids": torch.tensor([[tokenizer.cls_token_id, *whole, tokenizer.sep_token_id]])}
+        reader.model,
+        {"input_ids": torch.tensor([[tokenizer.cls_token_id, *whole, tokenizer.sep_token_id]])},
+        method="gradient_x_input",
     )
     sums = np.add.reduceat(tokens[0, 1:-1].double().numpy(), np.cumsum([0, *map(len, ids[:-1])]))
     scores = explanation.find("gradient_x_input")
@@ -68,6 +70,29 @@ def test_rows_are_of_each_layer_and_the_last_is_attributes(reader):
     assert np.isclose(explanation.find("rows").values.sum(), float(row.sum()), atol=1e-6)
     with pytest.raises(KeyError, match="no scores by 'occlusion'"):
         explanation.find("occlusion")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first"),
+    [
+        ((64, 4096, 1), "occlusion"),
+        ((65, 4096, 1), "integrated_gradients"),
+        ((64, 4096, 2), "integrated_gradients"),
+        ((1000, 2**18 // 24 + 1, 1), None),
+    ],
+)
+def test_the_method_to_trust_most_comes_first_as_far_as_its_passes_are_few(sizes, first, monkeypatch):
+    cheap = explaining.CHEAP_METHODS
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "captum")
+    assert default_methods(*sizes, steps=8) == ((first, *cheap) if first else cheap)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert default_methods(*sizes, steps=8) == (("occlusion", *cheap) if first == "occlusion" else cheap)
+
+
+def test_a_short_document_is_explained_by_occlusion_first(reader):
+    explanation = explain_document(reader, TEXT, deletion_tokens=0)
+    methods = list(dict.fromkeys(one.method for one in explanation.scores))
+    assert methods == ["occlusion", *explaining.CHEAP_METHODS]
 
 
 def test_deletions_are_measured_in_order_within_the_budget(reader, monkeypatch):
@@ -113,7 +138,7 @@ def test_squares_of_an_image_have_the_scores_of_their_patches(seer, size, shape)
     scores = explanation.find("gradient_x_input").values
     assert scores.shape == shape
     batch = seer.inputs.collate(seer.inputs.prepare([image]))
-    patches = attribute(seer.model, batch)[0, -24:].double().numpy().reshape(4, 6)
+    patches = attribute(seer.model, batch, method="gradient_x_input")[0, -24:].double().numpy().reshape(4, 6)
     assert np.isclose(scores[-1, -1], patches[-(size or 1) :, -(size or 1) :].sum(), atol=1e-6)
     assert explanation.box_of(scores.size - 1) == ((40, 24, 45, 30) if size is None else (32, 16, 45, 30))
     (maps,) = explanation.context_maps.values()
