@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..models.fa_context import accumulator_dtype
 from ..models.fa_layout import Layout
-from .attention import rollout, target_weights
+from .attention import roll_out, target_weights
 from .encoder import CHUNK_SIZE, EncoderInput, entered, find_encoder, forward_replaced
 from .implied import left_multiply
 from .units import sum_units
@@ -76,7 +76,7 @@ def attribute(
         is_real, layout = entry.is_real, entry.layout
         check_units(units, is_real)
         if method == "rollout":
-            scores = rollout(model, inputs, read_token(model, inputs))
+            scores = roll_out(entry, read_token(model, inputs))
         elif method == "rows":
             scores = last_row(entry, read_token(model, inputs))
         else:
@@ -94,14 +94,30 @@ def read_token(model: nn.Module, inputs: Mapping[str, Any]) -> Literal[0, "mean"
     Raises:
         TypeError: it has no logits of whole documents or images.
     """
-
-    def skip(hidden_states: Tensor, layout: Layout, output_hidden_states: bool) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-    with forward_replaced(find_encoder(model), skip):  # any configuration has a pooling: what kind a head is, it shows
-        answers(model, inputs)
+    answers(model, shortest(model, inputs))  # any configuration has a pooling: what kind a head is, it shows
     config: Any = model.config
     return "mean" if config.classifier_pooling == "mean" else 0
+
+
+def shortest(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs of as many documents or images without contents, of one token or patch each."""
+    config: Any = model.config
+    if inputs.get("pixel_values") is not None:
+        images = inputs["pixel_values"]
+        return {"pixel_values": images.new_zeros(*images.shape[:2], *config.patch_shape)}
+    name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+    tokens = inputs[name]
+    samples, width = (tokens.shape[:-1], ()) if name == "input_ids" else (tokens.shape[:-2], tokens.shape[-1:])
+    if inputs.get("cu_seqlens") is None:
+        return {name: tokens.new_zeros(*samples, 1, *width)}
+    number = count_packed(inputs["cu_seqlens"])
+    packed = {name: tokens.new_zeros(1, number, *width), "cu_seqlens": torch.arange(number + 1, device=tokens.device)}
+    return packed | {key: inputs[key] for key in ("num_choices",) if key in inputs}
+
+
+def count_packed(cu_seqlens: Any) -> int:
+    """Return the number of documents of a packed batch, from what its model takes as `cu_seqlens`."""
+    return len(getattr(cu_seqlens, "cu_seqlens", cu_seqlens)) - 1
 
 
 def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:
@@ -125,8 +141,11 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], chunk_size: int | None 
     else:
         options.setdefault("chunk_size", chunk_size)
     logits = getattr(model(**options), "logits", None)
-    is_choice = inputs.get("input_ids") is not None and inputs["input_ids"].dim() != 2
-    if logits is None or logits.dim() != 2 or is_choice:
+    dimensions = {"input_ids": 2, "inputs_embeds": 3}
+    are_choices = any(inputs.get(name) is not None and inputs[name].dim() != dimensions[name] for name in dimensions)
+    if inputs.get("cu_seqlens") is not None and logits is not None:
+        are_choices = len(logits) != count_packed(inputs["cu_seqlens"])
+    if logits is None or logits.dim() != 2 or are_choices:
         raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
     return logits
 

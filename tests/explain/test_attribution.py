@@ -273,6 +273,31 @@ def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class, method):
         attribute(build(FABertConfig, model_class), text_inputs(kind), 0, method)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["embedded", "packed", "embedded and packed"])
+def test_multiple_choice_is_refused_in_whatever_form_it_comes(kind, method):
+    model = build(FABertConfig, FABertForMultipleChoice)
+    inputs = {"inputs_embeds": torch.randn(2, 3, 7, 32)}
+    if kind != "embedded":
+        inputs = {"input_ids": torch.ones(1, 40, dtype=int), "cu_seqlens": torch.arange(0, 41, 10), "num_choices": 2}
+    if kind == "embedded and packed":
+        inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    with pytest.raises(TypeError, match="`model` must be a classifier of whole texts or images"):
+        attribute(model, inputs, 0, method)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rollout_and_rows_embed_their_input_once(batch):
+    model, inputs = BATCHES[batch]()
+    embedded = []
+    model.base_model.embeddings.register_forward_hook(lambda *call: embedded.append(call[2].shape[1]))
+    for method in ("rollout", "rows"):
+        embedded.clear()
+        attribute(model, inputs, 0, method)
+        whole = inputs["attention_mask"].shape[1]
+        assert embedded.count(whole) == 1 and all(number == whole or number <= 4 for number in embedded)
+
+
 def test_sentences_end_at_marks_and_empty_lines():
     text = 'One is here. "Is it two?" Three, v1.2!\n\nFour\nlines.  '
     words = ("One", "here", "Is it", "two", "Three", "1.2", "Four", "lines")

@@ -8,6 +8,7 @@ import torch
 from tiny_models import build, text_inputs
 
 from fa_transformers import faithfulness
+from fa_transformers.explain.deletion import faithfulness_of_each
 from fa_transformers.models import FABertConfig, FABertForSequenceClassification
 
 LENGTHS = [1, 2, 3, 9]  # tokens of each unit, behind CLS and before SEP
@@ -67,6 +68,15 @@ def test_scores_that_are_the_answers_falls_are_more_faithful_than_their_opposite
     scores = torch.tensor([falls[frozenset([unit])] for unit in range(4)])
     good, bad = (faithfulness(*document[:2], sign * scores, document[2], 1) for sign in (1, -1))
     assert good.normalized_comprehensiveness > bad.normalized_comprehensiveness == good.normalized_sufficiency
+
+
+def test_several_scores_share_one_search_and_are_what_each_is_alone(document):
+    scores = {"up": torch.arange(4.0), "down": -torch.arange(4.0)}
+    each = faithfulness_of_each(document[0], document[1], scores, document[2], 1, beam_size=24)
+    for name, one in scores.items():
+        assert each[name] == faithfulness(*document[:2], one, document[2], 1, beam_size=24)
+    narrow = faithfulness_of_each(document[0], document[1], scores, document[2], 1, beam_size=1)
+    assert narrow["up"].lowest == narrow["down"].lowest <= min(narrow["up"].sufficiency, narrow["down"].sufficiency)
 
 
 ERRORS = {
