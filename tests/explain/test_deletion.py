@@ -2,15 +2,17 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
-from tiny_models import build, text_inputs
+from tiny_models import build, randomize, text_inputs
 
-from fa_transformers import faithfulness
+from fa_transformers import attribute, faithfulness
 from fa_transformers.explain.deletion import faithfulness_of_each
 from fa_transformers.models import FABertConfig, FABertForSequenceClassification
 
+NUM_TEXTS = 8
 LENGTHS = [1, 2, 3, 9]  # tokens of each unit, behind CLS and before SEP
 
 
@@ -77,6 +79,30 @@ def test_several_scores_share_one_search_and_are_what_each_is_alone(document):
         assert each[name] == faithfulness(*document[:2], one, document[2], 1, beam_size=24)
     narrow = faithfulness_of_each(document[0], document[1], scores, document[2], 1, beam_size=1)
     assert narrow["up"].lowest == narrow["down"].lowest <= min(narrow["up"].sufficiency, narrow["down"].sufficiency)
+
+
+def test_scores_of_other_weights_are_no_better_than_random():
+    sizes = {"classifier_pooling": "mean", "position_embedding_type": "none", "num_hidden_layers": 1}
+    model = build(FABertConfig, FABertForSequenceClassification, **sizes)
+    other = randomize(build(FABertConfig, FABertForSequenceClassification, **sizes), seed=1)
+    units = torch.arange(10)[None] // 2
+    above: dict[str, list[float]] = {"own": []}
+    correlations: dict[str, list[float]] = {}
+    for seed in range(NUM_TEXTS):
+        inputs = text_inputs("AutoModel", (10,), seed=seed)
+        scores = {"own": attribute(model, inputs, 1, "occlusion", units)}
+        for method in ("gradient_x_input", "rollout", "rows", "occlusion"):
+            scores[method] = attribute(other, inputs, 1, method, units)
+            ranks = [attribute(one, inputs, 1, method, units)[0].argsort().argsort().double() for one in (model, other)]
+            correlations.setdefault(method, []).append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+        results = faithfulness_of_each(model, inputs, scores, units, 1, beam_size=1, num_random=20)
+        for name, one in results.items():
+            above.setdefault(name, []).append(one.normalized_comprehensiveness - one.normalize(one.random))
+    # A rank correlation of five units has the variance 1 / 4, and so has an order's place between the extremes at most.
+    for method, values in correlations.items():
+        assert abs(statistics.fmean(values)) < 4 * math.sqrt(1 / 4 / NUM_TEXTS)
+        assert abs(statistics.fmean(above[method])) < 4 * math.sqrt(1 / 4 / NUM_TEXTS)
+    assert statistics.fmean(above["own"]) > 0.25
 
 
 ERRORS = {
