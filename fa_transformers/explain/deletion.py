@@ -138,19 +138,21 @@ def faithfulness_of_each(
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randperm(num_units, generator=generator).tolist() for _ in range(num_random)]
         random = sum(mean_fall(fall, prefixes(draw)) for draw in draws) / num_random
-        found = {
-            name: (
-                *(mean_fall(fall, prefixes(one)) for one in (order, order[::-1])),
-                random,
-                sum(mean_fall(fall, of_lengths(draw, order, lengths)) for draw in draws) / num_random,
+        falls = {
+            name: [mean_fall(fall, prefixes(one)) for one in (order, order[::-1])] for name, order in orders.items()
+        }
+        extremes = [extreme(fall, num_units, beam_size, sign) for sign in (-1, 1)] + sum(falls.values(), [])
+        return {
+            name: Faithfulness(
+                comprehensiveness=falls[name][0],
+                sufficiency=falls[name][1],
+                random=random,
+                length_matched=sum(mean_fall(fall, of_lengths(draw, order, lengths)) for draw in draws) / num_random,
+                lowest=min(extremes),
+                highest=max(extremes),
             )
             for name, order in orders.items()
         }
-        extremes = [extreme(fall, num_units, beam_size, sign) for sign in (-1, 1)]
-        extremes += [
-            aopc for comprehensiveness, sufficiency, *_ in found.values() for aopc in (comprehensiveness, sufficiency)
-        ]
-        return {name: Faithfulness(*numbers, min(extremes), max(extremes)) for name, numbers in found.items()}
 
 
 def order_of(scores: Tensor, units: Tensor) -> list[int]:

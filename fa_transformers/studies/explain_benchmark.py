@@ -30,8 +30,8 @@ from .benchmark import MemoryMeter
 ABOUT = "Explanations: how faithful they are by method, and what they cost."
 SIZES: dict[str, Any] = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 METHODS = ("forward", "rollout", "gradient_x_input", "dense_row", "dense_product")
-"""Beside ours: "dense_row" multiplies a vector with the N×N matrix of each layer of softmax attention, of which it keeps
-the mean over heads alone; "dense_product" collects all matrices and multiplies them, as rollout is usually written."""
+"""Beside ours: "dense_row" multiplies a vector with each layer's N×N matrix of softmax attention, of which it keeps the
+mean over heads alone; "dense_product" collects all matrices and multiplies them, as rollout is usually written."""
 DENSE = {"dense_row": "dense, one row, lean", "dense_product": "dense, as usually written"}
 OUT_OF_MEMORY = re.compile("not enough memory|can't allocate memory|MemoryError|bad_alloc")
 FREE_SHARE = 0.9

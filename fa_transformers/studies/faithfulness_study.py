@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ def load_tasks(options: FaithfulnessOptions) -> dict[str, Task]:
     loaders: dict[str, Callable[[], Task]] = {}
     for name in options.tasks:
         if name == "needle":
-            for length in options.lengths:
-                loaders[f"needle-{length}"] = lambda length=length: tasks.needle_documents(options, length)
+            loaders |= {
+                f"needle-{length}": partial(tasks.needle_documents, options, length) for length in options.lengths
+            }
         else:
-            loaders[name] = lambda name=name: getattr(tasks, name)(options)
+            loaders[name] = partial(getattr(tasks, name), options)
     return {name: load() for name, load in tqdm(loaders.items(), desc="tasks", unit="task")}
 
 
@@ -56,23 +58,25 @@ def run_study(options: FaithfulnessOptions) -> dict[str, dict[str, Any]]:
     with tqdm(total=sum(task.count for task in loaded.values()), unit="document") as progress:
         for name, task in loaded.items():
             progress.set_description(name)
-            fresh = reinitialised(task.model, options.seed) if name == "licences" else None
             for number in range(task.count):
-                found[name]["cells"].append(kept_cell(options, name, task, number, fresh))
+                found[name]["cells"].append(kept_cell(options, name, task, number))
                 progress.update()
     return found
 
 
-def kept_cell(
-    options: FaithfulnessOptions, name: str, task: Task, number: int, fresh: nn.Module | None
-) -> dict[str, dict[str, float]]:
-    """Return the figures of one document by method, from its file where that was made with the same settings."""
+def kept_cell(options: FaithfulnessOptions, name: str, task: Task, number: int) -> dict[str, dict[str, float]]:
+    """Return the figures of one document by method, from its file where that was made with the same settings.
+
+    Those of licences are also told with scores of a re-initialised model, which has other weights for each document, so
+    that what one draw of weights happens to see in certain words is no property of the mean.
+    """
     path = options.output_dir / name / f"{number}.json"
     names = ("methods", "steps", "beam_size", "num_random", "seed")
     settings = task.settings | {field: getattr(options, field) for field in names}
     settings["methods"] = list(options.methods)
     kept = read_json(path, dict) if path.is_file() else {}
     if kept.get("settings") != settings:
+        fresh = reinitialised(task.model, options.seed + number) if name == "licences" else None
         kept = {"settings": settings, "figures": judge(options, task.model, task.case(number), number, fresh)}
         write_json(path, kept)
     return kept["figures"]
@@ -92,8 +96,9 @@ def judge(
     Returns:
         "seconds" of CPU time; with `case.units`, normalised, "comprehensiveness", "sufficiency", "random" and
         "length_matched", left out where no order differs from another; with `case.points` "first", "share" and "all",
-        whether the first unit and how many of as many units as hold the truth do hold it, and "chance"; with a `fresh`
-        model, for its scores "rank_correlation" with those of `model`.
+        whether the first unit holds the truth, how many of as many units as hold it do, and whether all do, the same
+        "_by_size" of scores without their sign, and "chance"; with a `fresh` model, for its scores "rank_correlation"
+        with those of `model`.
     """
     with torch.inference_mode():
         target = int(model(**case.inputs).logits.argmax())
@@ -142,15 +147,17 @@ def score(
 
 
 def point(scores: Tensor, truth: frozenset[int]) -> dict[str, float]:
-    """Return how well the highest scores point to the units that hold the truth."""
-    best = scores.argsort(descending=True, stable=True)[: len(truth)].tolist()
-    hits = [float(unit in truth) for unit in best]
-    return {
-        "first": hits[0],
-        "share": statistics.fmean(hits),
-        "all": float(all(hits)),
-        "chance": len(truth) / len(scores),
-    }
+    """Return how well the highest scores, and those of the largest size, point to the units that hold the truth."""
+    figures = {"chance": len(truth) / len(scores)}
+    for suffix, ranked in (("", scores), ("_by_size", scores.abs())):
+        best = ranked.argsort(descending=True, stable=True)[: len(truth)].tolist()
+        hits = [float(unit in truth) for unit in best]
+        figures |= {
+            f"first{suffix}": hits[0],
+            f"share{suffix}": statistics.fmean(hits),
+            f"all{suffix}": float(all(hits)),
+        }
+    return figures
 
 
 def correlate(one: Tensor, other: Tensor) -> float:
@@ -198,22 +205,24 @@ COLUMNS: dict[str, dict[str, dict[str, Any]]] = {
     "licences": METHOD | DELETION | SECONDS,
     "dinov2": METHOD | DELETION | SECONDS,
     "digits": METHOD
-    | {"hits": {"name": "first patch is right"} | COUNT, "share": {"name": "right of as many"} | MEAN}
+    | {"hits": {"name": "first patch is right"} | COUNT, "share": {"name": "right of the first"} | MEAN}
+    | {"share_by_size": {"name": "without the sign"} | MEAN}
     | DELETION
     | SECONDS,
     "needle": METHOD
-    | {"tokens": {"name": "tokens"}, "hits": {"name": "first passage is right"} | COUNT}
-    | {"both": {"name": "both first passages are right"} | COUNT}
+    | {"tokens": {"name": "tokens"}, "hits": {"name": "the first is right"} | COUNT}
+    | {"both": {"name": "both first are"} | COUNT, "both_by_size": {"name": "both without the sign"} | COUNT}
     | SECONDS,
     "sanity": METHOD
     | {"rank_correlation": {"name": "rank correlation with the trained model's"} | MEAN}
     | {name: DELETION[name] for name in ("comprehensiveness", "random", "above")},
 }
+HITS = {"hits": "first", "both": "all", "both_by_size": "all_by_size"}
 TITLES = {
     "licences": "Deletion of what decided a licence's category",
     "dinov2": "Deletion of what decided a stamp's class, on DINOv2 features",
     "digits": "Patches that hold a whole digit, and deletion of squares",
-    "needle": "Passages with the planted statements among {passages}",
+    "needle": "The two planted statements among {passages} passages",
     "sanity": "Scores of a re-initialised model, for the answers of the trained one",
 }
 NOTE = "Mean ± half of the 95 % interval; comprehensiveness and sufficiency from 0 to 1."
@@ -226,9 +235,10 @@ def tables_of(found: Mapping[str, Mapping[str, Any]], options: FaithfulnessOptio
     for name, part in found.items():
         kind, _, tokens = name.partition("-")
         for row in summarise(part["cells"], options.methods):
-            hits = [[cell[row["method"]].get(key) for cell in part["cells"]] for key in ("first", "all")]
-            if None not in hits[0]:
-                row |= {key: [int(sum(some)), len(some)] for key, some in zip(("hits", "both"), hits, strict=True)}
+            if "first" in row:
+                for key, name in HITS.items():
+                    found_in = [cell[row["method"]][name] for cell in part["cells"]]
+                    row[key] = [int(sum(found_in)), len(found_in)]
             row |= {"tokens": int(tokens)} if tokens else {}
             row["seconds"] = row["seconds"][0]
             rows.setdefault(kind, []).append(row | {"method": label_of(row["method"], options)})

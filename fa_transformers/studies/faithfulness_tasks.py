@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from ..checks import check_not_negative, check_positive
+from ..conversion.convert import load_factorized
 from ..data.labelled import load_data
 from ..data.readers.images import convert_image, open_image
 from ..data.readers.tables import DataError
@@ -75,12 +76,12 @@ class FaithfulnessOptions(OptionGroup):
         Path("/usr/share/tuxpaint/stamps"), "folder of the stamps, Debian's tuxpaint-stamps-default", group="study",
         common=True,
     )  # fmt: skip
-    num_licences: int = option(12, "licence documents", group="study", common=True)
-    num_needles: int = option(6, "needle documents of each length", group="study", common=True)
-    num_canvases: int = option(10, "canvases of digits", group="study", common=True)
-    num_stamps: int = option(12, "stamps", group="study", common=True)
+    num_licences: int = option(16, "licence documents", group="study", common=True)
+    num_needles: int = option(10, "needle documents of each length", group="study", common=True)
+    num_canvases: int = option(8, "canvases of digits", group="study", common=True)
+    num_stamps: int = option(8, "stamps", group="study", common=True)
     lengths: tuple[int, ...] = option((8192, 32768), "tokens of needle documents", group="study", common=True)
-    max_tokens: int = option(384, "tokens that licences are cut to", group="study", common=True)
+    max_tokens: int = option(256, "tokens that licences are cut to", group="study", common=True)
     canvas_px: int = option(384, "side of a canvas of digits in pixels", group="study", common=True)
     digit_epochs: float = option(8.0, "passes over 800 canvases to train on", group="study", common=True)
     steps: int = option(8, "points of integrated gradients", group="study", common=True)
@@ -313,8 +314,8 @@ def dinov2(options: FaithfulnessOptions) -> Task:
 
 def fit_head(source: Path, images: list[tuple[int, dict[str, Tensor]]], folder: Path) -> None:
     """Fit logistic regression to CLS features of labelled images and write the model with it as its linear head."""
-    fields = {"num_labels": len(STAMP_CLASSES), "id2label": dict(enumerate(STAMP_CLASSES)), "classifier_pooling": "cls"}
-    model = FAViTForImageClassification.from_pretrained(source, **fields).eval()
+    fields = {"num_labels": len(STAMP_CLASSES), "classifier_pooling": "cls"}
+    model: Any = load_factorized(source, "AutoModelForImageClassification", **fields).eval()
     with torch.inference_mode():
         features = [model.base_model(**inputs).last_hidden_state[0, 0] for _, inputs in images]
     rows = torch.stack(features).double().numpy()

@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 import torch
 from repository import load_script
-from tiny_models import build, text_inputs
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tiny_models import build, image_inputs, text_inputs
 
 from fa_transformers.data.sets import digit_canvas
-from fa_transformers.models import FABertConfig, FABertForSequenceClassification
+from fa_transformers.models import (
+    FABertConfig,
+    FABertForSequenceClassification,
+    FAViTConfig,
+    FAViTForImageClassification,
+    FAViTModel,
+)
 from fa_transformers.studies import faithfulness_study as study
-from fa_transformers.studies.faithfulness_tasks import Case, FaithfulnessOptions, Task, join_sentences
+from fa_transformers.studies.faithfulness_tasks import Case, FaithfulnessOptions, Task, fit_head, join_sentences
 
 OPTIONS = FaithfulnessOptions(methods=("gradient_x_input", "occlusion", "random"), beam_size=1, num_random=1)
 
@@ -26,8 +35,8 @@ def make_task(count=2):
 
 
 def test_sentences_join_to_runs_of_about_as_many_tokens():
-    sentences = torch.tensor([[-1] + [0] * 2 + [1] * 2 + [2] * 4 + [3] * 1 + [4] * 7 + [-1]])
-    assert join_sentences(sentences, 4).tolist() == [[-1] + [0] * 4 + [1] * 4 + [2] * 1 + [3] * 7 + [-1]]
+    sentences = torch.tensor([[-1] + [0] * 7 + [1] + [2] * 4 + [3] * 2 + [4] * 2 + [-1]])
+    assert join_sentences(sentences, 4).tolist() == [[-1] + [0] * 7 + [1] + [2] * 4 + [3] * 4 + [-1]]
     assert join_sentences(sentences, 1).unique().tolist() == [-1, 0]
 
 
@@ -45,14 +54,27 @@ def test_cells_of_a_canvas_with_whole_digits_are_those_that_hold_them():
     assert found == sorted(whole) and len(whole) == 3
 
 
-def test_pointing_counts_the_highest_scores_that_hold_the_truth():
-    assert study.point(torch.tensor([3.0, -1.0, 2.0, 1.0]), frozenset({0, 2})) == {
-        "first": 1.0, "share": 1.0, "all": 1.0, "chance": 0.5
-    }  # fmt: skip
-    assert study.point(torch.tensor([3.0, -1.0, 2.0, 1.0]), frozenset({0, 3}))["share"] == 0.5
-    assert study.point(torch.tensor([3.0, -1.0]), frozenset({1})) == {
-        "first": 0.0, "share": 0.0, "all": 0.0, "chance": 0.5
-    }  # fmt: skip
+def test_a_head_on_features_answers_as_the_logistic_regression_that_was_fitted(tmp_path):
+    build(FAViTConfig, FAViTModel).save_pretrained(tmp_path / "features")
+    images = [(number % 6, image_inputs(32, 32, batch=1, seed=number)) for number in range(12)]
+    fit_head(tmp_path / "features", images, tmp_path / "classifier")
+    model = FAViTForImageClassification.from_pretrained(tmp_path / "classifier").eval()
+    with torch.no_grad():
+        features = torch.cat([model.base_model(**one).last_hidden_state[:, 0] for _, one in images]).double().numpy()
+        answers = torch.cat([model(**one).logits.softmax(dim=1) for _, one in images])
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(
+        features, [one for one, _ in images]
+    )
+    np.testing.assert_allclose(answers, fitted.predict_proba(features), atol=1e-4)
+
+
+def test_pointing_counts_the_highest_and_the_largest_scores_that_hold_the_truth():
+    scores = torch.tensor([3.0, -4.0, 2.0, 1.0])
+    right = study.point(scores, frozenset({0, 2}))
+    assert (right["first"], right["share"], right["all"], right["chance"]) == (1.0, 1.0, 1.0, 0.5)
+    assert (right["first_by_size"], right["share_by_size"], right["all_by_size"]) == (0.0, 0.5, 0.0)
+    wrong = study.point(scores, frozenset({1, 3}))
+    assert (wrong["first"], wrong["share"], wrong["first_by_size"], wrong["share_by_size"]) == (0.0, 0.0, 1.0, 0.5)
 
 
 def test_means_have_intervals_and_differences_are_those_of_a_document():
@@ -69,14 +91,13 @@ def test_means_have_intervals_and_differences_are_those_of_a_document():
 
 def test_a_document_that_is_done_is_taken_unless_the_settings_differ(tmp_path, monkeypatch):
     options, task = replace(OPTIONS, output_dir=tmp_path), make_task()
-    fresh = study.reinitialised(task.model, 0)
-    first = study.kept_cell(options, "licences", task, 0, fresh)
+    first = study.kept_cell(options, "licences", task, 0)
     assert set(first) == {*options.methods, *(f"{name}, {study.FRESH}" for name in options.methods[:2])}
     names = {"seconds", "first", "share", "all", "chance", "comprehensiveness", "sufficiency", "random"}
     assert names < set(first["occlusion"]) and -1 <= first["occlusion, re-initialised"]["rank_correlation"] <= 1
     monkeypatch.setattr(study, "judge", lambda *_: {"occlusion": {"seconds": 9.0}})
-    assert study.kept_cell(replace(options, num_licences=7), "licences", task, 0, fresh) == first
-    assert study.kept_cell(replace(options, steps=3), "licences", task, 0, fresh) == {"occlusion": {"seconds": 9.0}}
+    assert study.kept_cell(replace(options, num_licences=7), "licences", task, 0) == first
+    assert study.kept_cell(replace(options, steps=3), "licences", task, 0) == {"occlusion": {"seconds": 9.0}}
 
 
 def test_tables_have_their_columns_and_the_page_is_given_them(tmp_path, monkeypatch, capsys):
