@@ -120,7 +120,7 @@ def prepare(method: str, num_tokens: int) -> Callable[[int], Any]:
         if method == "rollout":
             return rollout(model, inputs)
         if method == "gradient_x_input":
-            return attribute(model, inputs, 0)
+            return attribute(model, inputs, 0, "gradient_x_input")
         return dense_rollout(stock, inputs, method == "dense_product")
 
     return run

@@ -73,7 +73,7 @@ def kept_cell(options: FaithfulnessOptions, name: str, task: Task, number: int) 
     path = options.output_dir / name / f"{number}.json"
     names = ("methods", "steps", "beam_size", "num_random", "seed")
     settings = task.settings | {field: getattr(options, field) for field in names}
-    settings["methods"] = list(options.methods)
+    settings["methods"] = sorted(options.methods)
     kept = read_json(path, dict) if path.is_file() else {}
     if kept.get("settings") != settings:
         fresh = reinitialised(task.model, options.seed + number) if name == "licences" else None

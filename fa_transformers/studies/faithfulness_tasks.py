@@ -314,7 +314,7 @@ def dinov2(options: FaithfulnessOptions) -> Task:
 
 def fit_head(source: Path, images: list[tuple[int, dict[str, Tensor]]], folder: Path) -> None:
     """Fit logistic regression to CLS features of labelled images and write the model with it as its linear head."""
-    fields = {"num_labels": len(STAMP_CLASSES), "classifier_pooling": "cls"}
+    fields: dict[str, Any] = {"num_labels": len(STAMP_CLASSES), "classifier_pooling": "cls"}
     model: Any = load_factorized(source, "AutoModelForImageClassification", **fields).eval()
     with torch.inference_mode():
         features = [model.base_model(**inputs).last_hidden_state[0, 0] for _, inputs in images]
