@@ -158,10 +158,10 @@ def rollout(
     """Return how much of a token, or of all, comes from each token of the input through all layers' attention.
 
     Computes e_target · M_L · … · M_1 with M = residual · I + (1 - residual) · mean over heads of A, from left to right:
-    one product of a vector with each layer's matrix, in O(L · N) time, and with six layers in at most 1.2 times the
-    memory of a forward pass, with twelve 1.4 times (`encoder.py`). Nothing is approximated. Values, output projections
-    and feed-forward parts take no part, so a rollout says where attention could carry information from, not what the
-    answer makes of it.
+    one product of a vector with each layer's matrix, in O(L · N) time and at most 1.2 times the memory of a forward
+    pass, for which models of more than six layers compute some of them twice (`encoder.py`). Nothing is approximated.
+    Values, output projections and feed-forward parts take no part, so a rollout says where attention could carry
+    information from, not what the answer makes of it.
 
     Args:
         model, inputs: as in `attention_rows`.
@@ -183,11 +183,17 @@ def rollout(
     if not 0.0 <= residual <= 1.0:
         raise ValueError(f"`residual` must be from 0 to 1, got {residual}.")
     with entered(model, inputs) as entry:
-        weights = target_weights(entry, target)
-        for layer, hidden_states in entry.backwards():
-            mixed = left_multiply(layer, hidden_states, entry.layout, weights[:, None, None]).mean(dim=1)[:, 0]
-            weights = residual * weights + (1.0 - residual) * mixed
-        return weights
+        return roll_out(entry, target, residual)
+
+
+def roll_out(entry: EncoderInput, target: int | Literal["mean"], residual: float = 0.5) -> Tensor:
+    """Return `rollout` of a batch that has entered its encoder."""
+    weights = target_weights(entry, target)
+    for layer, hidden_states in entry.backwards():
+        mixed = left_multiply(layer, hidden_states, entry.layout, weights[:, None, None]).mean(dim=1)[:, 0]
+        weights = residual * weights + (1.0 - residual) * mixed
+        del hidden_states  # which else would be held while the next ones are computed
+    return weights
 
 
 def target_weights(entry: EncoderInput, target: int | Literal["mean"]) -> Tensor:

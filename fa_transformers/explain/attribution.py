@@ -16,19 +16,19 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..models.fa_context import accumulator_dtype
 from ..models.fa_layout import Layout
-from .attention import rollout, target_weights
+from .attention import roll_out, target_weights
 from .encoder import CHUNK_SIZE, EncoderInput, entered, find_encoder, forward_replaced
 from .implied import left_multiply
 from .units import sum_units
 
-Method = Literal["gradient_x_input", "integrated_gradients", "rollout", "rows", "occlusion"]
+Method = Literal["rollout", "rows", "gradient_x_input", "integrated_gradients", "occlusion"]
 
 
 def attribute(
     model: nn.Module,
     inputs: Mapping[str, Any],
     target: int | None = None,
-    method: Method = "gradient_x_input",
+    method: Method | None = None,
     units: Tensor | None = None,
     *,
     steps: int = 32,
@@ -37,11 +37,11 @@ def attribute(
 
     The methods, by what they take beside the model:
 
+    - "rollout": `rollout` of the token that the classifier reads, or of the mean. It is the same for all answers.
+    - "rows": the last layer's attention of that token, the mean over heads. It is the same for all answers.
     - "gradient_x_input": Σ_c x_c · ∂logit/∂x_c, of word embeddings or pixels. One forward and one backward pass.
     - "integrated_gradients": (x - 0) times the mean gradient on the way from an input of zeros to x, over `steps`
       points, through captum. `steps` passes of each kind.
-    - "rollout": `rollout` of the token that the classifier reads, or of the mean. It is the same for all answers.
-    - "rows": the last layer's attention of that token, the mean over heads. It is the same for all answers.
     - "occlusion": how far the logit falls when the unit is masked, as padding is. A forward pass for each unit, so give
       `units`. A masked first token is not read by "cls" pooling: the next one is. A model in half precision rounds each
       logit, in bfloat16 by up to 2⁻⁸ of its size: that much a score can be off by, twice.
@@ -53,7 +53,8 @@ def attribute(
         model: an FABert for sequence classification or an FAViT for image classification.
         inputs: the arguments of its forward pass, by name; `labels` take no part.
         target: the label; None is for each document the one with the largest logit.
-        method: see above.
+        method: see above. None is "occlusion" of `units` and without these "rollout", as docs/results/explain.md found:
+            occlusion is better than orders at random wherever it was tried, but costs a pass for each unit.
         units: int [B, N], the unit that each token belongs to, -1 for none: from `sentence_units`, `passage_units` or
             `patch_units`. None: every token is one.
         steps: of integrated gradients, at least 1.
@@ -67,6 +68,8 @@ def attribute(
         ValueError: an argument is unknown or has another shape, or the model refuses its inputs.
         ImportError: captum is missing for "integrated_gradients".
     """
+    if method is None:
+        method = "rollout" if units is None else "occlusion"
     if method not in get_args(Method):
         raise ValueError(f"`method` must be one of {', '.join(get_args(Method))}, got {method!r}.")
     if steps < 1:
@@ -76,9 +79,9 @@ def attribute(
         is_real, layout = entry.is_real, entry.layout
         check_units(units, is_real)
         if method == "rollout":
-            scores = rollout(model, inputs, read_token(model, inputs))
+            scores = roll_out(entry, read_token(model, inputs, target))
         elif method == "rows":
-            scores = last_row(entry, read_token(model, inputs))
+            scores = last_row(entry, read_token(model, inputs, target))
         else:
             labels = choose_labels(answers(model, inputs), target)
             if method == "occlusion":
@@ -88,20 +91,38 @@ def attribute(
     return scores if units is None else sum_units(scores, units)
 
 
-def read_token(model: nn.Module, inputs: Mapping[str, Any]) -> Literal[0, "mean"]:
-    """Return what a classifier reads, as `rollout` takes it.
+def read_token(model: nn.Module, inputs: Mapping[str, Any], target: int | None = None) -> Literal[0, "mean"]:
+    """Return what a classifier reads, as `rollout` takes it; which is the same for all its labels.
 
     Raises:
         TypeError: it has no logits of whole documents or images.
+        ValueError: it has no label `target`.
     """
-
-    def skip(hidden_states: Tensor, layout: Layout, output_hidden_states: bool) -> BaseModelOutput:
-        return BaseModelOutput(last_hidden_state=hidden_states)
-
-    with forward_replaced(find_encoder(model), skip):  # any configuration has a pooling: what kind a head is, it shows
-        answers(model, inputs)
+    # Any configuration has a pooling: what kind a head is, and its labels, show in its answer.
+    choose_labels(answers(model, shortest(model, inputs)), target)
     config: Any = model.config
     return "mean" if config.classifier_pooling == "mean" else 0
+
+
+def shortest(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs of as many documents or images without contents, of one token or patch each."""
+    config: Any = model.config
+    if inputs.get("pixel_values") is not None:
+        images = inputs["pixel_values"]
+        return {"pixel_values": images.new_zeros(*images.shape[:2], *config.patch_shape)}
+    name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+    tokens = inputs[name]
+    samples, width = (tokens.shape[:-1], ()) if name == "input_ids" else (tokens.shape[:-2], tokens.shape[-1:])
+    if inputs.get("cu_seqlens") is None:
+        return {name: tokens.new_zeros(*samples, 1, *width)}
+    number = count_packed(inputs["cu_seqlens"])
+    packed = {name: tokens.new_zeros(1, number, *width), "cu_seqlens": torch.arange(number + 1, device=tokens.device)}
+    return packed | {key: inputs[key] for key in ("num_choices",) if key in inputs}
+
+
+def count_packed(cu_seqlens: Any) -> int:
+    """Return the number of documents of a packed batch, from what its model takes as `cu_seqlens`."""
+    return len(getattr(cu_seqlens, "cu_seqlens", cu_seqlens)) - 1
 
 
 def last_row(entry: EncoderInput, target: Literal[0, "mean"]) -> Tensor:
@@ -139,8 +160,11 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], chunk_size: int | None 
     else:
         options.setdefault("chunk_size", chunk_size)
     logits = getattr(model(**options), "logits", None)
-    is_choice = inputs.get("input_ids") is not None and inputs["input_ids"].dim() != 2
-    if logits is None or logits.dim() != 2 or is_choice:
+    dimensions = {"input_ids": 2, "inputs_embeds": 3}
+    are_choices = any(inputs.get(name) is not None and inputs[name].dim() != dimensions[name] for name in dimensions)
+    if inputs.get("cu_seqlens") is not None and logits is not None:
+        are_choices = len(logits) != count_packed(inputs["cu_seqlens"])
+    if logits is None or logits.dim() != 2 or are_choices:
         raise TypeError(f"`model` must be a classifier of whole texts or images, got {type(model).__name__}.")
     return logits
 

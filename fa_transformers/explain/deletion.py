@@ -30,7 +30,8 @@ from .encoder import EncoderInput, entered
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """How faithful scores of one document's units are to a model's answer; all in units of probability but for two.
+    """How faithful scores of one document's units are to a model's answer; all in units of probability but the
+    normalised ones.
 
     Attributes:
         comprehensiveness: of deleting the highest first; higher is better.
@@ -38,16 +39,29 @@ class Faithfulness:
         random: AOPC of orders at random, the mean of all draws: what scores without any sense would have in both.
         length_matched: AOPC of units at random that have, at each step, as many tokens as the highest k have, or as
             near as they come: what comprehensiveness would be by length alone.
-        normalized_comprehensiveness, normalized_sufficiency: between the smallest AOPC found, 0, and the largest, 1;
-            NaN where no order differs from another.
+        lowest, highest: the smallest and the largest AOPC that were found.
     """
 
     comprehensiveness: float
     sufficiency: float
     random: float
     length_matched: float
-    normalized_comprehensiveness: float
-    normalized_sufficiency: float
+    lowest: float
+    highest: float
+
+    def normalize(self, aopc: float) -> float:
+        """Return an AOPC between the smallest found, 0, and the largest, 1; NaN where no order differs from another."""
+        return (aopc - self.lowest) / (self.highest - self.lowest) if self.highest > self.lowest else float("nan")
+
+    @property
+    def normalized_comprehensiveness(self) -> float:
+        """The comprehensiveness, from 0 to 1: 1 where no order was found that lets the answer fall sooner."""
+        return self.normalize(self.comprehensiveness)
+
+    @property
+    def normalized_sufficiency(self) -> float:
+        """The sufficiency, from 0 to 1: 0 where no order was found that lets the answer fall later."""
+        return self.normalize(self.sufficiency)
 
 
 def faithfulness(
@@ -78,6 +92,25 @@ def faithfulness(
         TypeError: `model` has no FABert or FAViT encoder, or is no classifier of texts or images.
         ValueError: an argument is unknown or has another shape, a score is NaN, or the model refuses its inputs.
     """
+    options = {"num_random": num_random, "beam_size": beam_size, "seed": seed}
+    return faithfulness_of_each(model, inputs, {"scores": scores}, units, target, **options)["scores"]
+
+
+def faithfulness_of_each(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    scores: Mapping[str, Tensor],
+    units: Tensor,
+    target: int | None = None,
+    *,
+    num_random: int = 5,
+    beam_size: int = 3,
+    seed: int = 0,
+) -> dict[str, Faithfulness]:
+    """Return the `faithfulness` of several scores of the same units, by name.
+
+    No set of units is deleted twice, and the smallest and the largest AOPC are those of the search and of all scores.
+    """
     for name, number in (("num_random", num_random), ("beam_size", beam_size)):
         if number < 1:
             raise ValueError(f"`{name}` must be at least 1, got {number}.")
@@ -86,13 +119,8 @@ def faithfulness(
         if len(entry.embeddings) != 1 or entry.layout.documents is not None:
             raise ValueError("`inputs` must be one document or image that isn't packed; call it for each.")
         check_units(units, entry.is_real)
-        num_units = int(units.max()) + 1 if units.numel() else 0
-        if num_units < 1 or scores.numel() != num_units:
-            raise ValueError(
-                f"`scores` must have one number for each of {num_units} units, at least one; got {tuple(scores.shape)}."
-            )
-        if unknown := scores.flatten().isnan().nonzero().flatten().tolist():
-            raise ValueError(f"`scores` must be numbers that can be ordered, got NaN for the units {unknown}.")
+        orders = {name: order_of(one, units) for name, one in scores.items()}
+        num_units = int(units.max()) + 1
         labels = choose_labels(answers(model, inputs), target)
         known: dict[frozenset[int], float] = {}
 
@@ -105,23 +133,40 @@ def faithfulness(
             return probability(frozenset()) - probability(deleted)
 
         lengths = [int((entry.is_real & (units == unit)).sum()) for unit in range(num_units)]
-        order = scores.flatten().argsort(descending=True, stable=True).tolist()
         generator = torch.Generator().manual_seed(seed)
         draws = [torch.randperm(num_units, generator=generator).tolist() for _ in range(num_random)]
-        comprehensiveness, sufficiency = (mean_fall(fall, prefixes(one)) for one in (order, order[::-1]))
-        lowest, highest = (extreme(fall, num_units, beam_size, sign) for sign in (-1, 1))
-        lowest, highest = min(lowest, comprehensiveness, sufficiency), max(highest, comprehensiveness, sufficiency)
-        normalized = [
-            (value - lowest) / (highest - lowest) if highest > lowest else float("nan")
-            for value in (comprehensiveness, sufficiency)
-        ]
-        return Faithfulness(
-            comprehensiveness,
-            sufficiency,
-            sum(mean_fall(fall, prefixes(draw)) for draw in draws) / num_random,
-            sum(mean_fall(fall, of_lengths(draw, order, lengths)) for draw in draws) / num_random,
-            *normalized,
+        random = sum(mean_fall(fall, prefixes(draw)) for draw in draws) / num_random
+        falls = {
+            name: [mean_fall(fall, prefixes(one)) for one in (order, order[::-1])] for name, order in orders.items()
+        }
+        extremes = [extreme(fall, num_units, beam_size, sign) for sign in (-1, 1)] + sum(falls.values(), [])
+        return {
+            name: Faithfulness(
+                comprehensiveness=falls[name][0],
+                sufficiency=falls[name][1],
+                random=random,
+                length_matched=sum(mean_fall(fall, of_lengths(draw, order, lengths)) for draw in draws) / num_random,
+                lowest=min(extremes),
+                highest=max(extremes),
+            )
+            for name, order in orders.items()
+        }
+
+
+def order_of(scores: Tensor, units: Tensor) -> list[int]:
+    """Return the units from the highest score to the lowest.
+
+    Raises:
+        ValueError: there is not one score for each unit, or one is NaN.
+    """
+    num_units = int(units.max()) + 1 if units.numel() else 0
+    if num_units < 1 or scores.numel() != num_units:
+        raise ValueError(
+            f"`scores` must have one number for each of {num_units} units, at least one; got {tuple(scores.shape)}."
         )
+    if unknown := scores.flatten().isnan().nonzero().flatten().tolist():
+        raise ValueError(f"`scores` must be numbers that can be ordered, got NaN for the units {unknown}.")
+    return scores.flatten().argsort(descending=True, stable=True).tolist()
 
 
 def deleted_probabilities(

@@ -1,12 +1,14 @@
 """The way of a batch through an encoder's layers, first to last or last to first, in little memory.
 
 Nothing of a layer's inside is kept, only inputs of layers [B, N, C]: all of up to `KEPT_STATES` layers, and where there
-are more, every second or third one and so on, while what lies between two is computed once more. Layers run in chunks,
-as with `chunk_size`, but for packed batches.
+are more, some of them, while what lies between two is computed once more. Layers run in chunks, as with `chunk_size`,
+but for packed batches.
 
 Shape letters: B batch, N tokens, C hidden width.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,11 +26,10 @@ CHUNK_SIZE = 4096
 """Tokens of a sample that a layer works on at a time."""
 
 KEPT_STATES = 6
-"""Inputs of layers [B, N, C] kept for the way back.
+"""Inputs of layers [B, N, C] kept at a time on the way back.
 
-A forward pass holds five such tensors (a layer's input, Q, K, V and the mixed tokens), so that six layers take 1.2
-times its memory, and no layer is computed twice. Of twelve, every second input is kept, half of the layers are computed
-twice, and the memory is 1.4 times that of a forward pass.
+A forward pass holds five such tensors (a layer's input, Q, K, V and the mixed tokens), so that six take 1.2 times its
+memory. Of six layers none is computed twice, of twelve half are, of 24 most are.
 """
 
 
@@ -71,19 +72,31 @@ class EncoderInput:
         yield self.layers[-1], hidden_states
 
     def backwards(self) -> Iterator[tuple[Any, Tensor]]:
-        """Yield each layer and its input [B, N, C], last to first."""
-        step = -(-len(self.layers) // KEPT_STATES)
-        starts = range(0, len(self.layers), step)
-        kept = [self.embeddings]
-        for start in starts[1:]:
-            kept.append(self._run(kept[-1], self.layers[start - step : start]))
-        for start in reversed(starts):
-            segment = self.layers[start : start + step]
-            states = [kept.pop()]
-            for layer in segment[:-1]:
-                states.append(self._run(states[-1], [layer]))
-            for layer in reversed(segment):
-                yield layer, states.pop()
+        """Yield each layer and its input [B, N, C], last to first, with at most `KEPT_STATES` inputs held at a time.
+
+        A caller that lets go of an input before it asks for the next one holds none beyond.
+        """
+        yield from self._backwards([self.embeddings], self.layers, KEPT_STATES)
+
+    def _backwards(self, start: list[Tensor], layers: list[Any], room: int) -> Iterator[tuple[Any, Tensor]]:
+        """Yield some layers and their inputs, last to first, from the input of the first of them.
+
+        The later layers come first. They are done from a state on the way, for which one of `room` is used, and when
+        they are done the earlier ones have the whole room.
+
+        Args:
+            start: the input of the first layer, which is taken out of the list so that no caller holds it.
+            layers: of the encoder, one after the other.
+            room: states that may be held at a time, `start` included.
+        """
+        state = start.pop()
+        if len(layers) > 1:
+            _, split = plan_runs(len(layers), room)
+            later = [self._run(state, layers[:split])]
+            yield from self._backwards(later, layers[split:], room - 1)
+            yield from self._backwards([state], layers[:split], room)
+        else:
+            yield layers[0], state
 
     def _run(self, hidden_states: Tensor, layers: list[Any]) -> Tensor:
         """Return the output of some layers, which leaves `hidden_states` as they are."""
@@ -92,6 +105,27 @@ class EncoderInput:
         for layer in layers:
             hidden_states = layer(hidden_states, self.layout)
         return hidden_states
+
+
+@functools.cache
+def plan_runs(num_layers: int, room: int) -> tuple[float, int]:
+    """Return how often layers have to run so that their inputs are had from last to first, and where to split them.
+
+    The input of the first layer is given, and at most `room` inputs are held at a time, that one included. The layers
+    before the split run once to get to the input of those behind it, which are done first with one less of room.
+
+    Returns:
+        The smallest number of runs, infinite where the room is too small, and the layers before the split.
+    """
+    if num_layers == 1:
+        return 0, 0
+    if room < 2:
+        return math.inf, 0
+    ways = (
+        (split + plan_runs(split, room)[0] + plan_runs(num_layers - split, room - 1)[0], split)
+        for split in range(1, num_layers)
+    )
+    return min(ways)
 
 
 def find_encoder(model: nn.Module) -> FAEncoder:

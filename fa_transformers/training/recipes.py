@@ -34,7 +34,7 @@ PRETRAINED_IMAGES: dict[str, Any] = dict(learning_rate=1e-4, image_size=None)
 STOCK_TEXT_LAYERS: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic")
 DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
-        max_tokens_per_batch=1024, num_train_epochs=2.2, short_epochs=2, max_length=2048, mixed_precision="auto",
+        max_tokens_per_batch=2048, num_train_epochs=2.5, short_epochs=2, max_length=512, mixed_precision="auto",
         license="apache-2.0", language="en",
     ),
     "image-classification": dict(

@@ -5,8 +5,8 @@ accelerate launch scripts/studies/needle.py    # 3.8 M tokens, minutes on a CPU 
 A document says at its beginning and at its end what colour the seal is; the label is whether the two statements agree
 (`fa_transformers/data/sets/needle.py`). Half of the document or more lies between them: 4,096 tokens of 8,192. The
 model has no positions and no local term, trains on documents of at most 8,192 tokens, and is scored on documents made
-of the test split's text, whole and cut to 512 tokens. Writes results.json and accuracy.png, and ends with one line of
-JSON.
+of the test split's text, whole and cut to 512 tokens. Writes the model, results.json and accuracy.png, and ends with
+one line of JSON.
 """
 
 from collections.abc import Sequence
@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         }
         if accelerator.is_main_process:
             plot_accuracy(rows, options.longest, loop.output_dir / "accuracy.png")
+            accelerator.unwrap_model(model).save_pretrained(loop.output_dir)
         return from_scratch.finish_study(loop, results, state, accelerator, command)
 
 

@@ -11,7 +11,7 @@ def test_defaults_are_those_of_the_task_and_the_data():
     demo = command.parse([])
     own = command.parse(["--train_file", "a.csv", "--model_name_or_path", "b"])
     image = command.parse(["--task", "image-classification"])
-    assert demo.model.model_name_or_path == "minilm" and demo.model.max_length == 4096
+    assert demo.model.model_name_or_path == "minilm" and demo.model.max_length == 512 and own.model.max_length == 4096
     assert own.loop.num_train_epochs == COMMON["num_train_epochs"]
     assert image.model.image_size == 1024 and image.loop.learning_rate != demo.loop.learning_rate
     assert command.parse(["--full_recipe"]).loop.num_train_epochs > demo.loop.num_train_epochs
@@ -47,7 +47,7 @@ def test_every_flag_has_help(capsys):
     with pytest.raises(SystemExit):
         command.parse(["--help-all"])
     text = capsys.readouterr().out
-    assert "(default: 4096)" in text
+    assert "(default: 512)" in text
     for options_class in (DataOptions, ModelOptions, LoopOptions, CardOptions):
         for name, part in options_class.__dataclass_fields__.items():
             assert f"--{name}" in text and part.metadata["help"][:20] in " ".join(text.split()), name

@@ -135,9 +135,9 @@ def test_float32_at_512_tokens_equals_the_dense_matrix(options, monkeypatch):
         assert_near(rollout(model, inputs, target), dense_rollout(matrices, start), ROLLOUT)
 
 
-@pytest.mark.parametrize("num_layers", [1, 3, 5])
-def test_more_layers_than_states_are_kept_give_the_same_rollout(num_layers, monkeypatch):
-    monkeypatch.setattr(encoder, "KEPT_STATES", 2)
+@pytest.mark.parametrize(("num_layers", "room"), [(1, 2), (3, 2), (5, 2), (5, 3)])
+def test_more_layers_than_states_are_kept_give_the_same_rollout(num_layers, room, monkeypatch):
+    monkeypatch.setattr(encoder, "KEPT_STATES", room)
     model, inputs = text(num_hidden_layers=num_layers, local_window=2)
     model.double()
     start = first_and_mean(inputs["attention_mask"].bool())[0]
@@ -238,6 +238,25 @@ def test_memory_grows_with_the_number_of_tokens_and_not_with_its_square(monkeypa
         assert meter.largest_numel < length * length // 4
         peaks.append(meter.peak_bytes)
     assert peaks[1] < 2.1 * peaks[0]
+
+
+def test_memory_does_not_grow_with_the_layers_above_the_states_that_are_kept(monkeypatch):
+    for module in (encoder, implied):
+        monkeypatch.setattr(module, "CHUNK_SIZE", 128)
+    monkeypatch.setattr(encoder, "KEPT_STATES", 3)
+    peaks = []
+    for num_layers in (3, 4, 7):
+        sizes = {"position_embedding_type": "none", "num_hidden_layers": num_layers}
+        model = build(FABertConfig, FABertModel, **sizes)
+        with MemoryMeter() as meter:
+            rollout(model, {"input_ids": torch.randint(VOCAB_SIZE, (1, 1024))})
+        peaks.append(meter.peak_bytes)
+    assert max(peaks) < 1.02 * peaks[0]
+
+
+def test_the_layers_run_as_seldom_as_the_room_allows():
+    runs = {(layers, room): encoder.plan_runs(layers, room)[0] for layers, room in [(6, 6), (7, 6), (12, 6), (5, 2)]}
+    assert runs == {(6, 6): 5, (7, 6): 7, (12, 6): 17, (5, 2): 10}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -28,7 +28,7 @@ from fa_transformers.models import (
     FAViTForImageClassification,
 )
 
-METHODS = ("gradient_x_input", "rollout", "rows", "occlusion")
+METHODS = ("rollout", "rows", "gradient_x_input", "occlusion")
 NEAR = {"rtol": 0.0, "atol": 1e-10}
 
 
@@ -77,7 +77,7 @@ def test_gradient_x_input_equals_the_plain_gradient(batch):
         plain = {**{key: value for key, value in inputs.items() if key != "input_ids"}, name: leaf}
     (gradient,) = torch.autograd.grad(model(**plain).logits[:, 1].sum(), leaf)
     expected = (gradient * leaf).detach()
-    actual = attribute(model, {**inputs, "labels": torch.tensor([0])}, 1)
+    actual = attribute(model, {**inputs, "labels": torch.tensor([0])}, 1, "gradient_x_input")
     if batch == "images":
         expected = torch.nn.functional.pad(expected.sum(dim=1), (0, 2, 0, 5))
         expected = expected.unflatten(2, (4, 8)).unflatten(1, (6, 8)).sum(dim=(2, 4)).flatten(1)
@@ -94,8 +94,8 @@ def test_without_a_target_it_is_the_largest_logit(batch):
     model, inputs = BATCHES[batch]()
     with torch.no_grad():
         largest = model(**inputs).logits.argmax(dim=1)
-    alone = torch.stack([attribute(model, inputs, label) for label in range(2)])
-    actual = attribute(model, inputs)
+    alone = torch.stack([attribute(model, inputs, label, "gradient_x_input") for label in range(2)])
+    actual = attribute(model, inputs, method="gradient_x_input")
     if batch == "packed":
         documents = torch.tensor([0] * 12 + [1] + [2] * 17)
         expected = alone[largest[documents], 0, torch.arange(30)][None]
@@ -183,6 +183,13 @@ def test_padding_scores_zero_and_changes_nothing(batch, method):
     torch.testing.assert_close(attribute(model, inputs, 0, method), scores, **NEAR)
 
 
+def test_the_default_is_occlusion_of_units_and_without_them_rollout():
+    model, inputs = texts()
+    units = passage_units(inputs, 6)
+    assert torch.equal(attribute(model, inputs), attribute(model, inputs, None, "rollout"))
+    assert torch.equal(attribute(model, inputs, units=units), attribute(model, inputs, None, "occlusion", units))
+
+
 @pytest.mark.parametrize("method", METHODS[:3])
 def test_scores_of_units_are_sums_of_those_of_tokens(method):
     model, inputs = texts()
@@ -233,7 +240,7 @@ def test_memory_of_gradients_is_that_of_one_layer(monkeypatch):
     model = build(FABertConfig, FABertForSequenceClassification, **sizes)
     inputs = {"input_ids": torch.randint(VOCAB_SIZE, (1, 1024))}
     with MemoryMeter() as meter:
-        attribute(model, inputs, 0)
+        attribute(model, inputs, 0, "gradient_x_input")
     states = meter.peak_bytes / (1024 * 32 * 4)
     # Inputs of six layers; within one layer Q, K, V, what they mix and the pieces' output, with gradients of all five;
     # and two for a chunk's inside.
@@ -241,8 +248,9 @@ def test_memory_of_gradients_is_that_of_one_layer(monkeypatch):
 
 
 ERRORS = {
-    "`method` must be one of gradient_x_input": lambda model, inputs: attribute(model, inputs, 0, "lime"),
-    "`target` must be a label from 0 to 1": lambda model, inputs: attribute(model, inputs, 2),
+    "`method` must be one of rollout": lambda model, inputs: attribute(model, inputs, 0, "lime"),
+    "`target` must be a label from 0 to 1, or None, got 2": lambda model, inputs: attribute(model, inputs, 2),
+    "`target` must be a label from 0 to 1, or None, got 3": lambda *both: attribute(*both, 3, "gradient_x_input"),
     "`units` must be integers": lambda model, inputs: attribute(model, inputs, 0, units=torch.zeros(2, 3, dtype=int)),
     "`steps`": lambda model, inputs: attribute(model, inputs, 0, steps=0),
     "`size`": lambda model, inputs: passage_units(inputs, 0),
@@ -274,6 +282,31 @@ def test_a_model_that_is_no_classifier_of_texts_is_refused(model_class, method):
     kind = "AutoModelForMultipleChoice" if model_class is FABertForMultipleChoice else "AutoModel"
     with pytest.raises(TypeError, match="`model` must be a classifier of whole texts or images"):
         attribute(build(FABertConfig, model_class), text_inputs(kind), 0, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["embedded", "packed", "embedded and packed"])
+def test_multiple_choice_is_refused_in_whatever_form_it_comes(kind, method):
+    model = build(FABertConfig, FABertForMultipleChoice)
+    inputs = {"inputs_embeds": torch.randn(2, 3, 7, 32)}
+    if kind != "embedded":
+        inputs = {"input_ids": torch.ones(1, 40, dtype=int), "cu_seqlens": torch.arange(0, 41, 10), "num_choices": 2}
+    if kind == "embedded and packed":
+        inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    with pytest.raises(TypeError, match="`model` must be a classifier of whole texts or images"):
+        attribute(model, inputs, 0, method)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rollout_and_rows_embed_their_input_once(batch):
+    model, inputs = BATCHES[batch]()
+    embedded = []
+    model.base_model.embeddings.register_forward_hook(lambda *call: embedded.append(call[2].shape[1]))
+    for method in ("rollout", "rows"):
+        embedded.clear()
+        attribute(model, inputs, 0, method)
+        whole = inputs["attention_mask"].shape[1]
+        assert embedded.count(whole) == 1 and all(number == whole or number <= 4 for number in embedded)
 
 
 def test_sentences_end_at_marks_and_empty_lines():
@@ -314,5 +347,5 @@ def test_patches_are_joined_to_squares():
     assert grid == (2, 1)
     assert units[1].tolist() == [-1] * 3 + [0] * 16 + [1] * 8
     assert units[0].tolist() == [-1] * 3 + [0] * 2 + [-1] * 4 + [0] * 10 + [1] * 8
-    scores = attribute(model, inputs, 0, units=units)
+    scores = attribute(model, inputs, 0, "gradient_x_input", units)
     assert scores.shape == (2, 2)

@@ -2,15 +2,19 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
-from tiny_models import build, text_inputs
+from tiny_models import build, randomize, text_inputs
 
-from fa_transformers import faithfulness
-from fa_transformers.explain.deletion import deleted_probabilities
+from fa_transformers import attribute, faithfulness
+from fa_transformers.explain import deletion
+from fa_transformers.explain.deletion import deleted_probabilities, faithfulness_of_each
 from fa_transformers.models import FABertConfig, FABertForSequenceClassification
 
+NUM_TEXTS = 12
+METHODS = ("gradient_x_input", "rollout", "rows", "occlusion")
 LENGTHS = [1, 2, 3, 9]  # tokens of each unit, behind CLS and before SEP
 
 
@@ -77,6 +81,37 @@ def test_scores_that_are_the_answers_falls_are_more_faithful_than_their_opposite
     scores = torch.tensor([falls[frozenset([unit])] for unit in range(4)])
     good, bad = (faithfulness(*document[:2], sign * scores, document[2], 1) for sign in (1, -1))
     assert good.normalized_comprehensiveness > bad.normalized_comprehensiveness == good.normalized_sufficiency
+
+
+def test_several_scores_share_one_search_and_are_what_each_is_alone(document, monkeypatch):
+    scores = {"up": torch.arange(4.0), "down": -torch.arange(4.0), "other": torch.tensor([0.0, 2.0, 1.0, 3.0])}
+    each = faithfulness_of_each(document[0], document[1], scores, document[2], 1, beam_size=24)
+    for name, one in scores.items():
+        assert each[name] == faithfulness(*document[:2], one, document[2], 1, beam_size=24)
+    monkeypatch.setattr(deletion, "extreme", lambda *_: 0.0)  # a search that finds nothing
+    each = faithfulness_of_each(document[0], document[1], scores, document[2], 1)
+    numbers = [number for one in each.values() for number in (one.comprehensiveness, one.sufficiency)]
+    assert {(one.lowest, one.highest) for one in each.values()} == {(min(0.0, *numbers), max(0.0, *numbers))}
+
+
+def test_scores_of_other_weights_are_no_better_than_random_and_have_another_order():
+    sizes = {"classifier_pooling": "mean", "position_embedding_type": "none", "num_hidden_layers": 1}
+    model, other = (build(FABertConfig, FABertForSequenceClassification, **sizes) for _ in range(2))
+    units = torch.arange(10)[None] // 2
+    above: dict[str, list[float]] = {}
+    correlations: dict[str, list[float]] = {}
+    for seed in range(NUM_TEXTS):
+        inputs = text_inputs("AutoModel", (10,), seed=seed)
+        randomize(other, seed=1 + seed)  # weights of its own for each text, so that the texts are independent
+        scores = {method: attribute(other, inputs, 1, method, units) for method in METHODS}
+        for method, theirs in scores.items():
+            ranks = [one[0].argsort().argsort() for one in (attribute(model, inputs, 1, method, units), theirs)]
+            correlations.setdefault(method, []).append(float(torch.corrcoef(torch.stack(ranks).double())[0, 1]))
+        for method, one in faithfulness_of_each(model, inputs, scores, units, 1, beam_size=1).items():
+            above.setdefault(method, []).append(one.normalized_comprehensiveness - one.normalize(one.random))
+    # A rank correlation of five units has the variance 1 / 4, and an order's place between the extremes at most that.
+    for values in (*correlations.values(), *above.values()):
+        assert abs(statistics.fmean(values)) < 3 * math.sqrt(1 / 4 / NUM_TEXTS)
 
 
 ERRORS = {

@@ -7,7 +7,17 @@ from transformers import BertConfig, BertModel
 
 from fa_transformers import rollout
 from fa_transformers.models import FABertConfig, FABertModel
-from fa_transformers.studies.explain_benchmark import ExplainOptions, dense_rollout, measure, with_ratios
+from fa_transformers.studies.explain_benchmark import (
+    COST_COLUMNS,
+    DENSE_COLUMNS,
+    ExplainOptions,
+    cost_rows,
+    dense_rollout,
+    dense_rows,
+    draw_chart,
+    measure,
+    with_ratios,
+)
 
 
 def test_dense_rollouts_equal_ours_where_our_layers_keep_softmax_attention():
@@ -35,6 +45,22 @@ def test_a_row_has_no_ratio_where_the_forward_pass_ran_out_of_memory():
     unmeasured = {"method": "forward", "tokens": 8, "seconds": None, "peak_mib": None}
     rows = [unmeasured, {"method": "rollout", "tokens": 8, "seconds": 3.0, "peak_mib": 11.0}]
     assert [row["seconds_over_forward"] for row in with_ratios(rows)] == [None, None]
+
+
+def test_tables_and_chart_hold_what_was_measured_and_leave_out_what_did_not_fit(tmp_path):
+    def row(method, tokens, seconds, mib):
+        return {"method": method, "tokens": tokens, "seconds": seconds, "peak_mib": mib}
+
+    rows = [row("forward", 8, 2.0, 10.0), row("rollout", 8, 3.0, 11.0), row("dense_row", 8, 60.0, 440.0)]
+    rows = with_ratios(
+        [*rows, row("forward", 16, 4.0, 20.0), row("rollout", 16, 6.0, 24.0), row("dense_row", 16, None, None)]
+    )
+    cost, dense = cost_rows(rows), dense_rows(rows)
+    assert [one["seconds_ratio"] for one in cost] == [1.5, 1.5] and cost[1]["peak_mib_ratio"] == 1.2
+    assert [one["seconds_ratio"] for one in dense] == [20.0, None] and dense[0]["peak_mib_ratio"] == 40.0
+    assert set(cost[0]) == set(COST_COLUMNS) and set(dense[0]) == set(DENSE_COLUMNS)
+    draw_chart(rows, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,14 @@ def draw_canvas(
     digits_per_class: int,
     random: np.random.Generator,
     scrambled_per_class: int | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[int]]:
     """One canvas [size_px, size_px] of bytes: `digits_per_class` digits of each class, all but `label`'s scrambled.
 
     `digits_by_class` holds, for each class, pictures [n, S, S] to draw from with replacement. `scrambled_per_class` is
     the number of scrambled ones of each class, None: as many.
+
+    Returns:
+        The canvas, and the cells with whole digits, counted row by row.
     """
     scrambled = digits_per_class if scrambled_per_class is None else scrambled_per_class
     counts = [digits_per_class if number == label else scrambled for number in range(len(digits_by_class))]
@@ -113,7 +116,27 @@ def draw_canvas(
     columns = corners[1][:, None, None] + np.arange(side)[None, None, :]
     canvas = np.zeros((size_px, size_px), dtype=np.uint8)
     canvas[rows, columns] = stamps
-    return canvas
+    return canvas, cells[: len(whole)].tolist()
+
+
+def draw_canvases(
+    split: str, count: int, size_px: int, digits_per_class: int, seed: int, scrambled_per_class: int | None = None
+) -> Iterator[tuple[np.ndarray, int, list[int]]]:
+    """Yield `count` canvases as bytes [size_px, size_px], their labels and their cells with whole digits.
+
+    Ten rows in a row have ten labels. Row i depends on the split, the seed and i alone, so a larger set begins with the
+    smaller one.
+    """
+    indices, classes = split_digits(seed)[split]
+    pictures = enlarge_digits(DIGIT_PX)
+    digits_by_class = [pictures[indices[classes == digit_class]] for digit_class in range(NUM_CLASSES)]
+    split_number = list(SPLIT_SHARES).index(split)
+    for row in range(count):
+        order = np.random.default_rng([seed, split_number, 0, row // NUM_CLASSES]).permutation(NUM_CLASSES)
+        label = int(order[row % NUM_CLASSES])
+        random = np.random.default_rng([seed, split_number, 1, row])
+        canvas, whole = draw_canvas(label, digits_by_class, size_px, digits_per_class, random, scrambled_per_class)
+        yield canvas, label, whole
 
 
 def generate_canvases(
@@ -125,21 +148,10 @@ def generate_canvases(
     recipe: int = RECIPE,
     scrambled_per_class: int | None = None,
 ) -> Iterator[dict]:
-    """Yield `count` rows with "image" (the bytes of a grey PNG) and "label"; ten rows in a row have ten labels.
-
-    Row i depends on the split, the seed and i alone, so a larger set begins with the smaller one.
-    """
+    """Yield the rows of `draw_canvases` with "image" (the bytes of a grey PNG) and "label"."""
     if recipe != RECIPE:
         raise ValueError(f"recipe must be {RECIPE}, the only one that this version draws, got {recipe}")
-    indices, classes = split_digits(seed)[split]
-    pictures = enlarge_digits(DIGIT_PX)
-    digits_by_class = [pictures[indices[classes == digit_class]] for digit_class in range(NUM_CLASSES)]
-    split_number = list(SPLIT_SHARES).index(split)
-    for row in range(count):
-        order = np.random.default_rng([seed, split_number, 0, row // NUM_CLASSES]).permutation(NUM_CLASSES)
-        label = int(order[row % NUM_CLASSES])
-        random = np.random.default_rng([seed, split_number, 1, row])
-        canvas = draw_canvas(label, digits_by_class, size_px, digits_per_class, random, scrambled_per_class)
+    for canvas, label, _ in draw_canvases(split, count, size_px, digits_per_class, seed, scrambled_per_class):
         png = io.BytesIO()
         Image.fromarray(canvas).save(png, "PNG", compress_level=1)
         yield {"image": {"bytes": png.getvalue(), "path": None}, "label": label}
