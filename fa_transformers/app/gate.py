@@ -8,6 +8,7 @@ those that were uploaded.
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
@@ -44,7 +45,9 @@ HEADERS = {
 }
 PAGE_HEADERS = {
     # An origin of its own: a page can't reach the app, whose address it comes from. Its own policy stands inside it.
-    "content-security-policy": "sandbox allow-scripts allow-popups; frame-ancestors 'self'",
+    # On the Hub the app stands in a frame itself, and each frame around a page must be allowed.
+    "content-security-policy": "sandbox allow-scripts allow-popups; frame-ancestors 'self'"
+    + (" https://huggingface.co" if os.environ.get("SPACE_ID") else ""),
     "content-type": "text/html; charset=utf-8",
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",
@@ -102,11 +105,13 @@ class Gate:
     async def _checked(self, scope: MutableMapping[str, Any], receive: Receive) -> Receive:
         """Return what the app receives of a POST that it may have."""
         headers = dict(scope["headers"])
+        if b"transfer-encoding" in headers:  # which would make the server ignore the length
+            raise Refused(411, "A request must say how long it is, and not come in chunks.")
         length = headers.get(b"content-length", b"")
         if not length.isdigit():
             raise Refused(411, "The request doesn't say how long it is.")
         if scope["path"] == f"{API}/upload":
-            # The server passes on no more bytes than were announced.
+            # Without a transfer encoding the server passes on no more bytes than were announced.
             if int(length) > MAX_FILE_BYTES + FORM_BYTES:
                 raise Refused(413, f"A file may have {MAX_FILE_BYTES >> 20} MiB.")
             check_room(self.upload_folder)

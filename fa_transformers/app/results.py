@@ -70,8 +70,10 @@ def page_part(explanation: Explanation, address: str) -> str:
             _item(explanation.text_of(number), f"{scores.values[number]:+.3f}", share, f"{address}#p{number}")
             for number, share in zip(best, shares, strict=True)
         ]
-        label = scores.label or "the answer"
-        parts.append(f"<h3>Passages that speak most for {escape(one_line(label, LONGEST_LABEL))}</h3>")
+        title = "Passages that the model takes most from"
+        if scores.label is not None:
+            title = f"Passages that speak most for {escape(one_line(scores.label, LONGEST_LABEL))}"
+        parts.append(f"<h3>{title}</h3>")
         none = '<p class="fa-note">None speaks for it: other answers are less likely still.</p>'
         parts.append(f'<ol class="fa-passages">{"".join(items)}</ol>' if items else none)
     parts.append(_deletion_line(scores, explanation))

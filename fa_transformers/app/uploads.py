@@ -22,6 +22,7 @@ STORED_SECONDS, SWEEP_SECONDS = 1800, 60
 MAX_CHARACTERS = 2_000_000
 """Characters of a text, some half a million tokens; how many of these are read, `models.MAX_TOKENS` says."""
 LONGEST_MESSAGE = 400
+MAX_PDF_PAGES = 2_000
 TEXT_ENDINGS = (".txt", ".text", ".md", ".pdf")
 
 
@@ -44,7 +45,7 @@ def read_document(path: Path) -> Document:
     if ending not in TEXT_ENDINGS:
         raise DataError(f"{path}: give a text (.txt) or a PDF; of other documents, export the text first")
     if ending == ".pdf":
-        text, page_starts = read_pdf(path)
+        text, page_starts = read_pdf(path, most_characters=MAX_CHARACTERS, most_pages=MAX_PDF_PAGES)
         return Document(path.name, check_length(text), tuple(page_starts))
     with open_text(path, encoding_of(path)) as opened:
         return Document(path.name, check_length(opened.read(MAX_CHARACTERS + 1)))

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> ExplainCommand:
 def _passage(word: str) -> Any:
     if word == "sentence":
         return word
-    if not word.isdigit() or int(word) < 1:
+    if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is neither sentence nor a number of tokens or patches")
     return int(word)
 
@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     with mistakes_in_one_line():
         endings = ("html", "png", *(["json"] if run.has_json else []))
         files = {ending: run.output_dir / f"{run.path.name}.{ending}" for ending in endings}
+        if run.output_dir.exists() and not run.output_dir.is_dir():
+            raise FileExistsError(f"--output_dir {run.output_dir} is a file: name a folder.")
         if not run.overwrite and (there := next((file for file in files.values() if file.exists()), None)):
             raise FileExistsError(f"{there} exists: --overwrite replaces it, --output_dir names another folder.")
         from ..files import write_json
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         draw_explanation(explanation, files["png"])
         if run.has_json:
             write_json(files["json"], explanation.to_json())
+        else:  # an earlier page's numbers would be taken for this one's
+            (run.output_dir / f"{run.path.name}.json").unlink(missing_ok=True)
         summary = summarise(explanation, files)
         print(redact(describe(explanation, files["html"])))
         print_json(summary)
@@ -116,7 +120,11 @@ def summarise(explanation: Any, files: dict[str, Path]) -> dict:
     """Return the files and the answer, for programs."""
     answer = {"label": explanation.answer.label, "probabilities": explanation.probabilities}
     seconds = {"seconds": round(explanation.seconds, 2), "explaining_seconds": round(explanation.explaining_seconds, 1)}
-    return {"files": [str(file) for file in files.values()], **answer, "tokens": explanation.num_tokens} | seconds
+    return (
+        {"files": [str(file) for file in files.values()], **answer, "tokens": explanation.num_tokens}
+        | {"truncated": explanation.answer.is_truncated}
+        | seconds
+    )
 
 
 def describe(explanation: Any, page: Path) -> str:
@@ -125,6 +133,8 @@ def describe(explanation: Any, page: Path) -> str:
 
     label, score = next(iter(explanation.probabilities.items()))
     read = f"{explanation.num_tokens:,} tokens or patches read in {explanation.seconds:.2f} s"
+    if explanation.answer.is_truncated:
+        read = f"the beginning alone, {read}"
     spent = f"explained in {explanation.explaining_seconds:.1f} s"
     return f"{one_line(label)} {score:.3f}: {read}, {spent}; open {page} in a browser"
 

@@ -14,6 +14,8 @@ from .push import push_step
 
 SDK = "gradio"
 KEPT = {".gitattributes"}
+MARKER = "fa_transformers/version.py"
+"""A file that tells a Space of ours, whose older files may be deleted, from another one."""
 """Files of the Hub's own, which stay."""
 
 
@@ -47,6 +49,10 @@ def push_space(
             raise ValueError("it exists and is public; make it private in its settings, or choose another name")
     with push_step("uploading the files", repo_id):
         there = set(api.list_repo_files(repo_id, repo_type="space"))
+        if there - KEPT - {"README.md"} and MARKER not in there:
+            raise ValueError(
+                f"it is another Space, whose files would be deleted: it has no {MARKER}; choose another name"
+            )
         adding = [CommitOperationAdd(name, content) for name, content in files.items()]
         deleting = [CommitOperationDelete(name) for name in sorted(there - set(files) - KEPT)]
         sent = {operation.path_in_repo: operation.upload_info.sha256.hex() for operation in adding}

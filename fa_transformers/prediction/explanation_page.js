@@ -185,7 +185,7 @@
   });
   if (text) {
     text.addEventListener("keydown", event => {
-      if (event.ctrlKey || event.altKey || event.metaKey || !"np".includes(event.key)) return;
+      if (event.ctrlKey || event.altKey || event.metaKey || (event.key !== "n" && event.key !== "p")) return;
       event.preventDefault();
       step(event.key === "n" ? 1 : -1);
     });
@@ -208,6 +208,6 @@
       document.querySelectorAll(".maps").forEach(group => { group.hidden = group.dataset.layer !== maps.value; });
     });
   }
-  if (label.selectedIndex > 0 || method.selectedIndex > 0) show(); // what a browser kept of an earlier visit
+  show(); // what is selected, which a browser may have kept of an earlier visit
   tellPlace();
 })();

@@ -1,6 +1,7 @@
 """Explanations as files: of one document or image, or of every row of a prediction in a folder with an index."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -65,10 +66,14 @@ def explain_file(
 
 
 def check_page_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Raise FileExistsError where a folder of pages has files and nobody asked to write among them."""
+    """Raise FileExistsError where a folder has other files than pages, or pages that nobody asked to replace."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--explain {folder} is a file: name a folder.")
-    if not overwrite and not resume and folder.is_dir() and any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / ENTRIES_FILE).is_file():
+        raise FileExistsError(f"--explain {folder} has files that are no pages of an earlier run: name another folder.")
+    if not overwrite and not resume:
         raise FileExistsError(f"--explain {folder} has files: --overwrite replaces its pages, or name another folder.")
 
 
@@ -84,15 +89,15 @@ class PageFolder:
     def __init__(self, folder: Path, predictor: Predictor, num_done: int):
         self.folder, self.predictor = folder, predictor
         folder.mkdir(parents=True, exist_ok=True)
-        self.entries: list[dict[str, Any]] = []
         file = folder / ENTRIES_FILE
-        if num_done and file.is_file():
-            lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-            self.entries = [entry for entry in lines if entry["place"] <= num_done]
-        (folder / INDEX_FILE).unlink(missing_ok=True)  # of an earlier run, until this one has its own
-        for page in folder.glob("[0-9]*.html"):
-            if page.name not in {entry["page"] for entry in self.entries}:
-                page.unlink()
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        before: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.entries = [entry for entry in before if entry["place"] <= num_done]
+        if before:
+            (folder / INDEX_FILE).unlink(missing_ok=True)  # of an earlier run, until this one has its own
+        for entry in before:
+            if entry["place"] > num_done and re.fullmatch(r"\d{6,}\.html", entry["page"]):
+                (folder / entry["page"]).unlink(missing_ok=True)
 
     def add(self, rows: Sequence[SourceRow], answers: Sequence[Prediction], first: int) -> None:
         """Write the pages of rows, of which the first has the place `first`, counted from 1, in the source."""

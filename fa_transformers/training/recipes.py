@@ -34,15 +34,17 @@ PRETRAINED_IMAGES: dict[str, Any] = dict(learning_rate=1e-4, image_size=None)
 STOCK_TEXT_LAYERS: dict[str, Any] = dict(local_window=64, position_embedding_type="periodic")
 DEMOS: dict[str, dict[str, Any]] = {
     "text-classification": dict(
-        max_tokens_per_batch=2048, num_train_epochs=2.5, short_epochs=2, max_length=512, mixed_precision="auto",
-        license="apache-2.0", language="en",
+        max_tokens_per_batch=2048, short_epochs=2, max_length=512, mixed_precision="auto", license="apache-2.0",
+        language="en",
     ),
     "image-classification": dict(
         num_train_epochs=5.0, learning_rate=3e-3, classifier_pooling="mean", local_kernel_size=3, license="apache-2.0",
     ),
 }  # fmt: skip
 FULL_RECIPES: dict[str, dict[str, Any]] = {
-    "text-classification": dict(num_train_epochs=3.0, max_length=4096),
+    "text-classification": dict(
+        num_train_epochs=5.0, short_epochs=4, short_length=512, learning_rate=1e-4, max_length=20480
+    ),
     "image-classification": dict(num_train_epochs=8.0),
 }  # fmt: skip
 

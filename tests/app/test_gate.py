@@ -38,7 +38,7 @@ def ask(behind, tmp_path):
     pages = PageStore()
     made = Gate(behind, tmp_path, pages)
 
-    def asking(path: str, body: bytes | None = None, length: int | None = None, method: str = ""):
+    def asking(path: str, body: bytes | None = None, length: int | None = None, method: str = "", more=()):
         sent: list[dict] = []
         half = len(body or b"") // 2
         parts = [] if body is None else [body[:half], body[half:]]
@@ -51,7 +51,7 @@ def ask(behind, tmp_path):
             sent.append(message)
 
         announced = [] if body is None else [(b"content-length", str(len(body) if length is None else length).encode())]
-        scope = {"type": "http", "path": path, "headers": announced if length != -1 else []}
+        scope = {"type": "http", "path": path, "headers": [*(announced if length != -1 else []), *more]}
         scope["method"] = method or ("GET" if body is None else "POST")
         asyncio.run(made(scope, receive, send))
         return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
@@ -120,6 +120,8 @@ def test_requests_are_bounded_in_bytes_and_uploads_in_number(ask, behind, tmp_pa
     assert ask(f"{API}/queue/join", b"{}", MAX_BODY_BYTES + 1)[0] == 413
     assert ask(f"{API}/upload", b"", MAX_FILE_BYTES + FORM_BYTES + 1)[0] == 413
     assert ask(f"{API}/upload", b"", -1)[0] == 411
+    for path in (f"{API}/upload", f"{API}/queue/join"):  # in chunks the announced length would hold nothing back
+        assert ask(path, b"{}", more=[(b"transfer-encoding", b"chunked")])[0] == 411
     assert not behind.reached
     assert ask(f"{API}/upload", b"form", MAX_FILE_BYTES)[0] == 200
     monkeypatch.setattr(gate, "MAX_STORED_FILES", 3)

@@ -44,6 +44,24 @@ def test_each_answer_has_a_page_and_the_index_leads_to_it(table):
         predict()
 
 
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(table, flags):
+    Path("pages").mkdir()
+    for name in ("2024-notes.html", "index.html", "000001.html"):
+        (Path("pages") / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="--explain pages has files that are no pages of an earlier run"):
+        predict(**flags)
+    assert {path.read_text() for path in Path("pages").iterdir()} == {"mine"}
+
+
+def test_another_run_deletes_no_file_but_the_pages_of_the_one_before(table):
+    predict()
+    Path("pages/2024-notes.html").write_text("mine")
+    Path("pages/000099.html").write_text("mine")
+    predict(overwrite=True)
+    assert Path("pages/2024-notes.html").read_text() == Path("pages/000099.html").read_text() == "mine"
+
+
 def test_a_stopped_run_goes_on_with_its_pages(table, monkeypatch):
     predict()
     whole, index = read_pages(), Path("pages/index.html").read_text()

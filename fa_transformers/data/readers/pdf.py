@@ -10,13 +10,16 @@ logger = logging.getLogger(__name__)
 INSTALL = "PDF files are read by pypdf: pip install 'fa_transformers[pdf]', or save the document as text"
 
 
-def read_pdf(path: Path) -> tuple[str, list[int]]:
+def read_pdf(path: Path, *, most_characters: int | None = None, most_pages: int | None = None) -> tuple[str, list[int]]:
     """Return the text of a PDF file and the character at which each of its pages begins.
 
     Pages follow each other with one line end between them. Pictures of pages, as scanners make them, have no text.
 
+    Args:
+        most_characters, most_pages: what a file may have, of one that a stranger gives; reading stops beyond.
+
     Raises:
-        DataError: pypdf isn't installed, the file is damaged, needs a password, or has no text.
+        DataError: pypdf isn't installed, the file is damaged, needs a password, has no text, or has too much.
     """
     try:
         import pypdf
@@ -27,7 +30,13 @@ def read_pdf(path: Path) -> tuple[str, list[int]]:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise DataError(f"{path}: the PDF needs a password: save it without one")
-        pages = [page.extract_text() for page in reader.pages]
+        if most_pages is not None and len(reader.pages) > most_pages:
+            raise DataError(f"{path}: the PDF has more than {most_pages:,} pages: give a part of it")
+        pages: list[str] = []
+        for page in reader.pages:
+            pages.append(page.extract_text())
+            if most_characters is not None and sum(map(len, pages)) > most_characters:
+                raise DataError(f"{path}: the PDF has more than {most_characters:,} characters: give a part of it")
     except DataError:
         raise
     except Exception as error:  # of damaged files there is no end of kinds, RecursionError and KeyError among them
