@@ -141,10 +141,10 @@ def test_a_second_load_reads_the_kept_canvases(tmp_path, monkeypatch):
 def test_a_canvas_may_have_fewer_scrambled_digits_than_whole_ones():
     random = np.random.default_rng(0)
     inks = [np.full((4, 12, 12), 10 * (number + 1), np.uint8) for number in range(10)]  # a class by its grey
-    canvas = draw_canvas(3, inks, 128, 5, random, scrambled_per_class=2)
+    canvas, _ = draw_canvas(3, inks, 128, 5, random, scrambled_per_class=2)
     counts = [int((canvas == 10 * (number + 1)).sum()) // 144 for number in range(10)]
     assert counts == [2, 2, 2, 5, 2, 2, 2, 2, 2, 2]
-    equal = [draw_canvas(3, inks, 256, 5, np.random.default_rng(1), scrambled) for scrambled in (None, 5)]
+    equal = [draw_canvas(3, inks, 256, 5, np.random.default_rng(1), scrambled)[0] for scrambled in (None, 5)]
     assert (equal[0] == equal[1]).all()
     with pytest.raises(ValueError, match="too few for 60 \\+ 9 x 2 digits"):
         load_digit_canvas(1, 1, 1, size_px=128, digits_per_class=60, scrambled_per_class=2)

@@ -95,6 +95,10 @@ def test_a_space_is_pushed_checked_and_what_arrived_starts_without_this_package(
         repository.commit("main", "by an older version", stale, repository.branches["main"].lfs_paths)
         assert push(hub, folder, "tester/letters-app", "--space").returncode == 0
         assert repository.branches["main"].files == arrived
+        repository.commit("main", "another app", {"app.py": b"", "notes.txt": b""}, set())
+        refused = push(hub, folder, "tester/letters-app", "--space")
+        assert refused.returncode == 2 and "it is another Space, whose files would be deleted" in refused.stderr
+        assert set(repository.branches["main"].files) == {"app.py", "notes.txt"}
         assert "--revision is for models" in push(hub, folder, "tester/x", "--space", "--revision", "v1").stderr
     if find_spec("gradio") is None:
         pytest.skip("gradio is not installed, which the Space's own start needs")
