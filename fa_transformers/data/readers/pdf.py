@@ -33,8 +33,8 @@ def read_pdf(path: Path, *, most_characters: int | None = None, most_pages: int 
         if most_pages is not None and len(reader.pages) > most_pages:
             raise DataError(f"{path}: the PDF has more than {most_pages:,} pages: give a part of it")
         pages: list[str] = []
-        for page in reader.pages:
-            pages.append(page.extract_text())
+        for content in reader.pages:
+            pages.append(content.extract_text())
             if most_characters is not None and sum(map(len, pages)) > most_characters:
                 raise DataError(f"{path}: the PDF has more than {most_characters:,} characters: give a part of it")
     except DataError:
