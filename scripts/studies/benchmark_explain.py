@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         dense = make_table(
             "Dense rollout with softmax attention, of the same weights", command, DENSE_COLUMNS, dense_rows(rows),
-            note=f"An empty cell: it did not fit into the memory that was free, or, above {options.longest_dense:,} tokens, was "
-            "not tried.", machine=machine,
+            note="An empty cell: it did not fit into the memory that was free, or, above "
+            f"{options.longest_dense:,} tokens, was not tried.", machine=machine,
         )  # fmt: skip
         update_tables(options.results, ABOUT, {"cost": cost, "cost-dense": dense})
     if options.chart:
