@@ -87,32 +87,30 @@ def _passage(word: str) -> Any:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Explain as the flags say; prints what was found and one line of JSON, and returns its content."""
     run = parse(argv)
-    with mistakes_in_one_line():
-        endings = ("html", "png", *(["json"] if run.has_json else []))
-        files = {ending: run.output_dir / f"{run.path.name}.{ending}" for ending in endings}
-        if run.output_dir.exists() and not run.output_dir.is_dir():
-            raise FileExistsError(f"--output_dir {run.output_dir} is a file: name a folder.")
-        if not run.overwrite and (there := next((file for file in files.values() if file.exists()), None)):
-            raise FileExistsError(f"{there} exists: --overwrite replaces it, --output_dir names another folder.")
-        from ..files import write_json
-        from ..prediction.explanation_chart import draw_explanation
-        from ..prediction.explanation_page import write_explanation
-        from ..prediction.page_folder import explain_file
-        from ..prediction.predictor import Predictor
+    endings = ("html", "png", *(["json"] if run.has_json else []))
+    files = {ending: run.output_dir / f"{run.path.name}.{ending}" for ending in endings}
+    if run.output_dir.exists() and not run.output_dir.is_dir():
+        raise FileExistsError(f"--output_dir {run.output_dir} is a file: name a folder.")
+    if not run.overwrite and (there := next((file for file in files.values() if file.exists()), None)):
+        raise FileExistsError(f"{there} exists: --overwrite replaces it, --output_dir names another folder.")
+    from ..files import write_json
+    from ..prediction.explanation_chart import draw_explanation
+    from ..prediction.explanation_page import write_explanation
+    from ..prediction.page_folder import explain_file
+    from ..prediction.predictor import Predictor
 
-        names = ("device", "dtype", "max_length", "strict_length", "chunk_size")
-        predictor = Predictor.from_pretrained(run.model, **{name: getattr(run.options, name) for name in names})
-        options = {"labels": run.labels} | ({} if run.methods is None else {"methods": run.methods})
-        explanation = explain_file(predictor, run.path, passage=run.passage, **options)
-        write_explanation(explanation, files["html"])
-        draw_explanation(explanation, files["png"])
-        if run.has_json:
-            write_json(files["json"], explanation.to_json())
-        else:  # an earlier page's numbers would be taken for this one's
-            (run.output_dir / f"{run.path.name}.json").unlink(missing_ok=True)
-        summary = summarise(explanation, files)
-        print(redact(describe(explanation, files["html"])))
-        print_json(summary)
+    names = ("device", "dtype", "max_length", "strict_length", "chunk_size")
+    predictor = Predictor.from_pretrained(run.model, **{name: getattr(run.options, name) for name in names})
+    explanation = explain_file(predictor, run.path, passage=run.passage, labels=run.labels, methods=run.methods)
+    write_explanation(explanation, files["html"])
+    draw_explanation(explanation, files["png"])
+    if run.has_json:
+        write_json(files["json"], explanation.to_json())
+    elif run.overwrite:  # an earlier page's numbers would be taken for this one's
+        (run.output_dir / f"{run.path.name}.json").unlink(missing_ok=True)
+    summary = summarise(explanation, files)
+    print(redact(describe(explanation, files["html"])))
+    print_json(summary)
     return summary
 
 
@@ -140,4 +138,5 @@ def describe(explanation: Any, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes_in_one_line():
+        main()

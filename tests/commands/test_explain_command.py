@@ -66,6 +66,23 @@ def test_it_writes_a_page_a_picture_and_numbers_and_prints_where_they_are(models
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "a.txt.html", "a.txt.json", "a.txt.png", "b.png.html", "b.png.png",
     ]  # fmt: skip
+    Path("out/c.txt.json").write_text("mine")
+    Path("c.txt").write_text(TEXT)
+    commands.main(["explain", str(models / "text"), "c.txt", *flags, "--passage", "5"])
+    assert Path("out/c.txt.json").read_text() == "mine", "nobody asked to replace anything"
+    capsys.readouterr()
+    commands.main(["explain", str(models / "text"), "a.txt", *flags, "--overwrite", "--max_length", "9"])
+    printed = capsys.readouterr().out.splitlines()
+    assert "the beginning alone, 9 tokens" in printed[-2] and json.loads(printed[-1])["truncated"]
+    assert not Path("out/a.txt.json").exists(), "its numbers are of the page before"
+
+
+def test_an_output_folder_that_is_a_file_is_told_before_the_model_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("out").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["explain", "no-model", "a.txt", "--output_dir", "out"])
+    assert ended.value.code == 2 and "--output_dir out is a file: name a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
