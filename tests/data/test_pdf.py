@@ -39,6 +39,26 @@ def test_pages_follow_each_other_and_begin_where_it_says(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"most_pages": 2}, "the PDF has more than 2 pages: give a part of it"),
+        ({"most_characters": 15}, "the PDF has more than 15 characters: give a part of it"),
+    ],
+)
+def test_a_file_with_more_than_the_bounds_is_refused_and_no_page_is_read_beyond_them(bounds, message, tmp_path):
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is missing: pip install 'fa_transformers[pdf]'")
+    write_pdf(tmp_path / "a.pdf", ["The first.", "The second.", "The third."])
+    assert len(read_pdf(tmp_path / "a.pdf", most_pages=3, most_characters=31)[1]) == 3, "as many may be"
+    read = []
+    extract = pypdf.PageObject.extract_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pypdf.PageObject, "extract_text", lambda page: read.append(page) or extract(page))
+        with pytest.raises(DataError, match=message):
+            read_pdf(tmp_path / "a.pdf", **bounds)
+    assert len(read) == (0 if "most_pages" in bounds else 2)
+
+
+@pytest.mark.parametrize(
     ("pages", "trailer", "message"),
     [
         (["", ""], "", "the PDF has no text, as one of scanned pages"),

@@ -33,9 +33,11 @@ def read_pdf(path: Path, *, most_characters: int | None = None, most_pages: int 
         if most_pages is not None and len(reader.pages) > most_pages:
             raise DataError(f"{path}: the PDF has more than {most_pages:,} pages: give a part of it")
         pages: list[str] = []
+        num_characters = 0
         for content in reader.pages:
             pages.append(content.extract_text())
-            if most_characters is not None and sum(map(len, pages)) > most_characters:
+            num_characters += len(pages[-1])
+            if most_characters is not None and num_characters > most_characters:
                 raise DataError(f"{path}: the PDF has more than {most_characters:,} characters: give a part of it")
     except DataError:
         raise
