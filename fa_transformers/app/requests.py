@@ -19,8 +19,8 @@ from .results import answer_part, error_message, page_part, ranking_part, simila
 from .uploads import Document, check_length, message_of, pick, read_document, read_image
 
 THOROUGH_TOKENS = 2**12
-"""Tokens up to which a document is explained for several labels and by each layer, and deletions are measured: visitors
-wait for one another."""
+"""Tokens up to which a document is explained for several labels and deletions are measured: visitors wait for one
+another."""
 TWO_TEXTS, QUESTION = "Two texts", "A question and passages of a text"
 Parameters = ParamSpec("Parameters")
 

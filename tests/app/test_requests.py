@@ -76,6 +76,7 @@ def test_a_long_document_is_explained_for_its_most_probable_label_without_deleti
     long = "sea law red ship. " * THOROUGH_TOKENS
     result = list(requests.document(long, None, None, "1024"))[-1]
     assert "deleted" not in result and 'href="pages/' in result
+    assert "Passages that the model takes most from" in result, "scores that are the same for all answers"
 
 
 @pytest.mark.parametrize(
