@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None = None) -> PredictCommand:
     )
     parser.add_argument(
         "--explain", metavar="PATH", type=Path,
-        help="folder for a page on each answer, what it rests on, and an index; takes tens of times as long",
+        help="folder for a page on each answer, what it rests on, and an index; each takes many passes",
     )  # fmt: skip
     parser.add_options(PredictOptions, ("predict",), "predictions")
     columns = ("text_column_name", "label_column_name", "label_separator", "delimiter")
